@@ -1,0 +1,1 @@
+"""Classic codecs behind one interface."""

@@ -1,0 +1,1 @@
+"""From a picture to a caption, and from a caption to bytes."""

@@ -1,0 +1,119 @@
+"""Numbers that the encoder and the decoder must agree on.
+
+Letters: H x W pixels, h x w token grid, K codebook size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log2
+from types import MappingProxyType
+
+from percov2_core.errors import ConfigError
+
+LATENT_STRIDE = 8  # pixels per latent cell, fixed by the SD3 autoencoder
+LATENT_CHANNELS = 16
+MIN_SIDE_PX = 64
+MAX_SIDE_PX = 4096
+
+# The position in this tuple is the schedule's number in files: append only.
+SCHEDULES = ("uniform", "checkerboard", "quincunx", "qlds", "var")
+DEFAULT_SCHEDULE = "qlds"
+PRESETS = ("faithful", "balanced", "vivid")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateConfig:
+    """One token grid of the codec.
+
+    Attributes:
+        name: Names the hyper-encoder, codebook and entropy model that belong together.
+        token_stride: Pixels per hyper-latent token along one side.
+        codebook_size: Entries in the vector quantiser.
+    """
+
+    name: str
+    token_stride: int
+    codebook_size: int = 256
+
+    def __post_init__(self) -> None:
+        if self.token_stride % LATENT_STRIDE or self.token_stride < LATENT_STRIDE:
+            raise ConfigError(
+                f"rate {self.name!r}: token_stride must be a multiple of "
+                f"{LATENT_STRIDE}, got {self.token_stride}"
+            )
+        if not 2 <= self.codebook_size <= 2**12:
+            raise ConfigError(
+                f"rate {self.name!r}: codebook_size must be in [2, 4096], got {self.codebook_size}"
+            )
+
+    @property
+    def uniform_bpp(self) -> float:
+        """Bits per pixel for the tokens alone if every token were equally likely."""
+        return log2(self.codebook_size) / self.token_stride**2
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Token rows and columns for a picture of this many pixels, padding included."""
+        return -(-height // self.token_stride), -(-width // self.token_stride)
+
+
+RATES = MappingProxyType(
+    {
+        rate.name: rate
+        for rate in (
+            RateConfig(name="ultra-low", token_stride=64),
+            RateConfig(name="extreme", token_stride=16),
+        )
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mode:
+    """What the user picks: a rate, and whether all of its tokens are sent.
+
+    Attributes:
+        name: What the command line, the page and the API call it.
+        code: What the file calls it. Never reuse a number.
+        rate: Key into `RATES`.
+        partial: True if the file holds only the first tokens of the schedule.
+    """
+
+    name: str
+    code: int
+    rate: str
+    partial: bool = False
+
+
+MODES = MappingProxyType(
+    {
+        mode.name: mode
+        for mode in (
+            Mode(name="ultra-low", code=0, rate="ultra-low"),
+            Mode(name="extreme", code=1, rate="extreme"),
+            Mode(name="hybrid", code=2, rate="ultra-low", partial=True),
+        )
+    }
+)
+
+
+def find_mode(name: str) -> Mode:
+    """Look up a mode by its name.
+
+    Raises:
+        ConfigError: if there is no such mode.
+    """
+    if name not in MODES:
+        raise ConfigError(f"mode must be one of {', '.join(MODES)}, got {name!r}")
+    return MODES[name]
+
+
+def check_schedule(name: str) -> str:
+    """Return `name` if it is a known schedule.
+
+    Raises:
+        ConfigError: if there is no such schedule.
+    """
+    if name not in SCHEDULES:
+        raise ConfigError(f"schedule must be one of {', '.join(SCHEDULES)}, got {name!r}")
+    return name

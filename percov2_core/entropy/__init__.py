@@ -1,0 +1,1 @@
+"""Tokens <-> bytes: schedules, masked image model, its fixed-point twin, range coder."""

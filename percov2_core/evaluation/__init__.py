@@ -1,0 +1,1 @@
+"""Codecs x settings x pictures -> rows."""

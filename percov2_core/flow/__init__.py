@@ -1,0 +1,1 @@
+"""Tokens and caption -> latent: text encoder, flow transformer, sampler."""

@@ -1,0 +1,1 @@
+"""Latent <-> tokens: hyper-encoder, vector quantiser, hyper-decoder."""

@@ -1,0 +1,1 @@
+"""Rate, distortion and perception, each a function of documented tensors."""
