@@ -1,0 +1,167 @@
+"""Symbols <-> bytes, given integer frequencies. The only user of `constriction`.
+
+N symbols of one call, K entries of their alphabet (it may differ from call to call).
+
+A stream is the shortest byte string that lies in the coder's final interval when it is read
+with zero bytes behind it, but never shorter than the whole bytes of information it holds: that
+floor lets a reader refuse a short file that claims many symbols as soon as it has read past it.
+"""
+
+from __future__ import annotations
+
+import constriction
+import numpy as np
+from numpy.typing import NDArray
+
+from percov2_core.errors import BitstreamError
+
+PRECISION = 16
+TOTAL = 1 << PRECISION  # every row of frequencies sums to this, which float32 holds exactly
+
+# The coder works in 32-bit words. In files the most significant byte stands first: only then
+# does trimming drop the lowest bits.
+_WORD = np.dtype(">u4")
+_WORD_BITS = 32
+_STATE_BITS = 64
+
+# `perfect=False` is part of the format: both sides must say the same.
+_MODEL = constriction.stream.model.Categorical(perfect=False)
+
+
+class SymbolWriter:
+    """Appends symbols to one stream, group by group."""
+
+    def __init__(self) -> None:
+        self._coder = constriction.stream.queue.RangeEncoder()
+        self._ideal_bits = 0.0
+
+    @property
+    def ideal_bits(self) -> float:
+        """Sum of -log2(frequency / 2**16) over all symbols written so far."""
+        return self._ideal_bits
+
+    @property
+    def floor_bytes(self) -> int:
+        """Whole bytes of information written so far: no finished stream is shorter."""
+        words, (_, width) = self._coder.pos()
+        return (_WORD_BITS * int(words) + _STATE_BITS - int(width).bit_length()) // 8
+
+    def write(self, symbols: NDArray[np.integer], freqs: NDArray[np.uint32]) -> None:
+        """Append (N,) integers in [0, K) with (N, K) frequencies, each row summing to 2**16.
+
+        Raises:
+            ValueError: if a frequency table or a symbol does not fit; a fault of the caller.
+        """
+        _check_freqs(freqs)
+        symbols = np.asarray(symbols)
+        _check_symbols(symbols, freqs)
+        if not symbols.size:
+            return
+        self._coder.encode(symbols.astype(np.int32), _MODEL, freqs.astype(np.float32))
+        chosen = freqs[np.arange(len(symbols)), symbols].astype(np.float64)
+        self._ideal_bits += float(np.sum(PRECISION - np.log2(chosen)))
+
+    def snapshot(self) -> bytes:
+        """What `finish` would return now; writing may go on."""
+        words, (lower, width) = self._coder.pos()
+        emitted = self._coder.get_compressed()
+        bits = _WORD_BITS * words + _STATE_BITS
+        inside = 0
+        for word in emitted:
+            inside = (inside << _WORD_BITS) | int(word)
+        inside <<= bits - _WORD_BITS * len(emitted)
+        # `inside` is a point of the interval and the state holds the interval's start modulo 2**64,
+        # so the start is the nearest such number below.
+        start = inside - ((inside - int(lower)) % (1 << _STATE_BITS))
+        return _shortest(start, int(width), bits=bits, least=self.floor_bytes)
+
+    def finish(self) -> bytes:
+        """The stream: at most one byte over the information it holds."""
+        return self.snapshot()
+
+
+class SymbolReader:
+    """Reads back what a `SymbolWriter` wrote, with the same frequencies in the same groups."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        # All that is read is written again: the copy knows how many bytes it takes so far.
+        self._mirror = SymbolWriter()
+        try:
+            self._coder = constriction.stream.queue.RangeDecoder(_to_words(data))
+        except (AssertionError, ValueError) as error:
+            raise BitstreamError("coded section: no coder starts with these bytes") from error
+
+    def read(self, freqs: NDArray[np.uint32]) -> NDArray[np.int32]:
+        """(N, K) frequencies, each row summing to 2**16 -> (N,) symbols in [0, K).
+
+        Raises:
+            BitstreamError: if the data is impossible, or too short for so many symbols.
+        """
+        _check_freqs(freqs)
+        if not len(freqs):
+            return np.zeros(0, dtype=np.int32)
+        try:
+            symbols = np.asarray(
+                self._coder.decode(_MODEL, freqs.astype(np.float32)), dtype=np.int32
+            )
+        except AssertionError as error:  # how constriction reports impossible data
+            raise BitstreamError("coded section does not fit this model") from error
+        self._mirror.write(symbols, freqs)
+        if self._mirror.floor_bytes > len(self._data):
+            raise BitstreamError(
+                f"coded section is {len(self._data)} bytes, its symbols so far need "
+                f"at least {self._mirror.floor_bytes}"
+            )
+        return symbols
+
+    def close(self) -> None:
+        """Check that the data is exactly what a writer makes of the symbols that were read.
+
+        Raises:
+            BitstreamError: if bytes are missing, changed or left over.
+        """
+        # Necessary, not sufficient: a drifted model passes whenever it decodes to something
+        # that encodes to the same bytes. The check value of the file is what catches that.
+        expected = self._mirror.finish()
+        if expected != self._data:
+            raise BitstreamError(
+                f"coded section is {len(self._data)} bytes, the symbols in it take "
+                f"{len(expected)}: bytes are missing, changed or left over"
+            )
+
+
+def _shortest(start: int, width: int, *, bits: int, least: int) -> bytes:
+    """First bytes of the roundest number in [start, start + width) out of `bits` bits."""
+    size = least
+    while True:
+        unit = 1 << (bits - 8 * size)
+        value = -(-start // unit) * unit
+        if value < start + width:
+            return (value >> (bits - 8 * size)).to_bytes(size, "big")
+        size += 1
+
+
+def _to_words(data: bytes) -> NDArray[np.uint32]:
+    """Zero-padded big-endian words; two more than needed, because a coder starts with two."""
+    padding = bytes(-len(data) % _WORD.itemsize + 2 * _WORD.itemsize)
+    return np.frombuffer(data + padding, dtype=_WORD).astype(np.uint32)
+
+
+def _check_freqs(freqs: NDArray[np.uint32]) -> None:
+    if freqs.ndim != 2 or not 2 <= freqs.shape[1] <= TOTAL:
+        raise ValueError(f"freqs must be (N, K) with K >= 2, got shape {freqs.shape}")
+    if len(freqs) and int(freqs.min()) < 1:
+        raise ValueError(f"freqs must be at least 1, got {int(freqs.min())}")
+    if wrong := set(freqs.sum(axis=1, dtype=np.int64).tolist()) - {TOTAL}:
+        raise ValueError(f"freqs must sum to {TOTAL} in each row, got {min(wrong)}")
+
+
+def _check_symbols(symbols: NDArray[np.integer], freqs: NDArray[np.uint32]) -> None:
+    if symbols.shape != (len(freqs),):
+        raise ValueError(f"symbols must be ({len(freqs)},), got shape {symbols.shape}")
+    if symbols.size and not 0 <= int(symbols.min()) <= int(symbols.max()) < freqs.shape[1]:
+        raise ValueError(
+            f"symbols must be in [0, {freqs.shape[1]}), got {int(symbols.min())} "
+            f"to {int(symbols.max())}"
+        )

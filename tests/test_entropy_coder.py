@@ -1,0 +1,131 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from percov2_core.entropy.coder import TOTAL, SymbolReader, SymbolWriter
+from percov2_core.errors import BitstreamError
+
+
+def random_groups(seed, *, groups=4, longest=40):
+    """Groups of symbols with their frequencies; alphabets differ, rows are often very peaked."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(groups):
+        count, size = int(rng.integers(0, longest)), int(rng.choice([2, 3, 16, 256, 1000]))
+        p = rng.dirichlet(np.full(size, rng.choice([0.01, 0.3, 5.0])), count)
+        freqs = 1 + np.floor(p * (TOTAL - size)).astype(np.int64)
+        freqs[:, 0] += TOTAL - freqs.sum(axis=1)
+        symbols = [int(rng.choice(size, p=row / TOTAL)) for row in freqs]
+        made.append((np.array(symbols, dtype=np.int64), freqs.astype(np.uint32)))
+    return made
+
+
+def write(groups):
+    writer = SymbolWriter()
+    for symbols, freqs in groups:
+        writer.write(symbols, freqs)
+    return writer
+
+
+@given(st.integers(0, 2**32))
+def test_symbols_of_different_alphabets_survive_the_round_trip(seed):
+    groups = random_groups(seed)
+    reader = SymbolReader(write(groups).finish())
+    for symbols, freqs in groups:
+        assert np.array_equal(reader.read(freqs), symbols)
+    reader.close()
+
+
+@given(st.integers(0, 2**32))
+def test_the_stream_is_at_most_one_byte_over_the_ideal_length(seed):
+    writer = write(random_groups(seed))
+    size = 8 * len(writer.finish())
+    assert writer.ideal_bits - 8 < size < writer.ideal_bits + 8.1
+
+
+@given(st.integers(0, 2**32), st.binary(min_size=1, max_size=3))
+def test_bytes_behind_the_end_are_always_noticed(seed, tail):
+    groups = random_groups(seed)
+    with pytest.raises(BitstreamError):
+        read_all(write(groups).finish() + tail, groups)
+
+
+@given(st.integers(0, 2**32), st.data())
+def test_a_cut_stream_never_gives_the_symbols_that_were_written(seed, data):
+    groups = random_groups(seed)
+    whole = write(groups).finish()
+    cut = data.draw(st.integers(0, max(0, len(whole) - 1)))
+    try:
+        found = read_all(whole[:cut], groups)
+    except BitstreamError:
+        return
+    same = all(np.array_equal(a, b) for a, (b, _) in zip(found, groups, strict=True))
+    assert not same or not whole
+
+
+@given(st.integers(0, 2**32), st.binary(max_size=80))
+def test_no_bytes_raise_anything_but_bitstream_error(seed, data):
+    groups = random_groups(seed)
+    try:
+        read_all(data, groups)
+    except BitstreamError:
+        return
+    assert len(data) <= sum(freqs.shape[0] for _, freqs in groups) * 2 + 1
+
+
+def read_all(data, groups):
+    reader = SymbolReader(data)
+    found = [reader.read(freqs) for _, freqs in groups]
+    reader.close()
+    return found
+
+
+def test_a_snapshot_is_the_finished_stream_of_what_was_written_so_far():
+    groups = random_groups(7)
+    writer = SymbolWriter()
+    for i, (symbols, freqs) in enumerate(groups):
+        writer.write(symbols, freqs)
+        assert writer.snapshot() == write(groups[: i + 1]).finish()
+
+
+def test_a_short_stream_that_claims_many_symbols_fails_in_the_first_groups():
+    uniform = np.full((64, 256), TOTAL // 256, dtype=np.uint32)
+    reader = SymbolReader(bytes(60))
+    with pytest.raises(BitstreamError, match="coded section is 60 bytes, its symbols so far need"):
+        for _ in range(2):
+            reader.read(uniform)
+
+
+def test_a_likely_run_of_zeros_still_costs_its_information():
+    writer = SymbolWriter()
+    writer.write(np.zeros(64, dtype=np.int64), np.full((64, 256), TOTAL // 256, dtype=np.uint32))
+    assert len(writer.finish()) in (63, 64)
+
+
+def test_no_symbols_take_no_bytes():
+    assert SymbolWriter().finish() == b""
+    SymbolReader(b"").close()
+
+
+def test_the_bytes_are_frozen():
+    # These bytes are in people's files.
+    freqs = np.array([[60000, 5000, 500, 36]] * 12, dtype=np.uint32)
+    writer = SymbolWriter()
+    writer.write(np.array([0, 1, 2, 3, 0, 0, 0, 1, 0, 2, 3, 1]), freqs)
+    assert writer.finish().hex() == "e872bd31f7f7"
+
+
+@pytest.mark.parametrize(
+    ("symbols", "freqs", "message"),
+    [
+        ([0], [[1, 2]], "freqs must sum to 65536 in each row, got 3"),
+        ([0], [[65536, 0]], "freqs must be at least 1, got 0"),
+        ([0], [[65536]], r"freqs must be \(N, K\) with K >= 2, got shape \(1, 1\)"),
+        ([2], [[65535, 1]], r"symbols must be in \[0, 2\), got 2 to 2"),
+        ([0, 0], [[65535, 1]], r"symbols must be \(1,\), got shape \(2,\)"),
+    ],
+)
+def test_the_writer_says_what_does_not_fit(symbols, freqs, message):
+    with pytest.raises(ValueError, match=message):
+        SymbolWriter().write(np.array(symbols), np.array(freqs, dtype=np.uint32))

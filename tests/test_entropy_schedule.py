@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from percov2_core.config import SCHEDULES
+from percov2_core.entropy.schedule import order, stage_sizes, stages, tiles
+from percov2_core.errors import ConfigError
+
+names = st.sampled_from(SCHEDULES)
+grids = st.tuples(st.integers(1, 32), st.integers(1, 32))
+
+
+@given(names, grids)
+def test_the_stages_are_numbered_without_gaps_and_none_is_empty(name, grid):
+    sizes = stage_sizes(name, grid)
+    assert stages(name, grid).shape == grid
+    assert min(sizes) > 0 and sum(sizes) == grid[0] * grid[1]
+
+
+@given(names, grids)
+def test_the_order_visits_every_token_once_and_stage_by_stage(name, grid):
+    sequence = order(name, grid)
+    assert sorted(sequence.tolist()) == list(range(grid[0] * grid[1]))
+    assert np.all(np.diff(stages(name, grid).ravel()[sequence]) >= 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("uniform", [64]),
+        ("checkerboard", [32, 32]),
+        ("quincunx", [4, 4, 8, 16, 32]),
+        ("qlds", [1, 1, 2, 2, 4, 4, 6, 7, 7, 9, 10, 11]),
+        ("var", [4, 12, 20, 28]),
+    ],
+)
+def test_the_stages_of_an_8_by_8_grid_have_the_published_sizes(name, sizes):
+    assert stage_sizes(name, (8, 8)) == sizes
+
+
+def test_qlds_cuts_follow_the_power_law():
+    ends = np.cumsum(stage_sizes("qlds", (32, 32)))
+    assert np.array_equal(ends, np.ceil(1024 * (np.arange(1, 13) / 12) ** 2.2))
+
+
+def test_qlds_starts_along_the_r2_sequence():
+    phi = 1.32471795724474602596
+    points = (0.5 + np.arange(6)[:, None] / np.array([phi, phi**2])) % 1
+    y, x = np.floor(points * 8).astype(int).T
+    assert order("qlds", (8, 8))[:6].tolist() == (8 * y + x).tolist()
+
+
+def test_checkerboard_stages_touch_only_each_other():
+    stage = stages("checkerboard", (5, 6))
+    assert np.all(np.diff(stage, axis=0) != 0) and np.all(np.diff(stage, axis=1) != 0)
+
+
+def test_each_quincunx_stage_doubles_the_lattice_so_far():
+    assert np.cumsum(stage_sizes("quincunx", (32, 32))).tolist() == [
+        4, 8, 16, 32, 64, 128, 256, 512, 1024,
+    ]  # fmt: skip
+
+
+def test_var_levels_are_squares_that_contain_each_other():
+    stage = stages("var", (8, 8))
+    for level, side in enumerate((2, 4, 6, 8)):
+        seen = stage <= level
+        assert np.array_equal(seen, seen.any(1)[:, None] & seen.any(0)[None, :])
+        assert seen.any(1).sum() == seen.any(0).sum() == side
+
+
+def test_the_orders_are_frozen():
+    # Files hold tokens in this order.
+    assert order("qlds", (3, 4)).tolist() == [6, 0, 2, 8, 7, 1, 3, 9, 4, 11, 5, 10]
+    assert order("var", (3, 4)).tolist() == [6, 0, 2, 4, 3, 7, 8, 10, 11, 1, 5, 9]
+    assert order("quincunx", (3, 4)).tolist() == [0, 2, 8, 10, 5, 7, 1, 3, 4, 6, 9, 11]
+
+
+@given(st.tuples(st.integers(1, 256), st.integers(1, 256)))
+def test_tiles_cover_the_grid_once_and_are_nearly_equal(grid):
+    seen = np.zeros(grid, dtype=int)
+    shapes = set()
+    for rows, columns in tiles(grid):
+        seen[rows, columns] += 1
+        shapes.add(seen[rows, columns].shape)
+    heights, widths = {h for h, _ in shapes}, {w for _, w in shapes}
+    assert np.all(seen == 1)
+    assert max(heights | widths) <= 32
+    assert max(heights) - min(heights) <= 1 and max(widths) - min(widths) <= 1
+
+
+def test_an_empty_grid_is_refused():
+    with pytest.raises(ConfigError, match="grid must be at least 1x1, got 0x4"):
+        stages("qlds", (0, 4))
