@@ -1,0 +1,56 @@
+"""The describer: one regular sentence, the same for the same pixels."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from percov2_core.caption.colours import TERMS, nearest_term, opponent
+from percov2_core.caption.describer import VOCABULARY, describe, words
+
+
+def _landscape() -> Image.Image:
+    picture = np.zeros((240, 360, 3), np.uint8)
+    picture[:80] = (150, 190, 225)
+    picture[80:160, :180] = (55, 80, 35)
+    picture[80:160, 180:] = (160, 125, 80)
+    picture[160:] = (100, 72, 46)
+    picture[165:235, 10:110] = (205, 45, 45)
+    return Image.fromarray(picture)
+
+
+def test_the_sentence_is_frozen():
+    # Models are trained on these words: another sentence here means training them again.
+    assert describe(_landscape()) == (
+        "pale blue sky, dark green beside tan middle, "
+        "red beside dark brown beside dark brown ground, smooth texture, uniform"
+    )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (64, 64), (37, 512), (2000, 9)])
+def test_any_size_is_described_in_words_of_the_vocabulary(size):
+    noise = np.random.default_rng(7).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    assert set(words(describe(Image.fromarray(noise)))) <= set(VOCABULARY)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_no_description_is_longer_than_45_words(seed):
+    cells = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    assert len(words(describe(Image.fromarray(cells)))) <= 45
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_each_term_names_its_own_colour(name):
+    total = opponent(np.array(TERMS[name], dtype=np.int64)) * 5
+    assert list(TERMS)[nearest_term(total, 5)] == name
+
+
+def test_a_small_vivid_object_is_told_with_its_place():
+    picture = np.full((240, 240, 3), 110, np.uint8)
+    picture[90:150, 90:150] = (205, 45, 45)
+    assert "vivid red centre" in describe(Image.fromarray(picture))
+
+
+def test_commas_are_words():
+    assert words("Pale blue sky,  brown ground") == ["pale", "blue", "sky", ",", "brown", "ground"]
