@@ -1,0 +1,313 @@
+"""The file format (`.pcv2`). Bytes in, bytes out: this module never sees a tensor.
+
+    bits        field
+    8           magic 1011 0, then the format version (3 bits)
+    2           mode: 0 ultra-low, 1 extreme, 2 hybrid
+    3           schedule, its position in `config.SCHEDULES`
+    1           square: height equals width and is not stored
+    1           seeded: the seed is stored, because it is not 0
+    1           reserved, 0
+    4 + 12      square: four zero bits, width - 1
+    12 + 12     otherwise: width - 1, height - 1
+    8           fingerprint of the model
+    16          check value, see `check_value`
+    8 or 16     hybrid only: tokens sent, base 128, low group first, top bit "more follows"
+    8 to 40     seeded only: seed, written in the same way
+    ...         caption and tokens, one range-coder stream until the end of the file
+
+All fields are big-endian. A header is 7 bytes for a square picture, 8 for any other shape and for
+a square hybrid. Each header has exactly one spelling: every other one is rejected.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from percov2_core.config import MAX_SIDE_PX, MIN_SIDE_PX, MODES, RATES, SCHEDULES
+from percov2_core.errors import BitstreamError, ConfigError
+
+VERSION = 1
+SUFFIX = ".pcv2"
+MAX_FILE_BYTES = 200_000  # 256 x 256 tokens at 16 bits each, the worst case, are 131 kB
+MAX_SEED = 2**32 - 1
+
+_MAGIC = 0b1011_0000
+_MAGIC_MASK = 0b1111_1000
+_MODE_NAMES = {mode.code: mode.name for mode in MODES.values()}
+
+
+class Sizes(NamedTuple):
+    """Bytes per part; their sum is the size of the file."""
+
+    header: int
+    payload: int
+
+
+class Cut(NamedTuple):
+    """What a stream becomes when only the first `tokens` tokens of its schedule are sent."""
+
+    tokens: int
+    check: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """One compressed picture, parsed but not decoded.
+
+    Attributes:
+        mode: Key into `config.MODES`.
+        schedule: One of `config.SCHEDULES`.
+        width, height: Pixels of the picture, each in [64, 4096].
+        tokens_sent: Tokens in the payload; all of the grid unless the mode is partial.
+        fingerprint: First byte of the model's digest, so that a foreign file has a clear message.
+        seed: Seed of the decoder's noise, in [0, 2**32).
+        check: `check_value` of this header, the caption, the tokens and the model.
+        payload: Caption and tokens, entropy-coded.
+        cuts: Streams fresh from the encoder hold one entry per boundary between stages, from the
+            caption alone to all stages. Neither written to files nor compared.
+    """
+
+    mode: str
+    schedule: str
+    width: int
+    height: int
+    tokens_sent: int
+    fingerprint: int
+    check: int
+    payload: bytes
+    seed: int = 0
+    cuts: tuple[Cut, ...] = field(default=(), compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise BitstreamError(f"mode: expected one of {', '.join(MODES)}, got {self.mode!r}")
+        if self.schedule not in SCHEDULES:
+            expected = ", ".join(SCHEDULES)
+            raise BitstreamError(f"schedule: expected one of {expected}, got {self.schedule!r}")
+        _check_range("width", self.width, MIN_SIDE_PX, MAX_SIDE_PX)
+        _check_range("height", self.height, MIN_SIDE_PX, MAX_SIDE_PX)
+        partial = MODES[self.mode].partial
+        least = 0 if partial else self.tokens_total
+        _check_range("tokens sent", self.tokens_sent, least, self.tokens_total)
+        _check_range("fingerprint", self.fingerprint, 0, 2**8 - 1)
+        _check_range("check value", self.check, 0, 2**16 - 1)
+        _check_range("seed", self.seed, 0, MAX_SEED)
+        _check_file_size(len(self.payload) + len(self.header_bytes()))
+
+    @property
+    def tokens_total(self) -> int:
+        """Tokens in the whole grid of this picture."""
+        rows, columns = RATES[MODES[self.mode].rate].grid(self.height, self.width)
+        return rows * columns
+
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes(len(self.header_bytes()), len(self.payload))
+
+    def header_bytes(self) -> bytes:
+        """Everything before the payload."""
+        square = self.width == self.height
+        flags = MODES[self.mode].code << 6 | SCHEDULES.index(self.schedule) << 3
+        flags |= square << 2 | (self.seed > 0) << 1
+        side = self.width - 1
+        size = side.to_bytes(2, "big") if square else _pack_sides(side, self.height - 1)
+        parts = [bytes([_MAGIC | VERSION, flags]), size, bytes([self.fingerprint])]
+        parts.append(self.check.to_bytes(2, "big"))
+        if MODES[self.mode].partial:
+            parts.append(_pack_varint(self.tokens_sent))
+        if self.seed:
+            parts.append(_pack_varint(self.seed))
+        return b"".join(parts)
+
+    def to_bytes(self) -> bytes:
+        """The file."""
+        return self.header_bytes() + self.payload
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Stream:
+        """Parse a file.
+
+        Raises:
+            BitstreamError: says which field is wrong, what it holds, and what was expected.
+        """
+        _check_file_size(len(data))
+        reader = _HeaderReader(data)
+        _check_magic(reader.take("magic", 1)[0])
+        flags = reader.take("flags", 1)[0]
+        mode, schedule = _names(flags)
+        width, height = _read_sides(reader, square=bool(flags & 0b100))
+        fingerprint = reader.take("fingerprint", 1)[0]
+        check = int.from_bytes(reader.take("check value", 2), "big")
+        partial = MODES[mode].partial
+        rows, columns = RATES[MODES[mode].rate].grid(height, width)
+        tokens_sent = reader.varint("tokens sent") if partial else rows * columns
+        seed = reader.varint("seed") if flags & 0b10 else 0
+        if flags & 0b10 and not seed:
+            raise BitstreamError("seed: a stored seed must not be 0, got 0")
+        return cls(
+            mode=mode,
+            schedule=schedule,
+            width=width,
+            height=height,
+            tokens_sent=tokens_sent,
+            fingerprint=fingerprint,
+            check=check,
+            payload=reader.rest(),
+            seed=seed,
+        )
+
+    def to_text(self) -> str:
+        """The file as base64url without padding, for links."""
+        return base64.urlsafe_b64encode(self.to_bytes()).decode("ascii").rstrip("=")
+
+    @classmethod
+    def from_text(cls, text: str) -> Stream:
+        """Parse what `to_text` made; spaces around it are ignored.
+
+        Raises:
+            BitstreamError: if it is not base64url, or not a file inside.
+        """
+        text = text.strip()
+        _check_file_size(len(text) * 3 // 4)
+        if odd := re.search(r"[^A-Za-z0-9_-]", text):
+            raise BitstreamError(f"link: expected letters, digits, - and _, got {odd[0]!r}")
+        if len(text) % 4 == 1:
+            raise BitstreamError(f"link: no file has {len(text)} characters, it is cut or extended")
+        stream = cls.from_bytes(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        if stream.to_text() != text:
+            raise BitstreamError(f"link: expected it to end in {stream.to_text()[-1]!r}")
+        return stream
+
+    def truncate(self, stage: int) -> Stream:
+        """The hybrid stream of the first `stage` stages; 0 is the caption alone.
+
+        Raises:
+            ConfigError: if the mode or the stage does not allow it, or this stream was read from
+                a file and so holds no cuts.
+        """
+        if MODES[self.mode].rate != MODES["hybrid"].rate:
+            raise ConfigError(f"truncate: mode must be ultra-low or hybrid, got {self.mode}")
+        if not self.cuts:
+            raise ConfigError("truncate: this stream was read from a file: use codec.truncate")
+        if not 0 <= stage < len(self.cuts):
+            raise ConfigError(f"stage: expected 0 to {len(self.cuts) - 1}, got {stage}")
+        cut = self.cuts[stage]
+        return replace(
+            self,
+            mode="hybrid",
+            tokens_sent=cut.tokens,
+            check=cut.check,
+            payload=cut.payload,
+            cuts=self.cuts[: stage + 1],
+        )
+
+
+def check_value(stream: Stream, caption: str, *, tokens: bytes, model: bytes) -> int:
+    """CRC-16 of all that a decoder must agree on. Ignores the stream's own check and payload.
+
+    Args:
+        stream: Gives all other header fields.
+        caption: Text that was sent.
+        tokens: The sent tokens in the order of the schedule, one fixed width each.
+        model: Whole digest of the model, of which the header holds the first byte.
+    """
+    header = replace(stream, check=0, payload=b"").header_bytes()
+    # An escaped caption may hold half a surrogate pair, which plain UTF-8 cannot.
+    text = caption.encode("utf-8", "surrogatepass")
+    crc = 0
+    for part in (header, text, tokens, model):
+        crc = binascii.crc_hqx(len(part).to_bytes(4, "big") + part, crc)
+    return crc
+
+
+class _HeaderReader:
+    """Takes fields off the front of a file; lengths are compared before slicing."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._offset = 0
+
+    def take(self, name: str, size: int) -> bytes:
+        end = self._offset + size
+        if end > len(self._data):
+            raise BitstreamError(
+                f"{name}: needs bytes {self._offset} to {end - 1}, file has {len(self._data)}"
+            )
+        part = self._data[self._offset : end]
+        self._offset = end
+        return part
+
+    def varint(self, name: str) -> int:
+        value = 0
+        for shift in range(0, 35, 7):
+            byte = self.take(name, 1)[0]
+            value |= (byte & 0x7F) << shift
+            if byte == 0 and shift:
+                raise BitstreamError(f"{name}: expected the shortest form, got a padded one")
+            if byte < 0x80:
+                return value
+        raise BitstreamError(f"{name}: expected at most 5 bytes, got more")
+
+    def rest(self) -> bytes:
+        return self._data[self._offset :]
+
+
+def _check_file_size(size_bytes: int) -> None:
+    if size_bytes > MAX_FILE_BYTES:
+        raise BitstreamError(f"file: expected at most {MAX_FILE_BYTES} bytes, got {size_bytes}")
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        expected = f"{low} to {high}" if low < high else str(low)
+        raise BitstreamError(f"{name}: expected {expected}, got {value}")
+
+
+def _check_magic(first: int) -> None:
+    if first & _MAGIC_MASK != _MAGIC:
+        raise BitstreamError(f"not a PerCoV2 file: starts with byte {first:02x}, not b0 to b7")
+    if first != _MAGIC | VERSION:
+        raise BitstreamError(f"format version {first ^ _MAGIC}, this build reads {VERSION}")
+
+
+def _names(flags: int) -> tuple[str, str]:
+    """The mode and the schedule that the flag byte holds."""
+    mode, schedule = flags >> 6, flags >> 3 & 0b111
+    if mode not in _MODE_NAMES:
+        raise BitstreamError(f"mode: expected 0 to {max(_MODE_NAMES)}, got {mode}")
+    if schedule >= len(SCHEDULES):
+        raise BitstreamError(f"schedule: expected 0 to {len(SCHEDULES) - 1}, got {schedule}")
+    if flags & 1:
+        raise BitstreamError("reserved bit: expected 0, got 1")
+    return _MODE_NAMES[mode], SCHEDULES[schedule]
+
+
+def _pack_sides(width_less_1: int, height_less_1: int) -> bytes:
+    return (width_less_1 << 12 | height_less_1).to_bytes(3, "big")
+
+
+def _read_sides(reader: _HeaderReader, *, square: bool) -> tuple[int, int]:
+    """Width and height; the spellings that no writer uses are rejected."""
+    value = int.from_bytes(reader.take("size", 2 if square else 3), "big")
+    high, low = value >> 12, value & 0xFFF
+    width, height = (low, low) if square else (high, low)
+    if square and high:
+        raise BitstreamError(f"size: expected four zero bits before the side, got {high}")
+    if not square and width == height:
+        raise BitstreamError(f"size: {width + 1}x{height + 1} must be marked as square")
+    _check_range("width", width + 1, MIN_SIDE_PX, MAX_SIDE_PX)
+    _check_range("height", height + 1, MIN_SIDE_PX, MAX_SIDE_PX)
+    return width + 1, height + 1
+
+
+def _pack_varint(value: int) -> bytes:
+    groups = bytearray()
+    while value >= 0x80:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*groups, value])

@@ -1,0 +1,213 @@
+"""The file format: one spelling per stream, and a clear word for everything else."""
+
+import contextlib
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from percov2_core.bitstream import MAX_FILE_BYTES, MAX_SEED, Cut, Stream, check_value
+from percov2_core.config import MODES, RATES, SCHEDULES
+from percov2_core.errors import BitstreamError, ConfigError
+
+PLAIN = Stream(
+    mode="ultra-low",
+    schedule="qlds",
+    width=512,
+    height=512,
+    tokens_sent=64,
+    fingerprint=0xAB,
+    check=0x1234,
+    payload=b"\xc0\xff\xee",
+)
+HYBRID = replace(PLAIN, mode="hybrid", tokens_sent=16)
+WIDE = replace(PLAIN, mode="extreme", width=768, height=513, tokens_sent=48 * 33, seed=300)
+
+
+@st.composite
+def streams(draw):
+    mode = draw(st.sampled_from(list(MODES.values())))
+    width = draw(st.integers(64, 4096))
+    height = draw(st.one_of(st.just(width), st.integers(64, 4096)))
+    rows, columns = RATES[mode.rate].grid(height, width)
+    total = rows * columns
+    return Stream(
+        mode=mode.name,
+        schedule=draw(st.sampled_from(SCHEDULES)),
+        width=width,
+        height=height,
+        tokens_sent=draw(st.integers(0, total)) if mode.partial else total,
+        fingerprint=draw(st.integers(0, 255)),
+        check=draw(st.integers(0, 65535)),
+        payload=draw(st.binary(max_size=200)),
+        seed=draw(st.one_of(st.just(0), st.integers(0, MAX_SEED))),
+    )
+
+
+@given(streams())
+def test_a_stream_survives_the_round_trip_as_bytes_and_as_text(stream):
+    assert Stream.from_bytes(stream.to_bytes()) == stream
+    assert Stream.from_text(f" {stream.to_text()}\n") == stream
+    assert "=" not in stream.to_text()
+
+
+@given(streams())
+def test_the_parts_add_up_to_the_file(stream):
+    assert sum(stream.sizes) == len(stream.to_bytes())
+
+
+@given(streams())
+def test_the_header_is_at_most_eight_bytes_in_the_usual_case(stream):
+    usual = stream.seed == 0 and (stream.mode != "hybrid" or stream.width == stream.height <= 512)
+    assert stream.sizes.header <= (8 if usual else 15)
+
+
+@given(st.binary(max_size=64), st.sampled_from([b"", b"\xb1", b"\xb1\x18", b"\xb1\x9c\x01\xff"]))
+def test_random_bytes_raise_bitstream_error_or_are_a_stream_with_one_spelling(data, start):
+    with contextlib.suppress(BitstreamError):
+        assert Stream.from_bytes(start + data).to_bytes() == start + data
+
+
+@given(streams(), st.data())
+def test_a_corrupted_byte_raises_bitstream_error_or_gives_another_stream(stream, data):
+    whole = bytearray(stream.to_bytes())
+    position = data.draw(st.integers(0, len(whole) - 1))
+    whole[position] ^= data.draw(st.integers(1, 255))
+    with contextlib.suppress(BitstreamError):
+        assert Stream.from_bytes(bytes(whole)) != stream
+
+
+@given(streams(), st.data())
+def test_a_cut_inside_the_header_is_always_noticed(stream, data):
+    cut = data.draw(st.integers(0, stream.sizes.header - 1))
+    with pytest.raises(BitstreamError):
+        Stream.from_bytes(stream.to_bytes()[:cut])
+
+
+@given(st.text(max_size=80))
+def test_random_text_raises_nothing_but_bitstream_error(text):
+    with contextlib.suppress(BitstreamError):
+        assert Stream.from_text(text).to_text() == text.strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "magic: needs bytes 0 to 0, file has 0"),
+        ("89504e470d0a1a0a", "not a PerCoV2 file: starts with byte 89, not b0 to b7"),
+        ("b21c01ff000000", "format version 2, this build reads 1"),
+        ("b1", "flags: needs bytes 1 to 1, file has 1"),
+        ("b1dc01ff000000", "mode: expected 0 to 2, got 3"),
+        ("b12c01ff000000", "schedule: expected 0 to 4, got 5"),
+        ("b11d01ff000000", "reserved bit: expected 0, got 1"),
+        ("b11c01", "size: needs bytes 2 to 3, file has 3"),
+        ("b11c31ff000000", "size: expected four zero bits before the side, got 3"),
+        ("b1181ff1ff000000", "size: 512x512 must be marked as square"),
+        ("b11c003e000000", "width: expected 64 to 4096, got 63"),
+        ("b1181ff03e000000", "height: expected 64 to 4096, got 63"),
+        ("b11c01ff", "fingerprint: needs bytes 4 to 4, file has 4"),
+        ("b11c01ffab12", "check value: needs bytes 5 to 6, file has 6"),
+        ("b19c01ffab1234", "tokens sent: needs bytes 7 to 7, file has 7"),
+        ("b19c01ffab123441", "tokens sent: expected 0 to 64, got 65"),
+        ("b19c01ffab12349000", "tokens sent: expected the shortest form, got a padded one"),
+        ("b11e01ffab123400", "seed: a stored seed must not be 0, got 0"),
+        ("b11e01ffab1234ffffffffff01", "seed: expected at most 5 bytes, got more"),
+        ("b11e01ffab1234ffffffff7f", "seed: expected 0 to 4294967295, got 34359738367"),
+    ],
+)
+def test_the_message_names_the_field_and_the_value(text, message):
+    with pytest.raises(BitstreamError) as caught:
+        Stream.from_bytes(bytes.fromhex(text))
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mode": "best"}, "mode: expected one of ultra-low, extreme, hybrid, got 'best'"),
+        ({"schedule": "zigzag"}, "schedule: expected one of uniform,"),
+        ({"tokens_sent": 63}, "tokens sent: expected 64, got 63"),
+        ({"fingerprint": 256}, "fingerprint: expected 0 to 255, got 256"),
+        ({"check": -1}, "check value: expected 0 to 65535, got -1"),
+        ({"payload": bytes(MAX_FILE_BYTES)}, "file: expected at most 200000 bytes, got 200007"),
+    ],
+)
+def test_no_stream_is_built_from_a_wrong_field(changes, message):
+    with pytest.raises(BitstreamError, match=message):
+        replace(PLAIN, **changes)
+
+
+def test_a_file_over_the_limit_is_refused_before_it_is_parsed():
+    with pytest.raises(BitstreamError, match="file: expected at most 200000 bytes, got 200001"):
+        Stream.from_bytes(bytes(MAX_FILE_BYTES + 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sR*A", r"link: expected letters, digits, - and _, got '\*'"),
+        ("sRwB_", "link: no file has 5 characters, it is cut or extended"),
+        (PLAIN.to_text()[:-1] + "v", "link: expected it to end in 'g'"),
+        ("A" * 300_000, "file: expected at most 200000 bytes, got 225000"),
+    ],
+)
+def test_a_damaged_link_says_what_is_wrong(text, message):
+    with pytest.raises(BitstreamError, match=message):
+        Stream.from_text(text)
+
+
+def test_the_layout_is_frozen():
+    # These bytes are in people's files. If this fails, raise VERSION instead.
+    assert PLAIN.to_bytes().hex() == "b11c01ffab1234" + "c0ffee"
+    assert HYBRID.to_bytes().hex() == "b19c01ffab123410" + "c0ffee"
+    assert WIDE.to_bytes().hex() == "b15a2ff200ab1234ac02" + "c0ffee"
+    assert check_value(PLAIN, "a red barn", tokens=b"\x01\x02", model=b"m" * 32) == 0x5C86
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mode": "hybrid"},
+        {"schedule": "var"},
+        {"width": 513, "tokens_sent": 72},
+        {"seed": 1},
+        {"fingerprint": 0},
+    ],
+)
+def test_the_check_value_covers_every_other_field(changes):
+    before = check_value(PLAIN, "a", tokens=b"t", model=b"m")
+    assert check_value(replace(PLAIN, **changes), "a", tokens=b"t", model=b"m") != before
+    assert check_value(replace(PLAIN, check=0, payload=b""), "a", tokens=b"t", model=b"m") == before
+
+
+def test_the_check_value_covers_caption_tokens_and_model_and_where_they_end():
+    parts = [("a", b"t", b"m"), ("b", b"t", b"m"), ("at", b"", b"m"), ("a", b"tm", b"")]
+    values = {check_value(PLAIN, a, tokens=t, model=m) for a, t, m in parts}
+    assert len(values) == len(parts)
+    assert check_value(PLAIN, "\ud800", tokens=b"", model=b"") >= 0
+
+
+CUTS = (Cut(0, 1, b"c"), Cut(4, 2, b"cd"), Cut(64, 3, b"cde"))
+
+
+def test_a_stream_from_the_encoder_is_cut_at_any_stage():
+    whole = replace(PLAIN, cuts=CUTS)
+    cut = whole.truncate(1)
+    assert cut == replace(PLAIN, mode="hybrid", tokens_sent=4, check=2, payload=b"cd")
+    assert cut.truncate(0) == whole.truncate(0)
+    assert whole == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("stream", "stage", "message"),
+    [
+        (WIDE, 0, "truncate: mode must be ultra-low or hybrid, got extreme"),
+        (PLAIN, 0, "this stream was read from a file: use codec.truncate"),
+        (replace(PLAIN, cuts=CUTS), 3, "stage: expected 0 to 2, got 3"),
+        (replace(PLAIN, cuts=CUTS), -1, "stage: expected 0 to 2, got -1"),
+    ],
+)
+def test_a_cut_that_cannot_be_made_says_why(stream, stage, message):
+    with pytest.raises(ConfigError, match=message):
+        stream.truncate(stage)
