@@ -1,0 +1,279 @@
+"""Pictures as people have them become 8-bit sRGB, upright, on white, and keep their size."""
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from percov2_core import image_io
+from percov2_core.errors import ImageError
+
+
+def as_bytes(image, format, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def noise(width=80, height=70, mode="RGB", seed=0):
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    levels = np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
+    return Image.frombytes(mode, (width, height), levels.tobytes())
+
+
+def colour(image, x=5, y=5):
+    return image.getpixel((x, y))
+
+
+@given(st.integers(64, 140), st.integers(64, 140), st.sampled_from([1, 8, 16, 64]))
+def test_any_size_comes_back_exactly(width, height, multiple):
+    image = noise(width, height)
+    tensor = image_io.to_tensor(image, multiple)
+    assert tensor.dtype == torch.float32 and tensor.abs().max() <= 1
+    assert tensor.shape[2] % multiple == tensor.shape[3] % multiple == 0
+    assert tensor.shape[2] - height < multiple and tensor.shape[3] - width < multiple
+    assert image_io.to_image(tensor, size=(width, height)).tobytes() == image.tobytes()
+
+
+def test_the_padding_repeats_the_last_row_and_column():
+    tensor = image_io.to_tensor(noise(65, 66), 64)
+    assert tensor.shape == (1, 3, 128, 128)
+    assert torch.equal(tensor[:, :, :, 65:], tensor[:, :, :, 64:65].expand(-1, -1, -1, 63))
+    assert torch.equal(tensor[:, :, 66:], tensor[:, :, 65:66].expand(-1, -1, 62, -1))
+
+
+def test_values_outside_the_range_are_clamped_and_the_rest_rounded():
+    tensor = torch.tensor([-9.0, -1.0, 0.001, 9.0]).expand(1, 3, 1, 4)
+    assert [colour(image_io.to_image(tensor, size=(4, 1)), x, 0)[0] for x in range(4)] == [
+        0,
+        0,
+        128,
+        255,
+    ]
+
+
+def test_a_picture_is_read_from_a_path_from_bytes_and_from_a_file(tmp_path):
+    image = noise()
+    data = as_bytes(image, "PNG")
+    path = tmp_path / "picture.png"
+    path.write_bytes(data)
+    for source in (data, path, str(path), io.BytesIO(data)):
+        assert image_io.load(source).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    stored = Image.new("RGB", (100, 70), "white")
+    stored.paste("red", (0, 0, 20, 20))
+    upright = image_io.load(as_bytes(stored, "PNG", exif=exif))
+    assert upright.size == ((70, 100) if orientation > 4 else (100, 70))
+    right, low = orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)
+    corner = (upright.width - 5 if right else 5, upright.height - 5 if low else 5)
+    assert colour(upright, *corner) == (255, 0, 0)
+
+
+def test_damaged_exif_data_does_not_lose_the_picture():
+    image = noise()
+    image.info["exif"] = b"Exif\0\0MM\0*\0\0\0\x08\0\x09broken"
+    assert image_io.normalise(image).tobytes() == image.tobytes()
+
+
+def red_green_swapped_profile():
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    head, tags, rest = profile[:128], profile[128:512], profile[512:]
+    tags = tags.replace(b"rXYZ", b"????").replace(b"gXYZ", b"rXYZ").replace(b"????", b"gXYZ")
+    return head + tags + rest
+
+
+def linear_grey_profile():
+    curve = b"curv" + bytes(8)
+    white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
+    tags = struct.pack(">I", 2) + b"kTRC" + struct.pack(">2I", 156, len(curve))
+    tags += b"wtpt" + struct.pack(">2I", 156 + len(curve), len(white))
+    body = tags + curve + white
+    head = struct.pack(
+        ">I4sI4s4s4s", 128 + len(body), b"lcms", 0x02400000, b"mntr", b"GRAY", b"XYZ "
+    )
+    head += bytes(12) + b"acsp" + bytes(28) + struct.pack(">3i", 63190, 65536, 54061) + bytes(48)
+    return head + body
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_a_colour_profile_is_applied(mode):
+    stored = Image.new("RGB", (70, 70), "red").convert(mode)
+    image = image_io.load(as_bytes(stored, "PNG", icc_profile=red_green_swapped_profile()))
+    assert image.mode == "RGB"
+    red, green, blue = colour(image)
+    assert red <= 2 and green >= 253 and blue <= 2
+
+
+def test_a_colour_profile_is_applied_to_greyscale():
+    # The sRGB curve sends linear 55 / 255 to 1.055 * (55 / 255) ** (1 / 2.4) - 0.055 = 0.5019.
+    stored = Image.new("L", (70, 70), 55)
+    data = as_bytes(stored, "PNG", icc_profile=linear_grey_profile())
+    assert colour(image_io.load(data)) == pytest.approx((128, 128, 128), abs=1)
+
+
+@pytest.mark.parametrize("profile", [b"nonsense", linear_grey_profile()])
+def test_a_profile_that_does_not_fit_is_ignored_with_a_word(profile, caplog):
+    image = noise()
+    assert image_io.load(as_bytes(image, "PNG", icc_profile=profile)).tobytes() == image.tobytes()
+    assert "colour profile ignored" in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "La", "RGBa"])
+def test_what_is_transparent_becomes_white(mode):
+    alpha = Image.new("L", (70, 70), 0)
+    alpha.paste(255, (0, 0, 30, 30))
+    base = {"PA": "P", "LA": "L", "La": "L"}.get(mode, "RGB")
+    stored = Image.new(base, (70, 70), 0)
+    stored.putalpha(alpha)
+    image = image_io.normalise(stored.convert(mode))
+    assert colour(image) == (0, 0, 0) and colour(image, 60, 60) == (255, 255, 255)
+
+
+def test_half_transparent_red_on_white_is_pink():
+    image = image_io.normalise(Image.new("RGBA", (70, 70), (255, 0, 0, 51)))
+    assert colour(image) == (255, 204, 204)
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB"])
+def test_a_colour_marked_as_transparent_becomes_white(mode):
+    stored = Image.new(mode, (70, 70), 0)
+    stored.paste(1 if mode == "P" else "gray", (0, 0, 30, 30))
+    key = (0, 0, 0) if mode == "RGB" else 0
+    image = image_io.load(as_bytes(stored, "PNG", transparency=key))
+    assert colour(image, 60, 60) == (255, 255, 255) and colour(image) != (255, 255, 255)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", ">u2", "int32"])
+def test_sixteen_bit_greyscale_is_scaled_and_not_clipped(dtype):
+    levels = np.full((70, 80), 0x8080, dtype=dtype)
+    levels[0, 0], levels[0, 1] = 65535, 0
+    image = image_io.normalise(Image.fromarray(levels))
+    assert colour(image) == (128, 128, 128)
+    assert colour(image, 0, 0) == (255, 255, 255) and colour(image, 1, 0) == (0, 0, 0)
+
+
+def test_sixteen_bit_files_of_both_kinds_are_scaled():
+    levels = Image.fromarray(np.full((70, 80), 0x8080, dtype=np.uint16))
+    netpbm = b"P5 80 70 65535\n" + b"\x80\x80" * 5600
+    for data in (as_bytes(levels, "PNG"), as_bytes(levels, "TIFF"), netpbm):
+        assert colour(image_io.load(data)) == (128, 128, 128)
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        (np.full((70, 70), 70000, np.int32), "levels must be 0 to 65535, got 70000 to 70000"),
+        (np.full((70, 70), -1, np.int32), "levels must be 0 to 65535, got -1 to -1"),
+        (np.full((70, 70), 1.5, np.float32), "levels must be 0 to 1, got 1.5 to 1.5"),
+        (np.full((70, 70), np.nan, np.float32), "levels must be 0 to 1, got nan to nan"),
+    ],
+)
+def test_levels_of_unknown_meaning_are_refused(levels, message):
+    with pytest.raises(ImageError, match=message):
+        image_io.normalise(Image.fromarray(levels))
+
+
+def test_floating_point_levels_from_0_to_1_are_scaled():
+    assert colour(image_io.normalise(Image.new("F", (70, 70), 0.2))) == (51, 51, 51)
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("1", (70, 70), 1), (255, 255, 255)),
+        (Image.new("L", (70, 70), 77), (77, 77, 77)),
+        (Image.new("CMYK", (70, 70), (0, 255, 255, 0)), (255, 0, 0)),
+        (Image.new("HSV", (70, 70), (0, 0, 90)), (90, 90, 90)),
+        (Image.new("YCbCr", (70, 70), (90, 128, 128)), (90, 90, 90)),
+        (Image.new("LAB", (70, 70), (255, 128, 128)), (255, 255, 255)),
+    ],
+)
+def test_every_kind_of_pixel_becomes_rgb(image, expected):
+    converted = image_io.normalise(image)
+    assert converted.mode == "RGB"
+    assert colour(converted) == pytest.approx(expected, abs=1)
+
+
+def test_a_cmyk_jpeg_is_not_inverted():
+    data = as_bytes(Image.new("CMYK", (70, 70), (0, 255, 255, 0)), "JPEG", quality=100)
+    red, green, blue = colour(image_io.load(data))
+    assert red >= 250 and green <= 5 and blue <= 5
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
+def test_only_the_first_frame_of_a_moving_picture_is_read(format):
+    frames = [Image.new("RGB", (70, 70), name) for name in ("red", "blue")]
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = as_bytes(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    assert colour(image_io.load(data)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("size", [(63, 512), (512, 63), (4097, 64), (64, 4097)])
+def test_a_side_outside_the_limits_is_refused_by_both_numbers(size):
+    message = f"each side must be 64 to 4096 pixels, got {size[0]}x{size[1]}"
+    with pytest.raises(ImageError, match=message):
+        image_io.load(as_bytes(Image.new("L", size), "PNG"))
+
+
+@pytest.mark.parametrize("size", [(64, 4096), (4096, 64)])
+def test_sides_at_the_limits_are_accepted(size):
+    assert image_io.normalise(Image.new("L", size)).size == size
+
+
+@pytest.mark.parametrize("action", ["error", "ignore"])
+@pytest.mark.parametrize("side", [9_600, 60_000])
+def test_a_small_file_that_claims_huge_sides_is_refused_unread(side, action):
+    def chunk(name, body):
+        return (
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        )
+
+    header = struct.pack(">2I5B", side, side, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
+    with warnings.catch_warnings():
+        warnings.simplefilter(action)
+        with pytest.raises(ImageError, match="picture cannot be read|each side must be"):
+            image_io.load(data)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_a_picture_that_is_cut_short_is_refused(format):
+    data = as_bytes(noise(), format)
+    for size in (len(data) // 2, 100, 20):
+        with pytest.raises(ImageError):
+            image_io.load(data[:size])
+
+
+@given(st.binary(max_size=400), st.sampled_from(["", "PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"]))
+def test_damaged_pictures_raise_nothing_but_image_error(data, format):
+    whole = bytearray(as_bytes(Image.new("RGB", (64, 64), "red"), format)) if format else data
+    if format:
+        whole[10 : 10 + len(data)] = data
+    try:
+        assert image_io.load(bytes(whole)).mode == "RGB"
+    except ImageError:
+        pass
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"\xb1\x1c\x01\xff", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+def test_what_is_no_picture_is_refused_in_words(data):
+    with pytest.raises(ImageError, match="not a picture: expected one of PNG, JPEG"):
+        image_io.load(data)
+
+
+def test_an_endless_file_is_refused(monkeypatch):
+    monkeypatch.setattr(image_io, "MAX_PICTURE_BYTES", 1000)
+    with open("/dev/zero", "rb") as endless, pytest.raises(ImageError, match="at most 1000 bytes"):
+        image_io.load(endless)
