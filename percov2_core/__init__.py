@@ -1,1 +1,32 @@
 """PerCoV2: an image codec for 0.002-0.03 bits per pixel on the Stable Diffusion 3 family."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from percov2_core.bitstream import Stream
+    from percov2_core.codec import PerCoV2
+    from percov2_core.config import MODES, RATES
+    from percov2_core.errors import PerCoError
+    from percov2_core.weights import load_codec
+
+__version__ = "0.1.0"
+__all__ = ["MODES", "RATES", "PerCoError", "PerCoV2", "Stream", "load_codec"]
+
+_HOMES = {
+    "MODES": "config",
+    "RATES": "config",
+    "PerCoError": "errors",
+    "PerCoV2": "codec",
+    "Stream": "bitstream",
+    "load_codec": "weights",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: importing the package, or `percov2_core.bitstream`, must not load torch.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,45 @@
+"""PSNR and MS-SSIM. Letters: B batch, H x W pixels."""
+
+from __future__ import annotations
+
+import torch
+from pytorch_msssim import ms_ssim as _ms_ssim
+from torch import Tensor
+
+from percov2_core.errors import ImageError
+
+MS_SSIM_MIN_SIDE_PX = 161  # five scales of an 11 px window
+
+
+def to_8bit(x: Tensor) -> Tensor:
+    """(B, 3, H, W) float in [-1, 1] -> the same as whole numbers 0..255, as float."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round()
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """PSNR in dB on 8-bit RGB, per picture.
+
+    Args:
+        a, b: (B, 3, H, W) float in [0, 255].
+
+    Returns:
+        (B,) float; inf where the pictures are equal.
+    """
+    mse = (a.double() - b.double()).square().mean(dim=(1, 2, 3))
+    return 10 * torch.log10(255.0**2 / mse)
+
+
+def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Multi-scale SSIM (Wang et al. 2003) per picture, by pytorch-msssim.
+
+    Args:
+        a, b: (B, 3, H, W) float in [0, 255], both sides at least 161.
+
+    Raises:
+        ImageError: if the picture is too small for five scales.
+    """
+    if min(a.shape[-2:]) < MS_SSIM_MIN_SIDE_PX:
+        raise ImageError(
+            f"MS-SSIM needs {MS_SSIM_MIN_SIDE_PX} px a side, got {a.shape[-1]}x{a.shape[-2]}"
+        )
+    return _ms_ssim(a.float(), b.float(), data_range=255, size_average=False)

@@ -1,0 +1,121 @@
+"""Stage `autoencoder`: 16 channels at 1/8, trained for pixels and features.
+
+Noise on the latent during training makes equal steps in every channel cost about equal
+distortion, so that a squared error on latents later stands for one on pixels.
+B batch, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderDC
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from percov2_core.config import LATENT_CHANNELS
+from percov2_core.metrics.features import SqueezeNetFeatures, feature_distance
+from percov2_core.training.data import CropPlan, Photos, crop_batch
+from percov2_core.training.loop import LoopConfig, StepLoss, run
+from percov2_core.training.scoring import Scorer
+
+EMBEDDED = {
+    "latent_channels": LATENT_CHANNELS,
+    "encoder_block_out_channels": (16, 16, 64, 128),
+    "decoder_block_out_channels": (16, 16, 64, 128),
+    "encoder_layers_per_block": (0, 1, 1, 2),
+    "decoder_layers_per_block": (0, 1, 2, 3),
+    "encoder_qkv_multiscales": ((), (), (), ()),
+    "decoder_qkv_multiscales": ((), (), (), ()),
+}
+TINY = {
+    **EMBEDDED,
+    "encoder_block_out_channels": (16, 16, 16, 16),
+    "decoder_block_out_channels": (16, 16, 16, 16),
+    "encoder_layers_per_block": (0, 1, 1, 1),
+    "decoder_layers_per_block": (0, 1, 1, 1),
+}
+NOISE = 0.25  # standard deviation of the latent noise while training
+SHRINK = 5e-3  # keeps latents near unit variance against that noise
+
+
+def to_float(pixels: NDArray[Any] | Tensor) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float in [-1, 1]."""
+    x = torch.as_tensor(pixels).movedim(-1, 1).float() / 127.5 - 1
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+class AutoencoderSystem(nn.Module):
+    """Autoencoder and its loss."""
+
+    def __init__(
+        self, config: dict[str, Any], features: SqueezeNetFeatures | None, *, perceptual: float
+    ) -> None:
+        super().__init__()
+        self.vae = AutoencoderDC(**config).to(memory_format=torch.channels_last)
+        self.perceptual = perceptual
+        self._features = [features]  # in a list: frozen, not part of the checkpoint
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        return self.vae.decode(self.vae.encode(x).latent).sample
+
+    def forward(self, batch: NDArray[Any], progress: float) -> StepLoss:
+        x = to_float(batch).to(next(self.parameters()).device)
+        z = self.vae.encode(x).latent
+        y = self.vae.decode(z + NOISE * torch.randn_like(z)).sample
+        y = y.float()
+        mse, mae = F.mse_loss(y, x), F.l1_loss(y, x)
+        loss = 20 * mse + mae + SHRINK * z.float().square().mean()
+        logs = {"mse": mse.item(), "std": z.detach().float().std().item()}
+        features = self._features[0]
+        if features is not None and self.perceptual:
+            with torch.no_grad():
+                target = features(x)
+            distance = feature_distance(features(y), target).mean()
+            loss = loss + self.perceptual * distance
+            logs["fd"] = distance.item()
+        return StepLoss(loss, logs)
+
+
+def train_autoencoder(
+    photos: Photos,
+    out: Path,
+    *,
+    loop: LoopConfig,
+    plan: CropPlan,
+    features: SqueezeNetFeatures | None = None,
+    scorer: Scorer | None = None,
+    model_config: dict[str, Any] = EMBEDDED,
+    perceptual: float = 0.3,
+    resume: bool = False,
+) -> Path:
+    """Train, then write the averaged weights to `out/vae` by `save_pretrained`."""
+    system = AutoencoderSystem(model_config, features, perceptual=perceptual)
+
+    def evaluate(module: nn.Module, step: int) -> dict[str, float]:
+        assert scorer is not None and isinstance(module, AutoencoderSystem)
+        return scorer.score(module.reconstruct, out / f"sheet-{step:06d}.jpg")
+
+    run(
+        system,
+        lambda step: crop_batch(photos, plan, seed=loop.seed, step=step),
+        out,
+        config=loop,
+        resume=resume,
+        evaluate=evaluate if scorer else None,
+    )
+    system.vae.register_to_config(scaling_factor=_scaling(system, photos, plan))
+    system.vae.half().save_pretrained(out / "vae")
+    return out / "vae"
+
+
+@torch.inference_mode()
+def _scaling(system: AutoencoderSystem, photos: Photos, plan: CropPlan) -> float:
+    """1 / standard deviation of the latents over a few batches."""
+    batches = (to_float(crop_batch(photos, plan, seed=1, step=i)) for i in range(8))
+    device = next(system.parameters()).device
+    values = [system.vae.encode(x.to(device)).latent.float().flatten() for x in batches]
+    return round(1 / torch.cat(values).std().item(), 4)

@@ -1,0 +1,191 @@
+"""Stage 1 of the paper: hyper-encoder, quantiser, hyper-decoder and flow transformer of one rate.
+
+The autoencoder is frozen. Three losses: squared error on the latent (hyper-decoder's start and
+flow matching), squared error on decoded pixels, and a perceptual distance whose weight grows
+with the guidance that the network is told, so that one network holds the whole trade between
+distortion and perception. B batch, H x W pixels, h x w token grid, t flow time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from percov2_core.caption.describer import describe
+from percov2_core.flow.sampler import draw_noise
+from percov2_core.flow.text import TextEmbedding, TextEncoder
+from percov2_core.flow.transformer import Conditions, FlowModel
+from percov2_core.hyper.decoder import HyperDecoder
+from percov2_core.hyper.encoder import HyperEncoder
+from percov2_core.latent.autoencoder import LatentAutoencoder
+from percov2_core.metrics.features import SqueezeNetFeatures, feature_distance
+from percov2_core.training.autoencoder import to_float
+from percov2_core.training.data import CropPlan, Photos, crop_batch
+from percov2_core.training.loop import StepLoss
+from percov2_core.training.quantize import TrainingQuantizer
+
+GUIDANCE_MAX = 4.0
+TEXT_DROP = 0.1
+
+
+class Crops(NamedTuple):
+    pixels: Tensor  # (B, 3, H, W) float in [-1, 1]
+    captions: list[str]
+
+
+def captioned_batch(photos: Photos, plan: CropPlan, *, seed: int, step: int) -> Crops:
+    """Crops with the describer's caption of each."""
+    pixels = crop_batch(photos, plan, seed=seed, step=step)
+    return Crops(to_float(pixels), [describe(Image.fromarray(np.asarray(p))) for p in pixels])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage1Loss:
+    """Weights of the terms.
+
+    Attributes:
+        pixel_share: Share of each batch that is decoded to pixels (0: latents only).
+        whole_flow: Share of samples at t = 1, where one step has to do it all; the others are
+            uniform in (0, 1).
+        perceptual: Weight of the feature distance at the least and the highest guidance.
+        freeze_tokens: True once the entropy model is trained on the tokens.
+    """
+
+    start: float = 0.3
+    flow: float = 1.0
+    commitment: float = 0.1
+    pixel_share: float = 0.25
+    pixel: float = 6.0
+    whole_flow: float = 0.85
+    perceptual: tuple[float, float] = (0.05, 0.6)
+    freeze_tokens: bool = False
+
+
+@dataclass
+class Stage1Parts:
+    """The modules of one rate; the autoencoder is frozen."""
+
+    vae: LatentAutoencoder
+    encoder: HyperEncoder
+    quantizer: TrainingQuantizer
+    decoder: HyperDecoder
+    text: TextEncoder
+    flow: FlowModel
+
+
+class Stage1System(nn.Module):
+    """The parts of one rate and their loss."""
+
+    def __init__(
+        self, parts: Stage1Parts, loss: Stage1Loss, features: SqueezeNetFeatures | None
+    ) -> None:
+        super().__init__()
+        self.encoder, self.quantizer, self.decoder = parts.encoder, parts.quantizer, parts.decoder
+        self.text, self.flow = parts.text, parts.flow
+        self.weights = loss
+        # In a list: frozen, and therefore no part of the checkpoint.
+        self._frozen = [parts.vae.requires_grad_(False).eval(), features]
+        if loss.freeze_tokens:
+            self.encoder.requires_grad_(False)
+
+    @property
+    def vae(self) -> LatentAutoencoder:
+        vae = self._frozen[0]
+        assert isinstance(vae, LatentAutoencoder)
+        return vae
+
+    def conditions(self, codes: Tensor, text: TextEmbedding) -> Conditions:
+        start, features = self.decoder(codes)
+        return Conditions(start, features, text)
+
+    def forward(self, batch: Crops, progress: float) -> StepLoss:
+        device = next(self.encoder.parameters()).device
+        x = batch.pixels.to(device)
+        with torch.no_grad():
+            z = self.vae.encode(x)
+        b = z.shape[0]
+        if self.weights.freeze_tokens:
+            with torch.no_grad():
+                tokens = self.quantizer.quantizer.tokens(self.encoder(z))
+            codes, commitment = self.quantizer.quantizer.lookup(tokens), z.new_zeros(())
+        else:
+            codes, _, commitment = self.quantizer(self.encoder(z))
+        dropped = torch.rand(b) < TEXT_DROP
+        captions = ["" if drop else c for c, drop in zip(batch.captions, dropped, strict=True)]
+        c = self.conditions(codes, self.text.encode(captions))
+        guidance = 1 + (GUIDANCE_MAX - 1) * torch.rand(b, device=device)
+        w = self.weights
+        t = torch.where(torch.rand(b, device=device) < w.whole_flow, 1.0, torch.rand(b, device=device))
+        t = t.clamp_min(0.02)
+        estimate, flow_loss = self._flow(z, t, c, guidance)
+        start_loss = F.mse_loss(c.start, z)
+        loss = w.flow * flow_loss + w.start * start_loss + w.commitment * commitment
+        logs = {
+            "flow": flow_loss.item(),
+            "start": start_loss.item(),
+            "code_bits": self.quantizer.entropy_bits(),
+        }
+        if w.pixel_share:
+            extra, more = self._pixels(x, estimate, guidance)
+            loss, logs = loss + extra, {**logs, **more}
+        return StepLoss(loss, logs)
+
+    def _flow(
+        self, z: Tensor, t: Tensor, c: Conditions, guidance: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Flow-matching loss, and the latent that the velocity points at."""
+        held = c._replace(start=c.start.detach())
+        first = self.flow.first(held, torch.randn_like(z))
+        tt = t[:, None, None, None]
+        x_t = (1 - tt) * z + tt * first
+        v = self.flow(x_t, t, held._replace(start=c.start.detach()), guidance)
+        n2 = (1 - tt) ** 2 + tt**2
+        # (n / s)^2 undoes the scale of the network's output: every t weighs the same.
+        error = (v - (first - z)).square() * n2 / self.flow.config.noise_scale**2
+        return x_t - tt * v, error.mean()
+
+    def _pixels(
+        self, x: Tensor, estimate: Tensor, guidance: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        w, features = self.weights, self._frozen[1]
+        n = math.ceil(w.pixel_share * x.shape[0])
+        y = self.vae.decode(estimate[:n])
+        mse = F.mse_loss(y, x[:n])
+        loss, logs = w.pixel * mse, {"mse": mse.item()}
+        if isinstance(features, SqueezeNetFeatures):
+            with torch.no_grad():
+                target = features(x[:n])
+            distance = feature_distance(features(y), target)
+            low, high = w.perceptual
+            u = (guidance[:n] - 1) / (GUIDANCE_MAX - 1)
+            loss = loss + ((low + (high - low) * u) * distance).mean()
+            logs["fd"] = distance.mean().item()
+        return loss, logs
+
+    @torch.inference_mode()
+    def reconstruct(self, x: Tensor, caption: str, *, steps: int = 1, guidance: float = 1.0) -> Tensor:
+        """(1, 3, H, W) -> the same through the tokens, with the weights as they are now."""
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        from percov2_core.flow.sampler import sample
+
+        z = self.vae.encode(x)
+        q = self.quantizer.quantizer
+        codes = q.lookup(q.tokens(self.encoder(z)))
+        z_hat = sample(
+            self.flow,
+            self.conditions(codes, self.text.encode([caption])),
+            self.text.encode([""]),
+            steps=steps,
+            guidance=guidance,
+            noise=draw_noise(tuple(z.shape), 0, z.device),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        )
+        return self.vae.decode(z_hat)

@@ -1,0 +1,109 @@
+"""A whole model of the smallest legal sizes, with random weights, in the layout of a real one."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import TypeVar
+
+import numpy as np
+import torch
+from diffusers import AutoencoderDC
+from PIL import Image
+from torch import nn
+
+from percov2_core.caption.describer import VOCABULARY, describe
+from percov2_core.caption.language import save_language
+from percov2_core.codec import PerCoV2
+from percov2_core.config import MODES, PRESETS, RATES
+from percov2_core.entropy.exporter import export
+from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfig
+from percov2_core.training import parts
+from percov2_core.training.autoencoder import TINY
+from percov2_core.training.caption_language import build_language
+from percov2_core.weights import load_codec
+
+Module = TypeVar("Module", bound=nn.Module)
+
+DOUBLINGS = {"ultra-low": 3, "extreme": 1}  # of the token grid up to the latent grid
+
+
+def picture(width: int = 160, height: int = 96, *, seed: int = 0) -> Image.Image:
+    """A smooth random picture, the same for the same arguments."""
+    small = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def tiny_sizes(rate: str) -> parts.Sizes:
+    count = DOUBLINGS[rate]
+    return parts.Sizes(
+        encoder_widths=(8,) * count,
+        encoder_depths=(1,) * count,
+        decoder_widths=(8,) * count,
+        decoder_depths=(1,) * count,
+        noise_scale=0.5,
+        text_guidance=1.0,
+        code_dim=4,
+        features=4,
+        heads=1,
+        head_dim=32,
+        layers=1,
+        text_width=32,
+        text_layers=1,
+        guidance_width=4,
+    )
+
+
+def tiny_masked_model() -> MaskedImageModel:
+    config = MaskedModelConfig(
+        width=16,
+        heads=2,
+        content_layers=1,
+        query_layers=1,
+        hidden=16,
+        code_width=8,
+        vocabulary=VOCABULARY,
+    )
+    return _shaken(MaskedImageModel(config).eval())
+
+
+def write_tiny_model(folder: Path) -> Path:
+    """Write a complete model folder; the same bytes each time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoencoderDC(**TINY, scaling_factor=1.0).half().save_pretrained(folder / "vae")
+        for rate in RATES:
+            fresh = parts.build(tiny_sizes(rate))
+            for module in fresh.modules().values():
+                _shaken(module)
+            parts.save(fresh, folder / rate)
+            export(tiny_masked_model()).save(folder / rate / "entropy.safetensors")
+    captions = ["a red house by the sea", "two dogs play on the green grass"] * 3
+    sentences = [describe(picture(seed=seed)) for seed in range(8)]
+    save_language(build_language(captions, sentences), folder / "caption_language.npz")
+    presets = {p: {"steps": i + 1, "guidance": 1.0 + i} for i, p in enumerate(PRESETS)}
+    about = {"format": 1, "name": "tiny", "presets": {mode: presets for mode in MODES}}
+    (folder / "model.json").write_text(json.dumps(about))
+    return folder
+
+
+@cache
+def tiny_folder() -> Path:
+    """One folder per test process."""
+    return write_tiny_model(Path(mkdtemp(prefix="percov2-tiny-")))
+
+
+@cache
+def tiny_codec() -> PerCoV2:
+    """The whole codec on a CPU; a picture takes well under a second."""
+    return load_codec(tiny_folder(), device="cpu")
+
+
+def _shaken(module: Module) -> Module:
+    """Random numbers where training starts from zeros, so that every input matters."""
+    for parameter in module.parameters():
+        if parameter.requires_grad and not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return module
