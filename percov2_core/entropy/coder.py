@@ -92,6 +92,11 @@ class SymbolReader:
         except (AssertionError, ValueError) as error:
             raise BitstreamError("coded section: no coder starts with these bytes") from error
 
+    @property
+    def ideal_bits(self) -> float:
+        """Sum of -log2 p over the symbols read so far."""
+        return self._mirror.ideal_bits
+
     def read(self, freqs: NDArray[np.uint32]) -> NDArray[np.int32]:
         """(N, K) frequencies, each row summing to 2**16 -> (N,) symbols in [0, K).
 

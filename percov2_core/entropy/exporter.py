@@ -1,0 +1,128 @@
+"""The one door from floats to the integer twin: a trained model -> `exact.ExactModel`.
+
+Weights become 8-bit integers, one scale per output channel; the gain of a norm is folded into the
+matrix behind it. Everything that the twin multiplies, adds or looks up is fixed here and stored.
+"""
+
+from __future__ import annotations
+
+from math import log
+
+import torch
+from torch import Tensor, nn
+
+from percov2_core.entropy import exact
+from percov2_core.entropy import masked_model as mm
+
+WEIGHT_LIMIT = 127
+EXPONENTIAL_BITS = 30
+EXPONENTIAL_RANGE = 20  # bits below the likeliest token at which the probability becomes zero
+
+
+@torch.no_grad()
+def export(model: mm.MaskedImageModel, *, device: str = "cpu") -> exact.ExactModel:
+    """Make the integer twin of a trained model.
+
+    Raises:
+        WeightsError: if a sum cannot be proven to be exact.
+    """
+    residual = 2.0**-exact.RESIDUAL_BITS
+    normed = 2.0**-exact.NORM_BITS
+    codes, code_step = _to_int8(model.codes.weight)
+    words, word_step = _to_int8(model.words.weight)
+    tables = {
+        "codes": codes,
+        "words": words,
+        "rows": _to_grid(model.rows.weight, residual),
+        "columns": _to_grid(model.columns.weight, residual),
+        "word_places": _to_grid(model.word_places.weight, residual),
+        "exponential": _exponential(),
+        **_product("mix_codes", model.mix_codes, step=code_step, unit=residual),
+        **_product("mix_words", model.mix_words, step=word_step, unit=residual),
+        **_product("out", model.out, step=normed, unit=_LOGIT_UNIT, gain=model.norm.gain),
+    }
+    for name, tower in (("content", model.content), ("queries", model.queries)):
+        tables |= {f"{name}.bias": _bias(tower.bias), f"{name}.word_bias": _bias(tower.word_bias)}
+        for i, layer in enumerate(tower.layers):
+            assert isinstance(layer, mm.Layer)
+            tables |= _layer(f"{name}.{i}", layer)
+    return exact.ExactModel(model.config, tables, device=device)
+
+
+# A logit is stored in bits, the model gives it in nats.
+_LOGIT_UNIT = log(2) * 2.0**-exact.LOGIT_BITS
+
+
+def _layer(name: str, layer: mm.Layer) -> dict[str, Tensor]:
+    """Tables of one layer; what its attention and its hidden part put out is as fine as fits."""
+    normed, residual = 2.0**-exact.NORM_BITS, 2.0**-exact.RESIDUAL_BITS
+    root = (layer.query.out_features // layer.heads) ** 0.5
+    mixed_bits = _finest_bits(layer.out.weight, clip=mm.VALUE_CLIP)
+    hidden_bits = _finest_bits(layer.down.weight, clip=mm.HIDDEN_CLIP)
+    into, memory, up = layer.norm.gain, layer.memory_norm.gain, layer.hidden_norm.gain
+    # The query's division by the root of the head width is folded into its unit.
+    query_unit = root * 2.0**-exact.QUERY_BITS
+    key_unit, value_unit = 2.0**-exact.KEY_BITS, 2.0**-exact.VALUE_BITS
+    mixed_step, hidden_step = 2.0**-mixed_bits, 2.0**-hidden_bits
+    return {
+        f"{name}.bits": torch.tensor([mixed_bits, hidden_bits], dtype=torch.int32),
+        **_product(f"{name}.query", layer.query, step=normed, unit=query_unit, gain=into),
+        **_product(f"{name}.key", layer.key, step=normed, unit=key_unit, gain=memory),
+        **_product(f"{name}.value", layer.value, step=normed, unit=value_unit, gain=memory),
+        **_product(f"{name}.out", layer.out, step=mixed_step, unit=residual),
+        **_product(f"{name}.up", layer.up, step=normed, unit=hidden_step, gain=up),
+        **_product(f"{name}.down", layer.down, step=hidden_step, unit=residual),
+    }
+
+
+def _product(
+    name: str, linear: nn.Linear, *, step: float, unit: float, gain: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Tables of one matrix.
+
+    Args:
+        name: Prefix of the tables.
+        linear: The trained matrix and its bias.
+        step: What one unit of the integer input stands for.
+        unit: What one unit of the integer output stands for.
+        gain: (in,) factors to fold into the matrix.
+    """
+    weight, scale = _quantised(linear.weight if gain is None else linear.weight * gain)
+    return {
+        f"{name}.weight": weight.T.contiguous(),
+        f"{name}.scale": (scale * (step / unit)).float(),
+        f"{name}.offset": (linear.bias.double() / unit + 0.5).float(),
+    }
+
+
+def _quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(out, in) float -> int8 of the same shape and (out,) float64 scales."""
+    scale = weight.double().abs().amax(1).clamp(min=1e-12) / WEIGHT_LIMIT
+    return torch.round(weight.double() / scale[:, None]).to(torch.int8), scale
+
+
+def _finest_bits(weight: Tensor, *, clip: float) -> int:
+    """Bits behind the point for inputs up to `clip` whose sums still fit into float32."""
+    longest = float(_quantised(weight)[0].double().abs().sum(1).max())
+    return max(bits for bits in range(12) if (clip * 2**bits + 1) * longest < exact.FLOAT32_EXACT)
+
+
+def _to_int8(table: Tensor) -> tuple[Tensor, float]:
+    step = float(table.abs().max()) / exact.CODE_LIMIT
+    return torch.round(table / step).to(torch.int8), step
+
+
+def _to_grid(table: Tensor, unit: float) -> Tensor:
+    return torch.round(table.double() / unit).to(torch.int32)
+
+
+def _bias(table: Tensor) -> Tensor:
+    scaled = _to_grid(table, 2.0**-exact.SCORE_BITS)
+    return scaled.clamp(-exact.BIAS_LIMIT, exact.BIAS_LIMIT)
+
+
+def _exponential() -> Tensor:
+    """2**30 * 2**(-i / 64), rounded; zero at the end."""
+    i = torch.arange(EXPONENTIAL_RANGE << exact.LOGIT_BITS, dtype=torch.float64)
+    table = torch.round(2.0 ** (EXPONENTIAL_BITS - i / 2**exact.LOGIT_BITS)).to(torch.int32)
+    return torch.cat([table, torch.zeros(1, dtype=torch.int32)])

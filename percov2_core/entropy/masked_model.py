@@ -1,0 +1,320 @@
+"""The masked image model in floating point: trained here, run as its integer twin (`exact`).
+
+Letters: B batch, h x w token grid, N = h * w tokens, W words of the caption, K codebook size,
+D width, A attention heads, R = 25 tokens in a 5 x 5 neighbourhood.
+
+    tokens known --> content tower: sees words and the stages up to its own
+                          |  keys and values
+    token wanted --> query tower: sees words and the stages before its own --> logits
+
+Both towers start from the 5 x 5 neighbourhood of the position, in which what is not known yet
+is replaced by a mask entry. One pass gives the logits of all stages at once (M2T, Mentzer et al.
+2023), and with kept keys and values a decoder computes each position once.
+
+Only operations that the twin can repeat in integers are used: ReLU attention divided by its sum
+instead of softmax, RMS norm, ReLU, and activations clipped to known ranges.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import log
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from percov2_core.entropy.schedule import MAX_TILE, Grid
+from percov2_core.errors import ConfigError
+
+REACH = 2  # the neighbourhood is (2 * REACH + 1) squared
+NEIGHBOURS = (2 * REACH + 1) ** 2
+CENTRE = NEIGHBOURS // 2
+WORD_REACH = 2  # a word is read together with this many words on either side
+PAD_WORD, UNKNOWN_WORD, FIRST_WORD = 0, 1, 2
+
+# Activations stay inside these ranges, so that the twin can prove its bounds.
+QUERY_CLIP, KEY_CLIP, VALUE_CLIP, HIDDEN_CLIP = 2.0, 8.0, 8.0, 8.0
+SUM_OFFSET = 0.5  # added to the sum of attention scores: nothing to look at gives zero
+NORM_FLOOR = 2.0**-10
+
+_WORD = re.compile(rb"[a-z0-9]+|,")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskedModelConfig:
+    """Sizes of one masked image model.
+
+    Attributes:
+        codebook_size: Token values, K.
+        width: Channels of the towers, D.
+        heads: Attention heads; must divide `width`.
+        content_layers: Layers over the known tokens.
+        query_layers: Layers over the tokens to be predicted.
+        hidden: Channels inside the feed-forward part of a layer.
+        code_width: Channels of a token or word embedding before it is mixed.
+        vocabulary: Caption words with a row of their own, in lower case.
+        max_words: Words of a caption that are looked at.
+        dropout: Share of branch outputs dropped in training.
+    """
+
+    codebook_size: int = 256
+    width: int = 192
+    heads: int = 6
+    content_layers: int = 2
+    query_layers: int = 3
+    hidden: int = 384
+    code_width: int = 48
+    vocabulary: tuple[str, ...] = ()
+    max_words: int = 40
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ConfigError(f"width must be a multiple of heads {self.heads}, got {self.width}")
+        if self.codebook_size < 2:
+            raise ConfigError(f"codebook_size must be at least 2, got {self.codebook_size}")
+        if min(self.content_layers, self.query_layers) < 1:
+            raise ConfigError(
+                f"content_layers and query_layers must be at least 1, got {self.content_layers} "
+                f"and {self.query_layers}"
+            )
+
+    @property
+    def mask_id(self) -> int:
+        """Row of the code table for a neighbour that is not known yet."""
+        return self.codebook_size
+
+    @property
+    def outside_id(self) -> int:
+        """Row of the code table for a neighbour beyond the edge of the grid."""
+        return self.codebook_size + 1
+
+
+def split_words(caption: str) -> list[str]:
+    """Words and commas of a caption, ASCII letters in lower case, other characters left out."""
+    return [word.decode() for word in _WORD.findall(caption.encode("utf-8", "replace").lower())]
+
+
+def word_ids(caption: str, config: MaskedModelConfig) -> list[int]:
+    """Rows of the word table for a caption, at most `max_words`."""
+    index = _word_index(config.vocabulary)
+    return [index.get(word, UNKNOWN_WORD) for word in split_words(caption)[: config.max_words]]
+
+
+@lru_cache(maxsize=8)
+def _word_index(vocabulary: tuple[str, ...]) -> dict[str, int]:
+    return {word: FIRST_WORD + i for i, word in enumerate(vocabulary)}
+
+
+def pad_words(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Lists of word ids -> (B, W) int64, filled up with `PAD_WORD`."""
+    longest = max((len(row) for row in rows), default=0)
+    return torch.tensor(
+        [[*row, *[PAD_WORD] * (longest - len(row))] for row in rows], dtype=torch.int64
+    ).reshape(len(rows), longest)
+
+
+@lru_cache(maxsize=32)
+def neighbour_indices(grid: Grid) -> NDArray[np.int64]:
+    """(N, R) flat index of each neighbour, N where it lies outside of the grid."""
+    h, w = grid
+    steps = np.arange(-REACH, REACH + 1)
+    rows = (np.arange(h)[:, None] + steps)[:, None, :, None]
+    columns = (np.arange(w)[:, None] + steps)[None, :, None, :]
+    inside = (rows >= 0) & (rows < h) & (columns >= 0) & (columns < w)
+    return np.where(inside, rows * w + columns, h * w).reshape(h * w, NEIGHBOURS)
+
+
+@lru_cache(maxsize=32)
+def relative_indices(grid: Grid) -> NDArray[np.int64]:
+    """(N, N) row of the bias table for a looking position and a looked-at position."""
+    y, x = (axis.ravel() for axis in np.indices(grid))
+    side = 2 * MAX_TILE - 1
+    dy, dx = (axis[:, None] - axis[None, :] + MAX_TILE - 1 for axis in (y, x))
+    return np.asarray(dy * side + dx, dtype=np.int64)
+
+
+def place_indices(grid: Grid) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(N,), (N,): each position's row and column as 1/32 parts of the grid."""
+    y, x = (axis.ravel() for axis in np.indices(grid))
+    parts = [(2 * axis + 1) * MAX_TILE // (2 * n) for axis, n in zip((y, x), grid, strict=True)]
+    return parts[0], parts[1]
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root mean square over the channels, then scale each channel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        x = x.float()
+        scale = torch.sqrt(x.square().mean(-1, keepdim=True) + NORM_FLOOR**2)
+        normed: Tensor = x / scale * self.gain
+        return normed
+
+
+class Layer(nn.Module):
+    """Attention from positions to a memory, then a feed-forward part."""
+
+    def __init__(self, config: MaskedModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.norm = RMSNorm(width)
+        self.memory_norm = RMSNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+        self.hidden_norm = RMSNorm(width)
+        self.up = nn.Linear(width, config.hidden)
+        self.down = nn.Linear(config.hidden, width)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+        """Update positions.
+
+        Args:
+            x: (B, N, D), positions that look.
+            memory: (B, M, D), what they look at.
+            bias: (B or 1, A, N, M), added to the scores; very negative where hidden.
+
+        Returns:
+            (B, N, D).
+        """
+        x = x + self.drop(self.out(self._attend(self.norm(x), self.memory_norm(memory), bias)))
+        hidden = torch.relu(self.up(self.hidden_norm(x))).clamp(max=HIDDEN_CLIP)
+        updated: Tensor = x + self.drop(self.down(hidden))
+        return updated
+
+    def _attend(self, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+        scale = (x.shape[-1] // self.heads) ** -0.5
+        q = (self.query(x) * scale).clamp(-QUERY_CLIP, QUERY_CLIP)
+        k = self.key(memory).clamp(-KEY_CLIP, KEY_CLIP)
+        v = self.value(memory).clamp(-VALUE_CLIP, VALUE_CLIP)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        score = torch.relu(q @ k.transpose(-1, -2) + bias)  # (B, A, N, M)
+        total = score.sum(-1, keepdim=True, dtype=torch.float32) + SUM_OFFSET
+        mixed = (score @ v) / total  # (B, A, N, D / A)
+        joined: Tensor = mixed.transpose(1, 2).flatten(2)
+        return joined
+
+
+class Tower(nn.Module):
+    """Layers that share one table of relative position biases."""
+
+    def __init__(self, config: MaskedModelConfig, *, layers: int) -> None:
+        super().__init__()
+        side = 2 * MAX_TILE - 1
+        self.bias = nn.Parameter(torch.zeros(config.heads, side * side))
+        self.word_bias = nn.Parameter(torch.zeros(config.heads))
+        self.layers = nn.ModuleList(Layer(config) for _ in range(layers))
+        with torch.no_grad():
+            self.bias.copy_(_near_bias(config.heads))
+
+    def biases(self, words: Tensor, grid: Grid, *, visible: Tensor) -> Tensor:
+        """(B, W) word ids and (N, N) bool visibility -> (B, A, N, W + N)."""
+        index = torch.from_numpy(relative_indices(grid)).to(words.device)
+        to_tokens = self.bias[:, index].masked_fill(~visible, -1e4)  # (A, N, N)
+        to_words = self.word_bias[:, None].expand(len(words), -1, words.shape[1])
+        to_words = to_words.masked_fill((words == PAD_WORD)[:, None], -1e4)  # (B, A, W)
+        n = len(index)
+        return torch.cat(
+            [to_words[:, :, None].expand(-1, -1, n, -1), to_tokens.expand(len(words), -1, -1, -1)],
+            dim=-1,
+        )
+
+
+class MaskedImageModel(nn.Module):
+    """Predict the tokens of each stage from the stages before it and from the caption."""
+
+    def __init__(self, config: MaskedModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, code = config.width, config.code_width
+        self.codes = nn.Embedding(config.codebook_size + 2, code)
+        self.mix_codes = nn.Linear(NEIGHBOURS * code, width)
+        self.rows = nn.Embedding(MAX_TILE, width)
+        self.columns = nn.Embedding(MAX_TILE, width)
+        self.words = nn.Embedding(FIRST_WORD + len(config.vocabulary), code)
+        self.mix_words = nn.Linear((2 * WORD_REACH + 1) * code, width)
+        self.word_places = nn.Embedding(config.max_words, width)
+        self.content = Tower(config, layers=config.content_layers)
+        self.queries = Tower(config, layers=config.query_layers)
+        self.norm = RMSNorm(width)
+        self.out = nn.Linear(width, config.codebook_size)
+        for table in (self.rows, self.columns, self.word_places):
+            nn.init.normal_(table.weight, std=0.3)
+
+    def forward(self, tokens: Tensor, words: Tensor, stage_map: Tensor) -> Tensor:
+        """Predict all tokens, each from the stages before its own.
+
+        Args:
+            tokens: (B, h, w) int64 in [0, K).
+            words: (B, W) int64 word ids, filled up with `PAD_WORD`.
+            stage_map: (h, w) int64, the stage of every token.
+
+        Returns:
+            (B, h, w, K) float logits.
+        """
+        grid = (tokens.shape[1], tokens.shape[2])
+        stage = stage_map.flatten()
+        flat = tokens.flatten(1)
+        phrase = self.read_words(words)  # (B, W, D)
+        seen = stage[None, :] <= stage[:, None]  # (N, N), looking position first
+        x = self._start(flat, stage, grid, upto_own=True)
+        bias = self.content.biases(words, grid, visible=seen)
+        for layer in self.content.layers:
+            x = layer(x, torch.cat([phrase, x], dim=1), bias)
+        memory = torch.cat([phrase, x], dim=1)  # (B, W + N, D)
+        y = self._start(flat, stage, grid, upto_own=False)
+        bias = self.queries.biases(words, grid, visible=stage[None, :] < stage[:, None])
+        for layer in self.queries.layers:
+            y = layer(y, memory, bias)
+        logits: Tensor = self.out(self.norm(y))
+        return logits.reshape(*tokens.shape, self.config.codebook_size)
+
+    def bits(self, tokens: Tensor, words: Tensor, stage_map: Tensor) -> Tensor:
+        """(B, h, w) bits that each token would take; arguments as in `forward`."""
+        logits = self(tokens, words, stage_map).float()
+        return F.cross_entropy(logits.movedim(-1, 1), tokens, reduction="none") / log(2)
+
+    def read_words(self, words: Tensor) -> Tensor:
+        """(B, W) word ids -> (B, W, D), each word together with its neighbours."""
+        padded = F.pad(words, (WORD_REACH, WORD_REACH), value=PAD_WORD)
+        windows = torch.stack(
+            [padded[:, i : i + words.shape[1]] for i in range(2 * WORD_REACH + 1)], dim=-1
+        )
+        place = self.word_places.weight[: words.shape[1]]
+        phrase: Tensor = self.mix_words(self.words(windows).flatten(2)) + place
+        return phrase
+
+    def _start(self, flat: Tensor, stage: Tensor, grid: Grid, *, upto_own: bool) -> Tensor:
+        """(B, N) tokens -> (B, N, D) from the known part of each neighbourhood."""
+        index = torch.from_numpy(neighbour_indices(grid)).to(flat.device)
+        inside = index < len(stage)
+        index = index.clamp(max=len(stage) - 1)
+        own = stage[:, None] + int(upto_own)
+        ids = flat[:, index].masked_fill(stage[index] >= own, self.config.mask_id)
+        ids = ids.masked_fill(~inside, self.config.outside_id)  # (B, N, R)
+        rows, columns = (torch.from_numpy(i).to(flat.device) for i in place_indices(grid))
+        mixed: Tensor = self.mix_codes(self.codes(ids).flatten(2))
+        placed: Tensor = mixed + self.rows(rows) + self.columns(columns)
+        return placed
+
+
+def _near_bias(heads: int) -> Tensor:
+    """(A, 63 * 63) start of the bias tables: heads differ in how fast they fade with distance."""
+    axis = torch.arange(2 * MAX_TILE - 1) - (MAX_TILE - 1)
+    distance = torch.sqrt((axis[:, None] ** 2 + axis[None, :] ** 2).float()).flatten()
+    reach = 2.0 ** torch.linspace(1, 5, heads)
+    return 1.0 - distance[None, :] / reach[:, None]

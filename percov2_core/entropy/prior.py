@@ -1,0 +1,306 @@
+"""Token grids <-> the coder's stream, stage by stage, with the integer twin's frequencies.
+
+h x w token grid, N = h * w tokens, K codebook size. Flat positions count row by row.
+
+A grid is coded in one total order: stage by stage, in each stage tile by tile, in each tile along
+the schedule's own order. A file that holds k tokens holds the first k of this order, and the
+decoder draws the others from the model with a generator that belongs to the format: SplitMix64
+(Steele, Lea and Flood 2014), seeded by SHA-256 over the seed, the caption and the tokens sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from percov2_core.config import check_schedule
+from percov2_core.entropy.coder import TOTAL, SymbolReader, SymbolWriter
+from percov2_core.entropy.exact import ExactModel
+from percov2_core.entropy.masked_model import word_ids
+from percov2_core.entropy.schedule import Grid, order, stage_sizes, stages, tiles
+from percov2_core.errors import BitstreamError, ConfigError
+
+Ints = NDArray[np.int64]
+
+# Tokens are drawn in proportion to frequency ** 2 (temperature 1/2): a few unlikely tokens in
+# between spoil a picture more than many likely ones make it dull. Part of the format.
+SAMPLING_POWER = 2
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+
+
+class CutPoint(NamedTuple):
+    """Where a file may end."""
+
+    tokens: int  # how many are in it
+    payload: bytes  # the coder's stream if it ended here
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.payload)
+
+
+class Step(NamedTuple):
+    """One stage of one tile."""
+
+    positions: Ints  # (n,) flat positions in the whole grid
+    freqs: NDArray[np.uint32]  # (n, K), each row sums to 2**16
+
+
+def coding_order(schedule: str, grid: Grid) -> Ints:
+    """(N,) flat positions in the order in which tokens stand in a file, tiles included."""
+    whole = np.arange(grid[0] * grid[1]).reshape(grid)
+    parts = [_Tile.cut(whole, place) for place in tiles(grid)]
+    if check_schedule(schedule) == "uniform":
+        return np.concatenate([part.positions for part in parts])
+    plans = [part.stages(schedule) for part in parts]
+    return np.concatenate(
+        [
+            part.positions[plan[number]]
+            for number in range(max(len(plan) for plan in plans))
+            for part, plan in zip(parts, plans, strict=True)
+            if number < len(plan)
+        ]
+    )
+
+
+def stage_map(schedule: str, grid: Grid) -> Ints:
+    """(h, w) stage of every token, tiles included."""
+    out = np.zeros(grid, dtype=np.int64)
+    for place in tiles(grid):
+        out[place] = stages(schedule, out[place].shape)
+    return out
+
+
+class TokenPrior:
+    """The entropy model of one rate.
+
+    compress:    tokens, caption --> writer
+    decompress:  reader, caption --> tokens
+    complete:    first tokens, caption --> all tokens
+    """
+
+    def __init__(self, model: ExactModel) -> None:
+        self.model = model
+        self.codebook_size = model.config.codebook_size
+
+    def compress(
+        self,
+        tokens: NDArray[np.integer],
+        caption: str,
+        *,
+        schedule: str,
+        writer: SymbolWriter,
+        tokens_sent: int | None = None,
+    ) -> list[CutPoint]:
+        """Write the first tokens of a grid.
+
+        Args:
+            tokens: (h, w) in [0, K).
+            caption: What the reader will know before the tokens.
+            schedule: One of `config.SCHEDULES`.
+            writer: The stream, open; what is in it already stays.
+            tokens_sent: How many tokens to write; all of them if None.
+
+        Returns:
+            The length of the stream after each stage.
+
+        Raises:
+            ConfigError: if a token, the schedule or `tokens_sent` is out of range.
+        """
+        grid = self._checked(tokens)
+        left = _count(tokens_sent, grid, error=ConfigError)
+        cuts: list[CutPoint] = []
+        done = 0
+        if not left:
+            return cuts
+        for step in self._walk(grid, caption, schedule=schedule, sent=left):
+            count = min(len(step.positions), left - done)
+            writer.write(grid.ravel()[step.positions[:count]], step.freqs[:count])
+            done += count
+            cuts.append(CutPoint(done, writer.snapshot()))
+            if done == left:
+                break
+        return cuts
+
+    def decompress(
+        self,
+        reader: SymbolReader,
+        grid: Grid,
+        *,
+        caption: str,
+        schedule: str,
+        tokens_sent: int | None = None,
+        seed: int = 0,
+    ) -> Ints:
+        """Read the tokens that were sent and draw the others.
+
+        Returns:
+            (h, w) int64 in [0, K).
+
+        Raises:
+            BitstreamError: if the stream is damaged or too short, or `tokens_sent` too large.
+        """
+        tokens = np.zeros(grid, dtype=np.int64)
+        sent = _count(tokens_sent, tokens, error=BitstreamError)
+        return self._fill(tokens, caption, schedule=schedule, sent=sent, seed=seed, reader=reader)
+
+    def complete(
+        self,
+        tokens: NDArray[np.integer],
+        caption: str,
+        *,
+        schedule: str,
+        tokens_sent: int,
+        seed: int = 0,
+    ) -> Ints:
+        """Keep the first tokens of a grid and draw the others: what a reader would get.
+
+        Returns:
+            (h, w) int64 in [0, K).
+        """
+        known = self._checked(tokens)
+        sent = _count(tokens_sent, known, error=ConfigError)
+        return self._fill(known, caption, schedule=schedule, sent=sent, seed=seed, reader=None)
+
+    def cost(
+        self, tokens: NDArray[np.integer], caption: str, *, schedule: str
+    ) -> NDArray[np.float64]:
+        """(h, w) tokens -> (h, w) bits that each of them takes."""
+        grid = self._checked(tokens)
+        bits = np.zeros(grid.size)
+        for positions, freqs in self._walk(grid, caption, schedule=schedule, sent=grid.size):
+            chosen = freqs[np.arange(len(positions)), grid.ravel()[positions]]
+            bits[positions] = np.log2(TOTAL) - np.log2(chosen)
+        return bits.reshape(grid.shape)
+
+    def _fill(
+        self,
+        tokens: Ints,
+        caption: str,
+        *,
+        schedule: str,
+        sent: int,
+        seed: int,
+        reader: SymbolReader | None,
+    ) -> Ints:
+        """Read (or keep) the first `sent` tokens and draw the rest, in place."""
+        flat, done, draws = tokens.reshape(-1), 0, None
+        known: list[Ints] = []
+        for positions, freqs in self._walk(tokens, caption, schedule=schedule, sent=sent):
+            count = min(len(positions), sent - done)
+            if reader is not None:
+                flat[positions[:count]] = reader.read(freqs[:count])
+            known.append(flat[positions[:count]])
+            done += count
+            if count < len(positions):
+                draws = draws or _Draws(seed, caption, np.concatenate(known))
+                flat[positions[count:]] = draws.take(freqs[count:])
+        return tokens
+
+    def _walk(self, tokens: Ints, caption: str, *, schedule: str, sent: int) -> Iterator[Step]:
+        """Yield all stages. `tokens` must hold those of a step before the next is asked for.
+
+        The encoder brings all tokens, the decoder fills them in: both see the same frequencies.
+        """
+        parts = [_Tile.cut(tokens, place) for place in tiles(tokens.shape)]
+        if check_schedule(schedule) == "uniform":
+            rows = self._uniform(tokens.size)
+            positions = np.concatenate([part.positions for part in parts])
+            if sent:
+                yield Step(positions[:sent], rows[:sent])
+            if sent == tokens.size:
+                return
+            # Without a model nothing could be drawn: what was not sent follows in `qlds` stages.
+            known = np.isin(np.arange(tokens.size), positions[:sent])
+            plans = [part.stages("qlds", known=known) for part in parts]
+        else:
+            plans = [part.stages(schedule) for part in parts]
+        words = word_ids(caption, self.model.config)
+        sessions = [self.model.begin(part.grid, words) for part in parts]
+        for number in range(max(len(plan) for plan in plans)):
+            for part, plan, session in zip(parts, plans, sessions, strict=True):
+                if number >= len(plan):
+                    continue
+                positions = part.positions[plan[number]]
+                if not (schedule == "uniform" and number == 0):
+                    yield Step(positions, session.frequencies(plan[number]))
+                if number + 1 < len(plan):
+                    session.reveal(plan[number], tokens.reshape(-1)[positions])
+
+    def _uniform(self, count: int) -> NDArray[np.uint32]:
+        """(count, K) frequencies as equal as integers can be."""
+        share, rest = divmod(TOTAL, self.codebook_size)
+        row = np.full(self.codebook_size, share, dtype=np.uint32)
+        row[:rest] += 1
+        return np.broadcast_to(row, (count, self.codebook_size))
+
+    def _checked(self, tokens: NDArray[np.integer]) -> Ints:
+        """A copy in int64."""
+        if tokens.ndim != 2 or not tokens.size:
+            raise ConfigError(f"tokens must be (h, w), got shape {tokens.shape}")
+        if not 0 <= int(tokens.min()) <= int(tokens.max()) < self.codebook_size:
+            raise ConfigError(
+                f"tokens must be in [0, {self.codebook_size}), got {int(tokens.min())} "
+                f"to {int(tokens.max())}"
+            )
+        return np.array(tokens, dtype=np.int64)
+
+
+class _Tile(NamedTuple):
+    grid: Grid
+    positions: Ints  # (n,) flat positions in the whole grid, row by row of the tile
+
+    @classmethod
+    def cut(cls, tokens: Ints, place: tuple[slice, slice]) -> _Tile:
+        positions = np.arange(tokens.size).reshape(tokens.shape)[place]
+        return cls((positions.shape[0], positions.shape[1]), positions.ravel())
+
+    def stages(self, schedule: str, *, known: NDArray[np.bool_] | None = None) -> list[Ints]:
+        """Flat positions in the tile, one array a stage; those known already come first."""
+        ends = np.cumsum(stage_sizes(schedule, self.grid))[:-1]
+        plan = list(np.split(order(schedule, self.grid), ends))
+        if known is None:
+            return plan
+        here = known[self.positions]
+        return [np.flatnonzero(here), *(part for s in plan if len(part := s[~here[s]]))]
+
+
+class _Draws:
+    """The format's random numbers."""
+
+    def __init__(self, seed: int, caption: str, sent: Ints) -> None:
+        text = f"{seed}\n{len(sent)}\n{' '.join(str(t) for t in sent.tolist())}\n{caption}"
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+        self._state = np.uint64(int.from_bytes(digest[:8], "little"))
+
+    def take(self, freqs: NDArray[np.uint32]) -> Ints:
+        """(n, K) frequencies -> (n,) tokens drawn in proportion to frequency ** 2."""
+        ends = np.cumsum(freqs.astype(np.uint64) ** np.uint64(SAMPLING_POWER), axis=1)
+        # The sum of squares stays below 2**32, so this product fits into 64 bits.
+        at = (self._next(len(freqs)) >> np.uint64(32)) * ends[:, -1] >> np.uint64(32)
+        found: Ints = (ends <= at[:, None]).sum(axis=1)
+        return found
+
+    def _next(self, count: int) -> NDArray[np.uint64]:
+        """SplitMix64: (count,) numbers of 64 bits."""
+        z = self._state + _GAMMA * np.arange(1, count + 1, dtype=np.uint64)
+        self._state = z[-1]
+        z = (z ^ (z >> np.uint64(30))) * _MIX[0]
+        z = (z ^ (z >> np.uint64(27))) * _MIX[1]
+        mixed: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
+        return mixed
+
+
+def _count(
+    tokens_sent: int | None, tokens: Ints, *, error: type[ConfigError] | type[BitstreamError]
+) -> int:
+    count = tokens.size if tokens_sent is None else tokens_sent
+    if not 0 <= count <= tokens.size:
+        raise error(f"tokens_sent must be in [0, {tokens.size}], got {count}")
+    return count

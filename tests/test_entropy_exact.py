@@ -1,0 +1,218 @@
+import numpy as np
+import pytest
+import torch
+
+from percov2_core.config import SCHEDULES
+from percov2_core.entropy.exact import ExactModel, Session
+from percov2_core.entropy.exporter import export
+from percov2_core.entropy.masked_model import (
+    MaskedImageModel,
+    MaskedModelConfig,
+    pad_words,
+    word_ids,
+)
+from percov2_core.entropy.schedule import order, stage_sizes, stages
+from percov2_core.errors import WeightsError
+
+CONFIG = MaskedModelConfig(
+    codebook_size=16, width=24, heads=2, content_layers=2, query_layers=2, hidden=32,
+    code_width=8, vocabulary=("pale", "blue", "dark", "green"), max_words=8,
+)  # fmt: skip
+CAPTIONS = ("pale blue", "dark green")
+
+
+def smooth_grids(count, seed, grid=(8, 8)):
+    """Tokens that neighbours and the caption foretell: noisy ramps that start at its colour."""
+    rng = np.random.default_rng(seed)
+    which = rng.integers(0, 2, count)
+    slope = rng.uniform(-0.8, 0.8, (count, 2, 1, 1))
+    y, x = np.indices(grid)
+    level = 4 + 7 * which[:, None, None] + slope[:, 0] * y + slope[:, 1] * x
+    noisy = np.clip(np.round(level + rng.normal(0, 0.5, level.shape)), 0, 15).astype(np.int64)
+    return torch.from_numpy(noisy), [word_ids(CAPTIONS[i], CONFIG) for i in which]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    torch.manual_seed(0)
+    model = MaskedImageModel(CONFIG)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for step in range(48):
+        tokens, words = smooth_grids(8, step)
+        stage = torch.from_numpy(stages(SCHEDULES[1 + step % 4], (8, 8)).copy())
+        loss = model.bits(tokens, pad_words(words), stage).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def twin(trained):
+    return export(trained)
+
+
+def walk(twin, tokens, words, schedule="qlds", *, first=None):
+    """All frequencies of one grid, row by row of the grid."""
+    grid, flat = tuple(tokens.shape), tokens.numpy().ravel()
+    session = first or Session(twin, grid, words)
+    found = np.zeros((len(flat), twin.config.codebook_size), dtype=np.int64)
+    sequence = order(schedule, grid)
+    for at in np.split(sequence, np.cumsum(stage_sizes(schedule, grid))[:-1]):
+        found[at] = session.frequencies(at)
+        session.reveal(at, flat[at])
+    return found
+
+
+def test_frequencies_are_at_least_one_and_sum_to_two_to_the_sixteen(twin):
+    tokens, words = smooth_grids(1, 1000)
+    freqs = walk(twin, tokens[0], words[0])
+    assert freqs.min() >= 1 and set(freqs.sum(1).tolist()) == {2**16}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES[1:])
+def test_the_twin_takes_at_most_one_percent_more_bits_than_the_float_model(trained, twin, schedule):
+    tokens, words = smooth_grids(8, 1001)
+    stage = torch.from_numpy(stages(schedule, (8, 8)).copy())
+    with torch.no_grad():
+        wanted = float(trained.bits(tokens, pad_words(words), stage).sum())
+    spent = 0.0
+    for grid, ids in zip(tokens, words, strict=True):
+        freqs = walk(twin, grid, ids, schedule)[np.arange(64), grid.numpy().ravel()]
+        spent += float(np.log2(2**16 / freqs).sum())
+    assert 0.99 < spent / wanted < 1.01
+
+
+def test_training_has_taught_the_model_something(trained):
+    tokens, words = smooth_grids(16, 1002)
+    stage = torch.from_numpy(stages("qlds", (8, 8)).copy())
+    with torch.no_grad():
+        assert trained.bits(tokens, pad_words(words), stage).mean() < 3
+
+
+def test_float64_products_give_the_same_integers(twin):
+    tokens, words = smooth_grids(1, 1003)
+    before = walk(twin, tokens[0], words[0])
+    torch.set_float32_matmul_precision("high")
+    try:
+        after = walk(twin, tokens[0], words[0])
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert np.array_equal(before, after)
+
+
+def test_autocast_and_thread_count_change_nothing(twin):
+    tokens, words = smooth_grids(1, 1004)
+    before, threads = walk(twin, tokens[0], words[0]), torch.get_num_threads()
+    torch.set_num_threads(1 if threads > 1 else 2)
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            after = walk(twin, tokens[0], words[0])
+    finally:
+        torch.set_num_threads(threads)
+    assert np.array_equal(before, after)
+
+
+def test_the_order_inside_a_stage_changes_nothing(twin):
+    # Sums over the memory run in another order, and matrices hold their rows in another place.
+    tokens, words = smooth_grids(1, 1005)
+    flat, at = tokens[0].numpy().ravel(), order("var", (8, 8))
+    found = []
+    for first in (at[:16], at[:16][::-1]):
+        session = Session(twin, (8, 8), words[0])
+        session.reveal(first, flat[first])
+        found.append(session.frequencies(at[16:]))
+    assert np.array_equal(*found)
+
+
+def test_the_twin_survives_saving(twin, tmp_path):
+    twin.save(tmp_path / "twin.safetensors")
+    loaded = ExactModel.load(tmp_path / "twin.safetensors")
+    tokens, words = smooth_grids(1, 1006)
+    assert loaded.fingerprint == twin.fingerprint and loaded.config == twin.config
+    assert np.array_equal(walk(loaded, tokens[0], words[0]), walk(twin, tokens[0], words[0]))
+
+
+def test_the_fingerprint_changes_with_any_table(twin):
+    tables = {**twin.tables, "rows": twin.tables["rows"] + 1}
+    assert ExactModel(CONFIG, tables).fingerprint != twin.fingerprint
+
+
+def test_frequencies_of_fixed_tables_are_frozen():
+    # Drawn by an integer generator, so that no float decides them: these numbers must come out
+    # on every machine.
+    twin = ExactModel(CONFIG, integer_tables())
+    tokens = torch.arange(64).reshape(8, 8) % 16
+    freqs = walk(twin, tokens, [2, 3, 1])
+    assert freqs[[0, 27, 63], :4].tolist() == [
+        [7092, 7084, 3542, 7084],
+        [1765, 14128, 7060, 883],
+        [1145, 287, 4578, 1145],
+    ]
+    assert int((freqs * np.arange(1, 17)).sum()) == 33077417
+
+
+def integer_tables():
+    rng = np.random.Generator(np.random.PCG64(5))
+    width, hidden, code, words = CONFIG.width, CONFIG.hidden, CONFIG.code_width, 6
+
+    def ints(*shape, most):
+        return torch.from_numpy(rng.integers(-most, most + 1, shape).astype(np.int32))
+
+    def product(name, rows, columns, scale):
+        return {
+            f"{name}.weight": ints(rows, columns, most=127),
+            f"{name}.scale": torch.full((columns,), scale),
+            f"{name}.offset": torch.full((columns,), 0.5),
+        }
+
+    tables = {
+        "codes": ints(18, code, most=127),
+        "words": ints(words, code, most=127),
+        "rows": ints(32, width, most=500),
+        "columns": ints(32, width, most=500),
+        "word_places": ints(8, width, most=500),
+        "exponential": torch.tensor([2**30 >> (i // 64) for i in range(1280)] + [0]),
+        **product("mix_codes", 25 * code, width, 2.0**-6),
+        **product("mix_words", 5 * code, width, 2.0**-6),
+        **product("out", width, 16, 2.0**-11),
+    }
+    for tower in ("content", "queries"):
+        tables |= {f"{tower}.bias": ints(2, 63 * 63, most=2**15)}
+        tables |= {f"{tower}.word_bias": ints(2, most=2**15)}
+        for i in range(2):
+            name = f"{tower}.{i}"
+            tables |= {f"{name}.bits": torch.tensor([8, 7])}
+            for part in ("query", "key", "value", "out"):
+                tables |= product(f"{name}.{part}", width, width, 2.0**-10)
+            tables |= product(f"{name}.up", width, hidden, 2.0**-10)
+            tables |= product(f"{name}.down", hidden, width, 2.0**-8)
+    return tables
+
+
+def test_sums_that_cannot_be_proven_exact_are_refused():
+    tables = integer_tables()
+    tables["mix_codes.weight"] = torch.full_like(tables["mix_codes.weight"], 2**30).double() * 2**14
+    with pytest.raises(WeightsError, match="sums of mix_codes must stay below 9007199254740992"):
+        ExactModel(CONFIG, tables)
+
+
+def test_sums_beyond_float32_are_carried_in_float64():
+    tables = integer_tables()
+    tables["queries.0.down.weight"] *= 100
+    assert ExactModel(CONFIG, tables).queries[0].down.wide
+
+
+def test_a_missing_table_is_named():
+    tables = integer_tables()
+    del tables["content.1.up.scale"]
+    with pytest.raises(WeightsError, match=r"table 'content.1.up.scale' is missing"):
+        ExactModel(CONFIG, tables)
+
+
+def test_files_that_are_absent_broken_or_foreign_are_named(tmp_path, twin):
+    with pytest.raises(WeightsError, match=r"entropy model none.safetensors is missing"):
+        ExactModel.load(tmp_path / "none.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"\x01" * 20)
+    with pytest.raises(WeightsError, match=r"entropy model broken.safetensors cannot be read"):
+        ExactModel.load(tmp_path / "broken.safetensors")

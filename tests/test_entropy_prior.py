@@ -1,0 +1,164 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from percov2_core.config import SCHEDULES
+from percov2_core.entropy.coder import SymbolReader, SymbolWriter
+from percov2_core.entropy.exporter import export
+from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfig
+from percov2_core.entropy.prior import TokenPrior, _Draws, coding_order, stage_map
+from percov2_core.entropy.schedule import order
+from percov2_core.errors import BitstreamError, ConfigError
+
+CONFIG = MaskedModelConfig(
+    codebook_size=12, width=16, heads=2, content_layers=1, query_layers=1, hidden=16,
+    code_width=4, vocabulary=("pale", "blue"), max_words=4,
+)  # fmt: skip
+
+
+def tiny_prior():
+    torch.manual_seed(0)
+    model = MaskedImageModel(CONFIG)
+    for parameter in model.parameters():
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    return TokenPrior(export(model))
+
+
+PRIOR = tiny_prior()
+names = st.sampled_from(SCHEDULES)
+grids = st.tuples(st.integers(1, 9), st.integers(1, 9))
+
+
+def random_tokens(seed, grid):
+    return np.random.default_rng(seed).integers(0, 12, grid)
+
+
+def coded(tokens, *, schedule, sent=None):
+    writer = SymbolWriter()
+    cuts = PRIOR.compress(tokens, "pale sky", schedule=schedule, writer=writer, tokens_sent=sent)
+    return writer, cuts
+
+
+def decoded(data, grid, *, schedule, sent=None, seed=0):
+    reader = SymbolReader(data)
+    tokens = PRIOR.decompress(
+        reader, grid, caption="pale sky", schedule=schedule, tokens_sent=sent, seed=seed
+    )
+    reader.close()
+    return tokens
+
+
+@settings(max_examples=25, deadline=None)
+@given(names, grids, st.integers(0, 99))
+def test_all_tokens_survive_the_round_trip(schedule, grid, seed):
+    tokens = random_tokens(seed, grid)
+    writer, _ = coded(tokens, schedule=schedule)
+    assert np.array_equal(decoded(writer.finish(), grid, schedule=schedule), tokens)
+
+
+@settings(max_examples=25, deadline=None)
+@given(names, grids, st.data())
+def test_the_first_tokens_survive_and_the_others_are_what_complete_draws(schedule, grid, data):
+    sent = data.draw(st.integers(0, grid[0] * grid[1]))
+    tokens = random_tokens(1, grid)
+    writer, _ = coded(tokens, schedule=schedule, sent=sent)
+    found = decoded(writer.finish(), grid, schedule=schedule, sent=sent, seed=5)
+    first = order(schedule, grid)[:sent]
+    drawn = PRIOR.complete(tokens, "pale sky", schedule=schedule, tokens_sent=sent, seed=5)
+    assert np.array_equal(found.ravel()[first], tokens.ravel()[first])
+    assert np.array_equal(found, drawn) and 0 <= found.min() <= found.max() < 12
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_stream_is_as_long_as_the_costs_say(schedule):
+    tokens = random_tokens(2, (7, 9))
+    writer, _ = coded(tokens, schedule=schedule)
+    bits = PRIOR.cost(tokens, "pale sky", schedule=schedule).sum()
+    assert bits == pytest.approx(writer.ideal_bits)
+    assert abs(8 * len(writer.finish()) - bits) < 9
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_file_may_end_at_every_cut_point(schedule):
+    tokens = random_tokens(3, (6, 6))
+    for cut in coded(tokens, schedule=schedule)[1]:
+        writer, cuts = coded(tokens, schedule=schedule, sent=cut.tokens)
+        assert writer.finish() == cut.payload == cuts[-1].payload
+        assert cut.size_bytes == len(cut.payload)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_grids_beyond_one_tile_survive_the_round_trip(schedule):
+    tokens = random_tokens(4, (3, 70))
+    for sent in (None, 50):
+        writer, _ = coded(tokens, schedule=schedule, sent=sent)
+        found = decoded(writer.finish(), (3, 70), schedule=schedule, sent=sent)
+        first = coding_order(schedule, (3, 70))[:sent]
+        assert np.array_equal(found.ravel()[first], tokens.ravel()[first])
+
+
+@settings(max_examples=25, deadline=None)
+@given(names, st.tuples(st.integers(1, 40), st.integers(1, 70)))
+def test_the_coding_order_goes_stage_by_stage_over_all_tiles(schedule, grid):
+    sequence = coding_order(schedule, grid)
+    assert sorted(sequence.tolist()) == list(range(grid[0] * grid[1]))
+    assert np.all(np.diff(stage_map(schedule, grid).ravel()[sequence]) >= 0)
+
+
+def test_the_seed_and_the_tokens_sent_change_what_is_drawn():
+    tokens, other = np.zeros((8, 8), dtype=int), np.zeros((8, 8), dtype=int)
+    other[order("qlds", (8, 8))[0] // 8, order("qlds", (8, 8))[0] % 8] = 1
+    draws = [
+        PRIOR.complete(t, "", schedule="qlds", tokens_sent=sent, seed=seed).tobytes()
+        for t, sent, seed in ((tokens, 2, 0), (tokens, 2, 1), (tokens, 3, 0), (other, 2, 0))
+    ]
+    assert len(set(draws)) == 4
+
+
+def test_the_random_numbers_are_those_of_splitmix64():
+    draws = _Draws(0, "", np.zeros(0, dtype=np.int64))
+    draws._state = np.uint64(1234567)
+    first = [int(z) for z in (*draws._next(2), *draws._next(1))]
+    assert first == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+
+def test_what_is_drawn_from_fixed_frequencies_is_frozen():
+    # Files of the hybrid mode are completed with these numbers.
+    freqs = np.tile(np.array([[40000, 20000, 5000, 536]], dtype=np.uint32), (24, 1))
+    found = _Draws(7, "a red kite", np.array([3, 1, 2])).take(freqs)
+    assert found.tolist() == [1, 0, 0, 0, 0, 1, 0, 1, 1, 0, 0, 0] + [0] * 9 + [1, 0, 0]
+
+
+def test_likely_tokens_are_drawn_by_the_square_of_their_frequency():
+    freqs = np.tile(np.array([[49152, 16384]], dtype=np.uint32), (20000, 1))
+    share = _Draws(0, "", np.zeros(0, dtype=np.int64)).take(freqs).mean()
+    assert share == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_short_stream_that_claims_a_large_grid_fails_early(monkeypatch):
+    asked = []
+    begin = PRIOR.model.begin
+    monkeypatch.setattr(PRIOR.model, "begin", lambda *a: asked.append(a) or begin(*a))
+    with pytest.raises(BitstreamError):
+        decoded(bytes(4), (32, 32), schedule="checkerboard")
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sent", "message"),
+    [
+        (np.full((2, 2), 12), None, r"tokens must be in \[0, 12\), got 12 to 12"),
+        (np.zeros(4, dtype=int), None, r"tokens must be \(h, w\), got shape \(4,\)"),
+        (np.zeros((2, 2), dtype=int), 5, r"tokens_sent must be in \[0, 4\], got 5"),
+    ],
+)
+def test_tokens_that_do_not_fit_are_refused(tokens, sent, message):
+    with pytest.raises(ConfigError, match=message):
+        PRIOR.compress(tokens, "", schedule="qlds", writer=SymbolWriter(), tokens_sent=sent)
+
+
+def test_a_file_that_claims_too_many_tokens_is_refused():
+    with pytest.raises(BitstreamError, match=r"tokens_sent must be in \[0, 4\], got 9"):
+        decoded(b"", (2, 2), schedule="qlds", sent=9)
