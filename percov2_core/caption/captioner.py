@@ -1,0 +1,125 @@
+"""What writes the caption of a picture: rules, a network, or the user."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+from PIL import Image
+
+from percov2_core.caption.describer import describe
+from percov2_core.errors import ConfigError, UnavailableError
+
+BLIP_MODEL = "Salesforce/blip-image-captioning-base"
+MAX_NEW_TOKENS = 32
+DOWNLOAD_VARIABLE = "PERCOV2_ALLOW_DOWNLOAD"
+
+
+class Captioner(Protocol):
+    """Turns an RGB picture into a caption."""
+
+    @property
+    def name(self) -> str:
+        """What `get_captioner` knows it by."""
+
+    def __call__(self, image: Image.Image) -> str:
+        """Write the caption of an RGB picture of any size."""
+
+
+@dataclass(frozen=True)
+class Describer:
+    """Colours, layout and texture in one sentence; needs no weights."""
+
+    name: str = "describer"
+
+    def __call__(self, image: Image.Image) -> str:
+        return describe(image)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The same text for every picture."""
+
+    text: str
+    name: str = "fixed"
+
+    def __call__(self, image: Image.Image) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Blip:
+    """A BLIP captioning network, decoded greedily."""
+
+    processor: Any
+    model: Any
+    name: str = "blip"
+
+    def __call__(self, image: Image.Image) -> str:
+        inputs = self.processor(images=image, return_tensors="pt").to(self.model.device)
+        ids = self.model.generate(
+            **inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, num_beams=1
+        )
+        text = self.processor.batch_decode(ids, skip_special_tokens=True)[0]
+        return " ".join(text.split())
+
+
+def get_captioner(
+    name: str, *, text: str | None = None, blip: str = BLIP_MODEL, device: str = "cpu"
+) -> Captioner:
+    """Find a captioner by its name.
+
+    Args:
+        name: A key of `CAPTIONERS`.
+        text: What `fixed` says.
+        blip: Folder or Hub name of the weights of `blip`.
+        device: Where `blip` runs.
+
+    Raises:
+        ConfigError: if there is no such captioner, or `fixed` was given no text.
+        UnavailableError: if the weights of `blip` cannot be had here.
+    """
+    if name not in CAPTIONERS:
+        raise ConfigError(f"captioner must be one of {', '.join(CAPTIONERS)}, got {name!r}")
+    return CAPTIONERS[name](text, blip, device)
+
+
+def _fixed(text: str | None, blip: str, device: str) -> Captioner:
+    if text is None:
+        raise ConfigError("captioner 'fixed' needs a text, got none")
+    return Fixed(text)
+
+
+@lru_cache(maxsize=1)  # a second picture must not load the weights again
+def load_blip(source: str, device: str) -> Blip:
+    """Load BLIP from a local folder, the local cache, or, if allowed, the Hub.
+
+    Raises:
+        UnavailableError: if it is not there, or a library is missing.
+    """
+    local_only = os.environ.get(DOWNLOAD_VARIABLE) != "1"
+    try:
+        from transformers import AutoProcessor, BlipForConditionalGeneration
+
+        # The PIL backend on every machine: the other one resizes to other pixels.
+        processor = AutoProcessor.from_pretrained(
+            source, backend="pil", local_files_only=local_only
+        )
+        model = BlipForConditionalGeneration.from_pretrained(source, local_files_only=local_only)
+    except (ImportError, OSError, ValueError) as error:
+        hint = f" (set {DOWNLOAD_VARIABLE}=1 to fetch it)" if local_only else ""
+        reason = str(error).strip().split("\n")[0]
+        raise UnavailableError(
+            f"captioner 'blip': {source!r} is not here{hint}: {reason}"
+        ) from error
+    return Blip(processor, model.to(device).eval())
+
+
+CAPTIONERS: dict[str, Callable[[str | None, str, str], Captioner]] = {
+    "describer": lambda text, blip, device: Describer(),
+    "fixed": _fixed,
+    "blip": lambda text, blip, device: load_blip(blip, device),
+}

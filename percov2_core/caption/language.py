@@ -1,0 +1,171 @@
+"""The caption language model: words after words, and letters of words that it does not know.
+
+Three n-gram models in integers: `grammar` for the sentences of the describer, `free` for all
+other text, `letters` for the UTF-8 bytes of words that are not in the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from percov2_core.caption.ngram import NGram, Successors
+from percov2_core.caption.text import PUNCTUATION, Word
+from percov2_core.errors import WeightsError
+
+UNKNOWN = 1  # the symbol of a word that is spelled; 0 is the boundary
+RESERVED = 2
+LETTERS = 249  # the boundary and the 248 bytes that UTF-8 uses
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words that are not spelled; word i is symbol RESERVED + i."""
+
+    words: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if missing := set(PUNCTUATION) - set(self.words):
+            raise WeightsError(
+                f"caption model: the marks {sorted(missing)} are not among its words"
+            )
+
+    def __len__(self) -> int:
+        """How many symbols there are, the reserved ones included."""
+        return RESERVED + len(self.words)
+
+    @cached_property
+    def _symbols(self) -> dict[str, int]:
+        return {word: RESERVED + i for i, word in enumerate(self.words)}
+
+    def symbol(self, word: Word) -> int:
+        """The number of a word, or UNKNOWN."""
+        if word.attached != _is_mark(word.text):
+            return UNKNOWN
+        return self._symbols.get(word.text, UNKNOWN)
+
+    def word(self, symbol: int) -> Word:
+        """The word of a number from RESERVED on."""
+        text = self.words[symbol - RESERVED]
+        return Word(text, attached=_is_mark(text))
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """A vocabulary and the n-gram model over it."""
+
+    vocabulary: Vocabulary
+    model: NGram
+
+    def __post_init__(self) -> None:
+        if self.model.size != len(self.vocabulary):
+            raise WeightsError(
+                f"caption model: tables for {self.model.size} symbols, "
+                f"the vocabulary has {len(self.vocabulary)}"
+            )
+
+
+@dataclass(frozen=True)
+class CaptionLanguage:
+    """Everything that the caption coder needs."""
+
+    grammar: Lexicon
+    free: Lexicon
+    letters: NGram
+
+
+def _is_mark(text: str) -> bool:
+    """True for the punctuation that stands without a space before it."""
+    return len(text) == 1 and text in PUNCTUATION
+
+
+def load_language(path: Path) -> CaptionLanguage:
+    """Read a caption language model.
+
+    Raises:
+        WeightsError: if the file is missing, damaged or lacks a part.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        return from_arrays(arrays)
+    except (OSError, ValueError, KeyError, IndexError, BadZipFile) as error:
+        raise WeightsError(f"caption model {path.name} cannot be read: {error}") from error
+
+
+def save_language(language: CaptionLanguage, path: Path) -> None:
+    """Write a caption language model, always the same bytes for the same model."""
+    np.savez_compressed(path, allow_pickle=False, **to_arrays(language))
+
+
+def to_arrays(language: CaptionLanguage) -> dict[str, NDArray[np.uint8]]:
+    """All tables as bytes: keys and symbols as differences, split into planes of bytes."""
+    arrays = {}
+    for name in ("grammar", "free"):
+        lexicon: Lexicon = getattr(language, name)
+        words = "\n".join(lexicon.vocabulary.words)
+        arrays[f"{name}.words"] = np.frombuffer(words.encode(), dtype=np.uint8)
+        arrays |= _model_arrays(name, lexicon.model)
+    return arrays | _model_arrays("letters", language.letters)
+
+
+def from_arrays(arrays: Mapping[str, NDArray[np.uint8]]) -> CaptionLanguage:
+    """Undo `to_arrays`."""
+
+    def lexicon(name: str) -> Lexicon:
+        words = arrays[f"{name}.words"].tobytes().decode().split("\n")
+        return Lexicon(Vocabulary(tuple(words)), _model(name, arrays))
+
+    return CaptionLanguage(lexicon("grammar"), lexicon("free"), _model("letters", arrays))
+
+
+def _model_arrays(name: str, model: NGram) -> dict[str, NDArray[np.uint8]]:
+    arrays = {f"{name}.base": model.base}
+    for length, order in enumerate(model.orders, 1):
+        counts = np.diff(order.ends, prepend=0)
+        firsts = order.ends - counts
+        steps = np.diff(order.symbols, prepend=0)
+        steps[firsts] = order.symbols[firsts]
+        key = f"{name}.{length}"
+        arrays[f"{key}.contexts"] = _planes(np.diff(order.contexts, prepend=0))
+        arrays[f"{key}.counts"] = _planes(counts)
+        arrays[f"{key}.symbols"] = _planes(steps)
+        arrays[f"{key}.levels"] = order.levels
+    return arrays
+
+
+def _model(name: str, arrays: Mapping[str, NDArray[np.uint8]]) -> NGram:
+    orders: list[Successors] = []
+    while (key := f"{name}.{len(orders) + 1}") + ".levels" in arrays:
+        counts = _from_planes(arrays[f"{key}.counts"])
+        ends = np.cumsum(counts)
+        sums = np.cumsum(_from_planes(arrays[f"{key}.symbols"]))
+        before = np.concatenate([[0], sums])[ends - counts]
+        orders.append(
+            Successors(
+                contexts=np.cumsum(_from_planes(arrays[f"{key}.contexts"])),
+                ends=ends,
+                symbols=sums - np.repeat(before, counts),
+                levels=arrays[f"{key}.levels"],
+            )
+        )
+    return NGram(arrays[f"{name}.base"], orders)
+
+
+def _planes(values: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """(N,) non-negative integers -> (bytes, N), lowest byte first: they compress better so."""
+    width = max(1, (int(values.max(initial=0)).bit_length() + 7) // 8)
+    return np.stack([(values >> (8 * i)).astype(np.uint8) for i in range(width)])
+
+
+def _from_planes(planes: NDArray[np.uint8]) -> NDArray[np.int64]:
+    values = np.zeros(planes.shape[1], dtype=np.int64)
+    for i, plane in enumerate(planes):
+        values |= plane.astype(np.int64) << (8 * i)
+    return values

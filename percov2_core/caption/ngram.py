@@ -1,0 +1,135 @@
+"""An interpolated n-gram model that computes in integers only.
+
+V symbols (0 is the start of a sequence as a context, and its end as a symbol), K contexts and M
+entries of one length of context. The probability of a symbol after a context is
+
+    mass(context, symbol) + rest(context) * the probability after the context less its first symbol
+
+where the masses come from a table, and the rest is what the masses of a context leave of one.
+A context that the table lacks leaves everything to the next shorter one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from percov2_core.errors import WeightsError
+
+BOUNDARY = 0
+SCALE = 30  # masses are integers out of 2**SCALE
+STEPS_PER_OCTAVE = 8
+LEVELS = 240
+TOTAL = 1 << 16  # what a row of frequencies sums to
+GROUP = 128  # symbols that one row of frequencies tells apart
+
+# 2**(SCALE - (i + 0.5) / 8): the first octave of the masses. Each level is 1/8 bit.
+_OCTAVE = (1028218693, 942880699, 864625413, 792865000, 727060411, 666717336, 611382493, 560640218)
+_LEAST_REST = 1 << (SCALE - 8)  # rounded masses of a context may add up to one, or to more
+
+
+def mass_table() -> NDArray[np.int64]:
+    """(LEVELS,) masses, eight per octave, from just under one down."""
+    return np.array(
+        [_OCTAVE[i % STEPS_PER_OCTAVE] >> (i // STEPS_PER_OCTAVE) for i in range(LEVELS)],
+        dtype=np.int64,
+    )
+
+
+class Successors(NamedTuple):
+    """What may follow the contexts of one length."""
+
+    contexts: NDArray[np.int64]  # (K,) ascending; the symbols are the digits, base V
+    ends: NDArray[np.int64]  # (K,) where the entries of each context end
+    symbols: NDArray[np.int64]  # (M,) ascending within a context
+    levels: NDArray[np.uint8]  # (M,) index into `mass_table`
+
+
+class NGram:
+    """Symbol frequencies after a history.
+
+    Args:
+        base: (V,) uint8 levels of the symbols without any context.
+        orders: Successors of the contexts of 1, 2, ... symbols.
+
+    Raises:
+        WeightsError: if the tables do not fit together.
+    """
+
+    def __init__(self, base: NDArray[np.uint8], orders: Sequence[Successors]) -> None:
+        _check_below("levels", base, LEVELS)
+        for order in orders:
+            _check_order(order, len(base))
+        self.base = base
+        self.orders = tuple(orders)
+        self._table = mass_table()
+        self._base_mass = self._table[base]
+
+    @property
+    def size(self) -> int:
+        """V, the number of symbols."""
+        return len(self.base)
+
+    def weights(self, history: Sequence[int]) -> NDArray[np.int64]:
+        """(V,) what each symbol weighs after `history`, which began with `BOUNDARY`."""
+        remaining = 1 << SCALE
+        found: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        for length in range(min(len(self.orders), len(history)), 0, -1):
+            entry = self._entry(history[len(history) - length :])
+            if entry is None:
+                continue
+            symbols, masses = entry
+            found.append((symbols, (masses * remaining) >> SCALE))
+            rest = max((1 << SCALE) - int(masses.sum()), _LEAST_REST)
+            remaining = (remaining * rest) >> SCALE
+        total = (self._base_mass * remaining) >> SCALE
+        for symbols, masses in found:
+            total[symbols] += masses
+        return total
+
+    def _entry(self, context: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        order = self.orders[len(context) - 1]
+        key = 0
+        for symbol in context:
+            key = key * self.size + symbol
+        index = int(np.searchsorted(order.contexts, key))
+        if index == len(order.contexts) or order.contexts[index] != key:
+            return None
+        entries = slice(int(order.ends[index - 1]) if index else 0, int(order.ends[index]))
+        return order.symbols[entries], self._table[order.levels[entries]]
+
+
+def frequencies(weights: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """(V,) weights -> (1, V) frequencies of at least 1 that sum to TOTAL."""
+    spare = TOTAL - len(weights)
+    freqs = weights * spare // max(int(weights.sum()), 1) + 1
+    freqs[int(freqs.argmax())] += TOTAL - int(freqs.sum())
+    return freqs[None].astype(np.uint32)
+
+
+def group_frequencies(weights: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """(V,) weights -> (1, ceil(V / GROUP)) frequencies of the groups of GROUP symbols."""
+    return frequencies(np.add.reduceat(weights, np.arange(0, len(weights), GROUP)))
+
+
+def member_frequencies(weights: NDArray[np.int64], group: int) -> NDArray[np.uint32]:
+    """(V,) weights -> (1, at most GROUP) frequencies of the symbols in one group."""
+    return frequencies(weights[group * GROUP : (group + 1) * GROUP])
+
+
+def _check_order(order: Successors, size: int) -> None:
+    _check_below("levels", order.levels, LEVELS)
+    _check_below("symbols", order.symbols, size)
+    last = int(order.ends[-1]) if len(order.ends) else 0
+    if not last == len(order.symbols) == len(order.levels) or len(order.ends) != len(
+        order.contexts
+    ):
+        raise WeightsError(f"caption model: {len(order.symbols)} entries end at {last}")
+
+
+def _check_below(name: str, values: NDArray[np.integer], limit: int) -> None:
+    if (highest := int(values.max(initial=0))) >= limit:
+        raise WeightsError(f"caption model: {name} must be below {limit}, got {highest}")

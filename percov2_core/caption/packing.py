@@ -1,0 +1,230 @@
+"""Captions <-> symbols of a range coder.
+
+A caption is one symbol for its form, then its words (or its bytes). Of all forms that can hold
+a text the writer takes the cheapest. Every Unicode text survives exactly.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from math import log2
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from percov2_core.caption.language import (
+    UNKNOWN,
+    CaptionLanguage,
+    Lexicon,
+)
+from percov2_core.caption.ngram import (
+    BOUNDARY,
+    GROUP,
+    TOTAL,
+    NGram,
+    group_frequencies,
+    member_frequencies,
+)
+from percov2_core.caption.text import Word, join, split
+from percov2_core.errors import BitstreamError, ConfigError
+
+MAX_BYTES = 1000
+
+
+class Writer(Protocol):
+    """Where symbols go."""
+
+    def write(self, symbols: NDArray[np.integer], freqs: NDArray[np.uint32]) -> None:
+        """Append (N,) symbols with (N, K) frequencies."""
+
+
+class Reader(Protocol):
+    """Where symbols come from."""
+
+    def read(self, freqs: NDArray[np.uint32]) -> NDArray[np.int32]:
+        """(N, K) frequencies -> (N,) symbols."""
+
+
+class Form(NamedTuple):
+    """How a text is turned into words. `frequency` is out of 2**16."""
+
+    lexicon: str  # "grammar", "free", or "" for bare bytes
+    capital: bool  # the first letter is a capital
+    stop: bool  # the text ends with a full stop
+    frequency: int
+
+
+class Choice(NamedTuple):
+    """One symbol and the (1, K) frequencies that it is coded with."""
+
+    symbol: int
+    freqs: NDArray[np.uint32]
+
+
+# The position is what files say: append only.
+FORMS = (
+    Form("grammar", capital=False, stop=False, frequency=40_000),
+    Form("free", capital=False, stop=False, frequency=12_000),
+    Form("free", capital=True, stop=True, frequency=10_000),
+    Form("free", capital=True, stop=False, frequency=1_500),
+    Form("free", capital=False, stop=True, frequency=1_500),
+    Form("", capital=False, stop=False, frequency=536),
+)
+_FORM_FREQS = np.array([[form.frequency for form in FORMS]], dtype=np.uint32)
+_LENGTH_FREQS = np.full((1, 1024), TOTAL // 1024, dtype=np.uint32)
+_BYTE_FREQS = np.full((1, 256), TOTAL // 256, dtype=np.uint32)
+
+# One exchange codes one symbol: the writer's returns the symbol that it was given, the reader's
+# ignores it and returns the one that it reads. So both directions run the same loops below.
+Exchange = Callable[[int, NDArray[np.uint32]], int]
+
+
+def write_caption(writer: Writer, text: str, model: CaptionLanguage) -> None:
+    """Append a caption.
+
+    Raises:
+        ConfigError: if it is longer than MAX_BYTES in UTF-8.
+    """
+    for symbol, freqs in _cheapest(text, model):
+        writer.write(np.array([symbol]), freqs)
+
+
+def read_caption(reader: Reader, model: CaptionLanguage) -> str:
+    """Read what `write_caption` wrote.
+
+    Raises:
+        BitstreamError: if the data is impossible or holds no possible caption.
+    """
+
+    def exchange(_: int, freqs: NDArray[np.uint32]) -> int:
+        return int(reader.read(freqs)[0])
+
+    form = FORMS[exchange(0, _FORM_FREQS)]
+    if not form.lexicon:
+        return _decoded(_bytes(exchange, b""))
+    words = list(_words(exchange, [], getattr(model, form.lexicon), model.letters))
+    text = join(words) + "." * form.stop
+    text = text[:1].upper() + text[1:] if form.capital else text
+    if (size := len(_encoded(text))) > MAX_BYTES:
+        raise BitstreamError(f"caption is {size} bytes, at most {MAX_BYTES} are allowed")
+    return text
+
+
+def caption_bits(text: str, model: CaptionLanguage) -> float:
+    """Ideal code length of a caption in bits, with the coder's own frequencies."""
+    return _bits(_cheapest(text, model))
+
+
+def deflate_bytes(text: str) -> bytes:
+    """The paper's baseline: raw deflate of the UTF-8 text."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return packer.compress(_encoded(text)) + packer.flush()
+
+
+def _cheapest(text: str, model: CaptionLanguage) -> list[Choice]:
+    _check(text)
+    return min((_choices(text, form, model) for form in _possible_forms(text)), key=_bits)
+
+
+def _bits(choices: list[Choice]) -> float:
+    return -sum(log2(int(choice.freqs[0, choice.symbol]) / TOTAL) for choice in choices)
+
+
+def _check(text: str) -> None:
+    if (size := len(_encoded(text))) > MAX_BYTES:
+        raise ConfigError(f"caption must be at most {MAX_BYTES} UTF-8 bytes, got {size}")
+
+
+def _possible_forms(text: str) -> Iterator[Form]:
+    """Those that take away as much as they can, and the plain ones."""
+    stop = text.endswith(".")
+    first = text[:1]
+    capital = first.lower() != first and first.lower().upper() == first and len(first.lower()) == 1
+    for form in FORMS:
+        if form.lexicon != "free" or (form.stop, form.capital) == (stop, capital):
+            yield form
+
+
+def _choices(text: str, form: Form, model: CaptionLanguage) -> list[Choice]:
+    """All that is written for a text in this form."""
+    choices: list[Choice] = []
+
+    def exchange(symbol: int, freqs: NDArray[np.uint32]) -> int:
+        choices.append(Choice(symbol, freqs))
+        return symbol
+
+    exchange(FORMS.index(form), _FORM_FREQS)
+    if not form.lexicon:
+        _bytes(exchange, _encoded(text))
+        return choices
+    text = text.removesuffix(".") if form.stop else text
+    text = text[:1].lower() + text[1:] if form.capital else text
+    for _ in _words(exchange, split(text), getattr(model, form.lexicon), model.letters):
+        pass
+    return choices
+
+
+def _words(
+    exchange: Exchange, words: list[Word], lexicon: Lexicon, letters: NGram
+) -> Iterator[Word]:
+    """Exchange words up to the end of the caption, and yield what came out."""
+    history = [BOUNDARY]
+    size = 0
+    while size <= MAX_BYTES + 1:
+        given = words[len(history) - 1] if len(history) <= len(words) else None
+        number = lexicon.vocabulary.symbol(given) if given else BOUNDARY
+        symbol = _symbol(exchange, number, lexicon.model.weights(history))
+        if symbol == BOUNDARY:
+            return
+        if symbol == UNKNOWN:
+            word = Word(_spelled(exchange, given.text if given else "", letters))
+        else:
+            word = lexicon.vocabulary.word(symbol)
+        yield word
+        size += len(_encoded(word.text)) + (not word.attached)
+        history.append(symbol)
+    raise BitstreamError(f"caption goes on after {MAX_BYTES} bytes")
+
+
+def _spelled(exchange: Exchange, text: str, letters: NGram) -> str:
+    """Exchange one word, byte after byte."""
+    given = [*(byte + 1 for byte in _encoded(text)), BOUNDARY]
+    history = [BOUNDARY]
+    while len(history) <= MAX_BYTES + 1:
+        number = given[min(len(history), len(given)) - 1]
+        symbol = _symbol(exchange, number, letters.weights(history))
+        if symbol == BOUNDARY:
+            return _decoded(bytes(symbol - 1 for symbol in history[1:]))
+        history.append(symbol)
+    raise BitstreamError(f"caption holds a word of more than {MAX_BYTES} bytes")
+
+
+def _symbol(exchange: Exchange, symbol: int, weights: NDArray[np.int64]) -> int:
+    """Exchange one symbol: its group of GROUP, then its place in the group."""
+    group = 0
+    if len(weights) > GROUP:
+        group = exchange(symbol // GROUP, group_frequencies(weights))
+    member = exchange(symbol % GROUP, member_frequencies(weights, group))
+    return group * GROUP + member
+
+
+def _bytes(exchange: Exchange, data: bytes) -> bytes:
+    size = exchange(len(data), _LENGTH_FREQS)
+    if size > MAX_BYTES:
+        raise BitstreamError(f"caption is {size} bytes, at most {MAX_BYTES} are allowed")
+    given = data.ljust(size)
+    return bytes(exchange(given[i], _BYTE_FREQS) for i in range(size))
+
+
+def _encoded(text: str) -> bytes:
+    # Python strings may hold half a surrogate pair, which plain UTF-8 cannot.
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _decoded(data: bytes) -> str:
+    try:
+        return data.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError as error:
+        raise BitstreamError(f"caption holds {data!r}, which is not UTF-8") from error

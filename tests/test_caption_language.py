@@ -1,0 +1,140 @@
+"""The n-gram tables: integers, normalised, the same after saving."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from percov2_core.caption.language import (
+    Lexicon,
+    Vocabulary,
+    from_arrays,
+    load_language,
+    save_language,
+    to_arrays,
+)
+from percov2_core.caption.ngram import (
+    BOUNDARY,
+    GROUP,
+    LEVELS,
+    SCALE,
+    TOTAL,
+    NGram,
+    Successors,
+    frequencies,
+    group_frequencies,
+    mass_table,
+    member_frequencies,
+)
+from percov2_core.caption.text import PUNCTUATION, Word, join, split
+from percov2_core.errors import WeightsError
+from percov2_core.training.caption_language import build_language
+from percov2_core.training.ngram_fit import fit
+
+CAPTIONS = ["A dog runs.", "A dog and a cat run.", "The cat, not the dog, sleeps."] * 5
+SENTENCES = ["blue sky, green middle, brown ground, fine texture"] * 5
+sequences = st.lists(st.lists(st.integers(1, 6), max_size=8), min_size=1, max_size=12)
+weights = st.lists(st.integers(0, 2**SCALE), min_size=2, max_size=400)
+
+
+@given(st.text())
+def test_words_join_to_the_text_they_were_split_from(text):
+    assert join(split(text)) == text
+
+
+def test_closing_punctuation_stands_alone():
+    mark = Word(",", attached=True)
+    assert split("a dog, 3.5 m") == [Word("a"), Word("dog"), mark, Word("3.5"), Word("m")]
+
+
+@given(weights.map(np.array))
+def test_every_row_is_positive_and_sums_to_the_total(values):
+    groups = group_frequencies(np.resize(values, 3 * GROUP))
+    members = member_frequencies(np.resize(values, 3 * GROUP), 2)
+    for freqs in (frequencies(values), groups, members):
+        assert freqs.min() >= 1
+        assert freqs.sum(dtype=np.int64) == TOTAL
+
+
+@given(sequences, st.integers(1, 4))
+def test_weights_of_a_fitted_model_stay_close_to_one(texts, order):
+    model = fit(texts, 7, order=order, least_gain=0.0)
+    for text in texts:
+        total = int(model.weights([BOUNDARY, *text]).sum()) / 2**SCALE
+        assert 0.9 < total < 1.3
+
+
+def test_a_longer_context_decides_over_a_shorter_one():
+    model = fit([[1, 2, 3], [4, 2, 5]] * 50, 7, order=3, least_gain=0.0)
+    assert model.weights([BOUNDARY, 1, 2]).argmax() == 3
+    assert model.weights([BOUNDARY, 4, 2]).argmax() == 5
+
+
+def test_the_fit_matches_kneser_and_ney_by_hand():
+    # "1 2" four times and "3 2" once: 2 follows two symbols, 1 and 3 only the start.
+    model = fit([[1, 2]] * 4 + [[3, 2]], 8, order=1, least_gain=0.0)
+    assert model.base[2] == model.base[BOUNDARY] < model.base[1] < model.base[3] < model.base[7]
+    model = fit([[1, 2]] * 4 + [[3, 2]], 8, order=2, least_gain=0.0)
+    assert model.base[1] == model.base[3]
+
+
+def test_pruning_leaves_only_what_pays():
+    texts = [[1, 2, 3], [4, 2, 5]] * 50
+    kept = [len(fit(texts, 7, order=3, least_gain=g).orders[1].symbols) for g in (0, 10, 1e6)]
+    assert kept[0] >= kept[1] > kept[2] == 0
+
+
+def test_masses_halve_every_eight_levels_exactly():
+    table = mass_table()
+    assert len(table) == LEVELS
+    assert np.array_equal(table[8:], table[:-8] >> 1)
+    assert table[0] == round(2 ** (SCALE - 1 / 16))
+
+
+def test_saved_tables_are_the_same_after_loading(tmp_path):
+    language = build_language(CAPTIONS, SENTENCES)
+    for name in ("one.npz", "two.npz"):
+        save_language(language, tmp_path / name)
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
+    before, after = to_arrays(language), to_arrays(load_language(tmp_path / "one.npz"))
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[key], after[key]) for key in before)
+
+
+def test_a_missing_or_foreign_file_says_so(tmp_path):
+    with pytest.raises(WeightsError, match=r"caption model none\.npz cannot be read"):
+        load_language(tmp_path / "none.npz")
+    (tmp_path / "text.npz").write_text("hello")
+    with pytest.raises(WeightsError, match=r"caption model text\.npz cannot be read"):
+        load_language(tmp_path / "text.npz")
+
+
+def test_a_table_that_is_missing_is_named():
+    arrays = to_arrays(build_language(CAPTIONS, SENTENCES))
+    del arrays["letters.base"]
+    with pytest.raises(KeyError, match=r"letters\.base"):
+        from_arrays(arrays)
+
+
+def test_tables_that_do_not_fit_together_are_refused():
+    empty = NGram(np.zeros(5, np.uint8), [])
+    with pytest.raises(WeightsError, match="tables for 5 symbols, the vocabulary has 8"):
+        Lexicon(Vocabulary(tuple(PUNCTUATION)), empty)
+    with pytest.raises(WeightsError, match=r"the marks \['\.'\] are not among its words"):
+        Vocabulary(tuple(PUNCTUATION.replace(".", "")))
+
+
+@pytest.mark.parametrize(
+    ("ends", "symbols", "levels", "message"),
+    [
+        ([1], [1], [LEVELS], f"levels must be below {LEVELS}, got {LEVELS}"),
+        ([1], [9], [0], "symbols must be below 4, got 9"),
+        ([2], [1], [0], "1 entries end at 2"),
+    ],
+)
+def test_a_table_out_of_range_is_refused(ends, symbols, levels, message):
+    order = Successors(
+        np.array([0]), np.array(ends), np.array(symbols), np.array(levels, dtype=np.uint8)
+    )
+    with pytest.raises(WeightsError, match=message):
+        NGram(np.zeros(4, np.uint8), [order])

@@ -1,0 +1,175 @@
+"""Captions through the range coder: exact for every text, as short as the model says."""
+
+import random
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from percov2_core.caption.language import CaptionLanguage, load_language
+from percov2_core.caption.ngram import GROUP
+from percov2_core.caption.packing import (
+    FORMS,
+    MAX_BYTES,
+    caption_bits,
+    deflate_bytes,
+    read_caption,
+    write_caption,
+)
+from percov2_core.entropy.coder import TOTAL, SymbolReader, SymbolWriter
+from percov2_core.errors import BitstreamError, ConfigError
+from percov2_core.training.caption_language import build_language
+
+SHIPPED = Path(__file__).parents[1] / "assets" / "models" / "embedded" / "caption_language.npz"
+CAPTIONS = [
+    "A dog runs on the beach.",
+    "A dog, two cats and a man stand on the beach.",
+    "The man runs after the dog on the grass.",
+]
+SENTENCES = [
+    "pale blue sky, green middle, dark green ground, fine texture",
+    "grey top, dark grey beside red middle, brown ground, soft texture, uniform",
+]
+
+
+@cache
+def small_language() -> CaptionLanguage:
+    return build_language(CAPTIONS * 4, SENTENCES * 4)
+
+
+def shipped_language() -> CaptionLanguage:
+    if not SHIPPED.exists():
+        pytest.skip(f"needs {SHIPPED.name}")
+    return load_language(SHIPPED)
+
+
+def packed(text: str, language: CaptionLanguage) -> bytes:
+    writer = SymbolWriter()
+    write_caption(writer, text, language)
+    return writer.finish()
+
+
+def unpacked(data: bytes, language: CaptionLanguage) -> str:
+    reader = SymbolReader(data)
+    text = read_caption(reader, language)
+    reader.close()
+    return text
+
+
+@given(st.text(max_size=80))
+@example("")
+@example(" ")
+@example("  Two  spaces, a tab\t and\nlines. ")
+@example("...")
+@example(" , . a,b ,c")
+@example("A.")
+@example("\u0130stanbul \u1e9e \u01c5")
+@example("\U0001f436 \ud83d \udc36")
+@example("a\x00b")
+def test_every_text_survives_exactly(text):
+    assert unpacked(packed(text, small_language()), small_language()) == text
+
+
+words = st.sampled_from(["a", "dog", "Dog", "blue", "sky", "beside", "zebra", ",", "x.", "A", ""])
+
+
+@given(st.lists(words).map(" ".join))
+def test_known_words_in_any_order_and_case_survive(text):
+    assert unpacked(packed(text, small_language()), small_language()) == text
+
+
+@pytest.mark.parametrize("text", [*CAPTIONS, *SENTENCES, "Zürich, bei Nacht?", "日本語"])
+def test_the_coder_spends_what_caption_bits_says(text):
+    ideal = caption_bits(text, small_language())
+    assert abs(len(packed(text, small_language())) - ideal / 8) <= 1
+
+
+def test_the_cheapest_form_is_never_much_worse_than_bare_bytes():
+    noise = "".join(random.Random(3).choices("äöüßΩж漢字", k=200))
+    assert caption_bits(noise, small_language()) <= 8 * len(noise.encode()) + 20
+
+
+def test_the_longest_caption_survives_and_a_longer_one_is_refused():
+    text = "é" * (MAX_BYTES // 2)
+    assert unpacked(packed(text, small_language()), small_language()) == text
+    with pytest.raises(ConfigError, match="at most 1000 UTF-8 bytes, got 1001"):
+        packed(text + "!", small_language())
+
+
+@given(st.binary(max_size=60))
+def test_no_data_raises_anything_but_bitstream_error(data):
+    try:
+        text = unpacked(data, small_language())
+    except BitstreamError:
+        return
+    assert len(text.encode("utf-8", "surrogatepass")) <= MAX_BYTES
+
+
+class Scripted:
+    """A reader that says the given symbols, then the last of them for ever."""
+
+    def __init__(self, *symbols: int) -> None:
+        self.symbols = list(symbols)
+
+    def read(self, freqs):
+        symbol = self.symbols.pop(0) if len(self.symbols) > 1 else self.symbols[0]
+        return np.array([min(symbol, freqs.shape[1] - 1)])
+
+
+@pytest.mark.parametrize(
+    ("symbols", "message"),
+    [
+        ((5, 1001), "caption is 1001 bytes, at most 1000 are allowed"),
+        ((5, 1, 255), r"caption holds b'\\xff', which is not UTF-8"),
+        ((1, 2), "caption goes on after 1000 bytes"),
+        ((1, 1, 0, 100), "caption holds a word of more than 1000 bytes"),
+    ],
+)
+def test_impossible_captions_name_what_is_wrong(symbols, message):
+    assert len(small_language().free.vocabulary) <= GROUP
+    with pytest.raises(BitstreamError, match=message):
+        read_caption(Scripted(*symbols), small_language())
+
+
+def test_form_frequencies_make_a_whole():
+    assert sum(form.frequency for form in FORMS) == TOTAL
+
+
+def test_deflate_is_the_raw_format():
+    import zlib
+
+    text = "a dog on a beach, a dog"
+    assert zlib.decompress(deflate_bytes(text), -15).decode() == text
+
+
+def test_shipped_tables_meet_their_target_on_held_out_captions(shared):
+    from percov2_core.training.caption_language import HELD_OUT, read_captions
+
+    language = shipped_language()
+    captions = read_captions(shared / "data" / "captions.txt.gz")[-HELD_OUT:][::10]
+    bits = [caption_bits(caption, language) for caption in captions]
+    plain = [8 * len(deflate_bytes(caption)) for caption in captions]
+    assert np.mean(bits) < 80
+    assert np.mean(plain) > 5 * np.mean(bits)
+
+
+def test_shipped_tables_spend_few_bits_on_the_describer():
+    caption = "pale blue sky, dark green beside tan middle, brown ground, fine texture"
+    assert caption_bits(caption, shipped_language()) < 60
+
+
+def test_an_edited_word_costs_little_in_the_shipped_tables():
+    language = shipped_language()
+    edited = "vivid red sky, dark green middle, brown ground, fine texture"
+    strange = "vivid red castle sky, dark green middle, brown ground, fine texture"
+    assert caption_bits(edited, language) < 60
+    assert caption_bits(strange, language) < 110
+    assert unpacked(packed(strange, language), language) == strange
+
+
+def test_the_bytes_of_a_caption_are_frozen():
+    # The tables are part of the model that files name: other bytes mean another model.
+    assert packed("a red barn", shipped_language()).hex() == "a95bc150"
