@@ -1,6 +1,6 @@
 """Train the masked image model on token grids and their captions.
 
-S grids in a file, h x w tokens in each, B grids in a batch.
+The averaged model that comes out is what `entropy.exporter` turns into the integer twin.
 """
 
 from __future__ import annotations
@@ -11,176 +11,28 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from math import cos, pi
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
-from percov2_core.entropy.masked_model import (
-    MaskedImageModel,
-    MaskedModelConfig,
-    pad_words,
-    split_words,
-    word_ids,
+from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfig
+from percov2_core.errors import WeightsError
+from percov2_core.training.token_batches import (
+    BatchMaker,
+    MaskedTraining,
+    collect_vocabulary,
+    load_grids,
 )
-from percov2_core.entropy.schedule import MAX_TILE, Grid, stages
-from percov2_core.errors import ConfigError, WeightsError
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT_NAME = "last.pt"
 MODEL_NAME = "masked.safetensors"
 LOSSES_NAME = "losses.csv"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MaskedTraining:
-    """How long and how to train.
-
-    Attributes:
-        minutes: Wall-clock budget over all sittings; the learning rate falls to zero with it.
-        batch_tokens: Tokens in one step; grids per batch follow from their size.
-        learning_rate: Peak of AdamW.
-        weight_decay: Of AdamW, on matrices only.
-        warmup_steps: Steps until the peak.
-        ema: Share of the old average kept in one step.
-        crop_share: Share of batches cut from the grids at a random place and size.
-        min_crop: Shortest side of a cut, in tokens.
-        caption_drop: Share of grids shown without a caption.
-        held_out: Last grids of each file, used for validation only.
-        validate_minutes: Time between validations and checkpoints.
-        seed: Of the order of everything.
-    """
-
-    minutes: float
-    batch_tokens: int = 8192
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
-    warmup_steps: int = 60
-    ema: float = 0.995
-    crop_share: float = 0.7
-    min_crop: int = 8
-    caption_drop: float = 0.1
-    held_out: int = 32
-    validate_minutes: float = 2.0
-    seed: int = 0
-
-
-class TokenSet(NamedTuple):
-    """The grids of one file."""
-
-    tokens: NDArray[np.uint8]  # (S, h, w)
-    captions: list[str]  # S of them
-
-
-class Batch(NamedTuple):
-    tokens: Tensor  # (B, h, w) int64
-    words: Tensor  # (B, W) int64
-    stage_map: Tensor  # (h, w) int64
-
-
-def load_grids(path: Path) -> TokenSet:
-    """Read an .npz with "tokens" (S, h, w) uint8 and "captions" (S,) text.
-
-    Raises:
-        ConfigError: if an array is missing or has another shape.
-    """
-    with np.load(path, allow_pickle=False) as arrays:
-        if missing := {"tokens", "captions"} - set(arrays.files):
-            raise ConfigError(f"{path.name} has no array {sorted(missing)[0]!r}")
-        tokens, captions = arrays["tokens"], [str(text) for text in arrays["captions"]]
-    if tokens.ndim != 3 or len(captions) != len(tokens) or max(tokens.shape[1:]) > MAX_TILE:
-        raise ConfigError(
-            f"{path.name}: tokens must be (S, h, w) with sides up to {MAX_TILE} and one caption "
-            f"each, got {tokens.shape} and {len(captions)} captions"
-        )
-    return TokenSet(tokens, captions)
-
-
-def collect_vocabulary(
-    captions: Sequence[str], *, least: int = 3, most: int = 2000
-) -> tuple[str, ...]:
-    """The commonest words that occur at least `least` times, most frequent first."""
-    counts: dict[str, int] = {}
-    for caption in captions:
-        for word in split_words(caption):
-            counts[word] = counts.get(word, 0) + 1
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return tuple(word for word, count in ranked[:most] if count >= least)
-
-
-def random_stages(grid: Grid, rng: np.random.Generator) -> NDArray[np.int64]:
-    """A stage map for one training batch: mostly `qlds`, else another schedule or chance."""
-    name = str(rng.choice(["qlds", "quincunx", "var", "checkerboard", "chance"], p=_STAGE_SHARES))
-    if name != "chance":
-        return stages(name, grid)
-    n = grid[0] * grid[1]
-    count = int(rng.integers(2, 17))
-    ends = np.ceil(n * (np.arange(1, count + 1) / count) ** rng.uniform(1.0, 3.0))
-    position = rng.permutation(n)
-    found: NDArray[np.int64] = np.searchsorted(ends, position, side="right").reshape(grid)
-    return found
-
-
-_STAGE_SHARES = (0.5, 0.12, 0.12, 0.06, 0.2)
-
-
-class BatchMaker:
-    """Draws batches; step i of a seed is the same in every sitting."""
-
-    def __init__(
-        self, sets: Sequence[TokenSet], config: MaskedModelConfig, settings: MaskedTraining
-    ) -> None:
-        self.settings = settings
-        self.sets = [TokenSet(s.tokens[: -settings.held_out], s.captions) for s in sets]
-        self.words = [[word_ids(caption, config) for caption in s.captions] for s in sets]
-        sizes = np.array([s.tokens.size for s in self.sets], dtype=np.float64)
-        self.shares = sizes / sizes.sum()
-        held = [
-            (s.tokens[-settings.held_out :], w[-settings.held_out :])
-            for s, w in zip(sets, self.words, strict=True)
-        ]
-        self.held_out = [
-            Batch(_tensor(t), pad_words(w), _tensor(stages("qlds", (t.shape[1], t.shape[2]))))
-            for t, w in held
-        ]
-
-    def draw(self, step: int) -> Batch:
-        """The batch of a step."""
-        rng = np.random.default_rng([self.settings.seed, step])
-        which = int(rng.choice(len(self.sets), p=self.shares))
-        tokens = self.sets[which].tokens
-        full = (tokens.shape[1], tokens.shape[2])
-        grid = self._cut_size(full, rng)
-        count = max(1, self.settings.batch_tokens // (grid[0] * grid[1]))
-        chosen = rng.integers(0, len(tokens), count)
-        rows = rng.integers(0, full[0] - grid[0] + 1, count)
-        columns = rng.integers(0, full[1] - grid[1] + 1, count)
-        cut = np.stack(
-            [
-                tokens[i, y : y + grid[0], x : x + grid[1]]
-                for i, y, x in zip(chosen, rows, columns, strict=True)
-            ]
-        )
-        # The caption tells of the whole picture: the less of it is left, the less it fits.
-        kept = grid[0] * grid[1] / (full[0] * full[1]) * (1 - self.settings.caption_drop)
-        words = [self.words[which][i] if rng.random() < kept else [] for i in chosen]
-        return Batch(_tensor(cut), pad_words(words), _tensor(random_stages(grid, rng)))
-
-    def _cut_size(self, full: Grid, rng: np.random.Generator) -> Grid:
-        if rng.random() >= self.settings.crop_share:
-            return full
-        least = [min(self.settings.min_crop, side) for side in full]
-        most = [max(low, side * 3 // 4) for low, side in zip(least, full, strict=True)]
-        sides = [int(rng.integers(low, high + 1)) for low, high in zip(least, most, strict=True)]
-        return sides[0], sides[1]
 
 
 def train_masked(
@@ -240,6 +92,7 @@ class _Loop:
         self.step, self.seconds = 0, 0.0
 
     def run(self, out_dir: Path) -> None:
+        """Train to the end of the budget."""
         budget, pause = 60 * self.settings.minutes, 60 * self.settings.validate_minutes
         due, mean = self.seconds + pause, 0.0
         while self.seconds < budget:
@@ -309,6 +162,7 @@ class _Loop:
             writer.writerow(row)
 
     def save(self, path: Path) -> None:
+        """Write a checkpoint; a broken write leaves the old one."""
         state = {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
@@ -322,6 +176,7 @@ class _Loop:
         partial.replace(path)
 
     def load(self, path: Path) -> None:
+        """Go on from what `save` wrote."""
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
@@ -354,7 +209,3 @@ def load_model(path: Path) -> MaskedImageModel:
     except RuntimeError as error:
         raise WeightsError(f"masked model {path.name} does not fit its config: {error}") from error
     return model.eval()
-
-
-def _tensor(array: NDArray[np.generic]) -> Tensor:
-    return torch.from_numpy(array.astype(np.int64))
