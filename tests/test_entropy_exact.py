@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from percov2_core.config import SCHEDULES
-from percov2_core.entropy.exact import ExactModel, Session
+from percov2_core.entropy.exact import ExactModel
 from percov2_core.entropy.exporter import export
 from percov2_core.entropy.masked_model import (
     MaskedImageModel,
@@ -12,6 +12,7 @@ from percov2_core.entropy.masked_model import (
     word_ids,
 )
 from percov2_core.entropy.schedule import order, stage_sizes, stages
+from percov2_core.entropy.session import Session
 from percov2_core.errors import WeightsError
 
 CONFIG = MaskedModelConfig(

@@ -22,6 +22,7 @@ from percov2_core.entropy.coder import TOTAL, SymbolReader, SymbolWriter
 from percov2_core.entropy.exact import ExactModel
 from percov2_core.entropy.masked_model import word_ids
 from percov2_core.entropy.schedule import Grid, order, stage_sizes, stages, tiles
+from percov2_core.entropy.session import Session
 from percov2_core.errors import BitstreamError, ConfigError
 
 Ints = NDArray[np.int64]
@@ -222,7 +223,7 @@ class TokenPrior:
         else:
             plans = [part.stages(schedule) for part in parts]
         words = word_ids(caption, self.model.config)
-        sessions = [self.model.begin(part.grid, words) for part in parts]
+        sessions = [Session(self.model, part.grid, words) for part in parts]
         for number in range(max(len(plan) for plan in plans)):
             for part, plan, session in zip(parts, plans, sessions, strict=True):
                 if number >= len(plan):
