@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import sqrt
 
 import numpy as np
 import torch
@@ -155,10 +156,15 @@ class Session:
 
 def _normalise(x: Tensor) -> Tensor:
     """(n, D) residual integers -> integers of root mean square 2**9."""
-    wide = x.double()
-    floor = (mm.NORM_FLOOR * 2**RESIDUAL_BITS) ** 2
-    square = wide.square().sum(-1, keepdim=True) / x.shape[-1] + floor
-    return torch.floor(wide * (2.0**NORM_BITS / square.sqrt()) + 0.5).float()
+    wide, width = x.double(), x.shape[-1]
+    floor = width * (mm.NORM_FLOOR * 2**RESIDUAL_BITS) ** 2
+    length = (wide.square().sum(-1, keepdim=True) + floor).sqrt()
+    return torch.floor(wide * _divide(2**NORM_BITS * sqrt(width), length) + 0.5).float()
+
+
+def _divide(number: float, by: Tensor) -> Tensor:
+    """Divide tensor by tensor: a plain number on either side may become a reciprocal."""
+    return torch.full_like(by, number) / by
 
 
 def _residual(x: Tensor) -> Tensor:
@@ -169,7 +175,7 @@ def _weights(score: Tensor) -> Tensor:
     """(A, n, M) integer scores -> integer weights that add up to at most 16000."""
     score = score.clamp_(min=0.0)
     total = score.sum(-1, keepdim=True, dtype=torch.float64) + mm.SUM_OFFSET * 2**SCORE_BITS
-    return score.mul_((WEIGHT_TOTAL / total).float()).floor_()
+    return score.mul_(_divide(WEIGHT_TOTAL, total).float()).floor_()
 
 
 def _to_frequencies(logits: Tensor, exponential: Tensor) -> Tensor:
