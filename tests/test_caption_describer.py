@@ -1,5 +1,7 @@
 """The describer: one regular sentence, the same for the same pixels."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -27,6 +29,16 @@ def test_the_sentence_is_frozen():
         "pale blue sky, dark green beside tan middle, "
         "red beside dark brown beside dark brown ground, smooth texture, uniform"
     )
+
+
+def test_forty_sentences_are_frozen():
+    dice = np.random.default_rng(11)
+    sentences = []
+    for spread in range(2, 82, 2):
+        blocks = dice.integers(0, 256, 3) + dice.integers(-spread, spread, (5, 4, 3))
+        picture = Image.fromarray(np.clip(blocks, 0, 255).astype(np.uint8))
+        sentences.append(describe(picture.resize((200, 160), Image.Resampling.BOX)))
+    assert hashlib.sha256("\n".join(sentences).encode()).hexdigest()[:16] == "b2bd32ac66af4d9f"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (64, 64), (37, 512), (2000, 9)])
