@@ -135,7 +135,7 @@ def test_impossible_captions_name_what_is_wrong(symbols, message):
 
 
 def test_words_without_letters_do_not_go_on_for_ever():
-    endless = Scripted(1, *[1, 0] * 2000)
+    endless = Scripted(1, *[1, 0, 0] * 2000)
     with pytest.raises(BitstreamError, match="caption goes on after 1000 bytes"):
         read_caption(endless, small_language())
 
