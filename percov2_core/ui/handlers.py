@@ -1,0 +1,198 @@
+"""What the buttons do: one call into the core each, and its answer as component values."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from percov2_core.bitstream import MAX_FILE_BYTES, Stream
+from percov2_core.codec import PerCoV2
+from percov2_core.errors import BitstreamError, PerCoError
+from percov2_core.ui import bits, compare, runs, share, text
+from percov2_core.ui.html import bytes_in_words, empty
+from percov2_core.ui.intake import Chosen, read_upload
+from percov2_core.ui.limits import MAX_WORKING_PIXELS
+from percov2_core.ui.painting import Cancelled, Look, paint
+from percov2_core.ui.runs import Run, Settings
+
+_KEEP: Any = gr.skip()
+
+
+class Intake(NamedTuple):
+    """Outputs of choosing a picture."""
+
+    chosen: Chosen | None
+    caption: str
+    cost: str
+    button: Any
+    side: Any
+
+
+class View(NamedTuple):
+    """Outputs of compressing; what is not given stays as it is."""
+
+    headline: Any = _KEEP
+    stage: Any = _KEEP
+    caption: Any = _KEEP
+    run: Any = _KEEP
+
+
+class Opened(NamedTuple):
+    """Outputs of decoding a file."""
+
+    headline: Any = _KEEP
+    stage: Any = _KEEP
+    details: Any = _KEEP
+    run: Any = _KEEP
+
+
+@contextlib.contextmanager
+def shown_to_user() -> Iterator[None]:
+    """Turn the package's own errors into a toast. Bugs keep their traceback."""
+    try:
+        yield
+    except PerCoError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+class Handlers:
+    """Holds the loaded codec, and which painting each visitor may cancel."""
+
+    def __init__(self, codec: PerCoV2, examples: Mapping[str, Path]) -> None:
+        self.codec = codec
+        self.examples = examples
+        self._running: dict[str, threading.Event] = {}
+
+    def pick(self, event: gr.EventData) -> str:
+        """A click on a thumbnail -> the path of the example."""
+        return str(self.examples[event.name])
+
+    def choose(self, payload: dict[str, Any] | None, captioner: str) -> Intake:
+        """Read what was uploaded, and caption it at once. `payload` is gradio's own file data."""
+        if payload is None:
+            return Intake(None, "", "", gr.Button(interactive=False), gr.Radio(visible=False))
+        with shown_to_user():
+            path = Path(payload["path"])
+            chosen = read_upload(path, name=payload.get("orig_name") or path.name)
+            caption = ""
+            if captioner != "fixed":
+                caption = self.codec.describe(chosen.image, captioner=captioner)
+        return Intake(
+            chosen,
+            caption,
+            self.caption_cost(caption),
+            gr.Button(interactive=True),
+            gr.Radio(visible=chosen.large),
+        )
+
+    def recaption(self, chosen: Chosen | None, captioner: str) -> tuple[Any, Any]:
+        """Another captioner was picked."""
+        if chosen is None or captioner == "fixed":
+            return _KEEP, _KEEP
+        with shown_to_user():
+            caption = self.codec.describe(chosen.image, captioner=captioner)
+        return caption, self.caption_cost(caption)
+
+    def caption_cost(self, caption: str) -> str:
+        """The price of the text, as one types."""
+        if not caption.strip():
+            return text.CAPTION_COST_EMPTY
+        cost = self.codec.caption_bits(caption.strip())
+        return f"This text costs **{cost:.0f} bits**, about {bytes_in_words(-(-round(cost) // 8))}."
+
+    def apply_preset(self, mode: str, preset: str) -> tuple[int, float]:
+        chosen = self.codec.presets[mode][preset]
+        return chosen.steps, chosen.guidance
+
+    def compress(self, chosen: Chosen | None, request: gr.Request, *values: Any) -> Iterator[View]:
+        """Encode, say how small it is, then paint."""
+        if chosen is None:
+            raise gr.Error(text.CHOOSE_FIRST, print_exception=False)
+        settings = Settings(*values)
+        image = chosen.at(settings.side_px)
+        with shown_to_user():
+            yield View(stage=compare.painting(image.size, frame=None, picture=None))
+            caption = runs.wanted_caption(self.codec, image, settings)
+            stream = runs.encode(self.codec, image, caption, settings)
+            yield View(runs.headline(stream, chosen), caption=caption)
+            tag = bytes_in_words(sum(stream.sizes))
+            for frame, decoded in self._painted(stream, settings.look, request):
+                if decoded is None:
+                    yield View(stage=frame)
+                    continue
+                run = Run(chosen.name, caption, stream, settings.look, decoded, image)
+                shown = compare.compare(image, decoded, tag=tag, caption=caption)
+                yield View(stage=shown, run=run)
+
+    def _painted(
+        self, stream: Stream, look: Look, request: gr.Request
+    ) -> Iterator[tuple[str, Any]]:
+        """(HTML of the state, None) while painting; at the end ("", the picture)."""
+        cancel = self._running[request.session_hash or ""] = threading.Event()
+        latest = None
+        size = (stream.width, stream.height)
+        with contextlib.suppress(Cancelled):
+            for frame in paint(self.codec, stream, look, cancel=cancel):
+                latest = frame.picture or latest
+                if frame.finished:
+                    yield "", frame.picture
+                else:
+                    yield compare.painting(size, frame=frame, picture=latest), None
+
+    def cancel(self, request: gr.Request) -> tuple[str, str]:
+        """Stop the visitor's own painting."""
+        if running := self._running.pop(request.session_hash or "", None):
+            running.set()
+        return runs.plain_headline(text.CANCELLED, ""), empty(text.EMPTY_STAGE)
+
+    def explain(self, run: Run, request: gr.Request) -> tuple[str, str]:
+        """Where the bits went, and the file to take away."""
+        with shown_to_user():
+            contents = self.codec.read(run.stream)
+        address = share.page_address(request.headers)
+        return (
+            bits.bits_panel(run.stream, contents, run.decoded),
+            share.share_panel(run.stream, address=address, name=run.name),
+        )
+
+    def open_file(self, path: str | None, request: gr.Request) -> Iterator[Opened]:
+        """A `.pcv2` file was dropped in."""
+        if path is None:
+            return
+        with shown_to_user():
+            with Path(path).open("rb") as file:
+                stream = Stream.from_bytes(file.read(MAX_FILE_BYTES + 1))
+            yield from self._open(stream, Path(path).stem, request)
+
+    def open_link(self, pasted: str, request: gr.Request) -> Iterator[Opened]:
+        """A link was pasted."""
+        if not pasted.strip():
+            return
+        with shown_to_user():
+            yield from self._open(share.read_link(pasted), "shared", request)
+
+    def _open(self, stream: Stream, name: str, request: gr.Request) -> Iterator[Opened]:
+        if stream.width * stream.height > MAX_WORKING_PIXELS:
+            raise BitstreamError(
+                f"picture: this page paints at most {MAX_WORKING_PIXELS / 1e6:.1f} megapixels, "
+                f"got {stream.width}x{stream.height}: use the command line"
+            )
+        contents = self.codec.read(stream)
+        preset = self.codec.presets[stream.mode]["balanced"]
+        look = Look(preset.steps, preset.guidance)
+        yield Opened(runs.file_headline(stream))
+        for frame, decoded in self._painted(stream, look, request):
+            if decoded is None:
+                yield Opened(stage=frame)
+                continue
+            tag = bytes_in_words(sum(stream.sizes))
+            yield Opened(
+                stage=compare.single(decoded, tag=tag, caption=contents.caption),
+                details=bits.bits_panel(stream, contents, decoded),
+                run=Run(name, contents.caption, stream, look, decoded),
+            )

@@ -1,0 +1,112 @@
+"""What a visitor uploaded -> a picture that the codec takes, or a sentence that says why not."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from PIL import Image
+
+from percov2_core import image_io
+from percov2_core.config import MIN_SIDE_PX
+from percov2_core.errors import ImageError
+from percov2_core.ui import text
+from percov2_core.ui.limits import (
+    COMFORTABLE_SIDE_PX,
+    MAX_UPLOAD_BYTES,
+    MAX_UPLOAD_PIXELS,
+    MAX_WORKING_SIDE_PX,
+)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The picture that a visitor works on.
+
+    Attributes:
+        name: File name without its ending.
+        kind: Format of the upload as Pillow calls it.
+        size_bytes: Length of the upload.
+        image: Mode "RGB", no side over 2048 px.
+        uploaded_px: Width and height of the upload.
+    """
+
+    name: str
+    kind: str
+    size_bytes: int
+    image: Image.Image
+    uploaded_px: tuple[int, int]
+
+    @property
+    def large(self) -> bool:
+        """True if a smaller working size should be offered."""
+        return max(self.image.size) > COMFORTABLE_SIDE_PX
+
+    def at(self, side_px: int) -> Image.Image:
+        """The picture with no side over `side_px`."""
+        return fitted(self.image, side_px)
+
+    @cached_property
+    def png_bytes(self) -> int:
+        """Length of the picture as an ordinary PNG."""
+        buffer = io.BytesIO()
+        self.image.save(buffer, "PNG")
+        return buffer.tell()
+
+
+def read_upload(path: Path, *, name: str) -> Chosen:
+    """Check and read an uploaded file.
+
+    Raises:
+        ImageError: in words for a visitor.
+    """
+    size_bytes = path.stat().st_size
+    if size_bytes > MAX_UPLOAD_BYTES:
+        raise ImageError(text.too_many_bytes(size_bytes))
+    kind, size = _look(path, name)
+    if size[0] * size[1] > MAX_UPLOAD_PIXELS:
+        raise ImageError(text.too_many_pixels(*size))
+    if min(size) < MIN_SIDE_PX:
+        raise ImageError(text.too_small(*size, MIN_SIDE_PX))
+    return Chosen(Path(name).stem, kind, size_bytes, _load(path, name), size)
+
+
+def fitted(image: Image.Image, side_px: int) -> Image.Image:
+    """`image` with its long side reduced to `side_px` if it is longer."""
+    if max(image.size) <= side_px:
+        return image
+    scale = side_px / max(image.size)
+    width, height = (max(MIN_SIDE_PX, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _look(path: Path, name: str) -> tuple[str, tuple[int, int]]:
+    """Format and size from the file's header; no pixel is decoded."""
+    try:
+        with Image.open(path, formats=image_io.FORMATS) as image:
+            return image.format or "file", image.size
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged data
+        raise ImageError(text.not_a_picture(name)) from error
+
+
+def _load(path: Path, name: str) -> Image.Image:
+    """Decode; sides over the format's limit are reduced before anything else sees them."""
+    try:
+        image = Image.open(path, formats=image_io.FORMATS)
+        image.load()
+        if max(image.size) > MAX_WORKING_SIDE_PX:
+            profile, exif = image.info.get("icc_profile"), image.getexif()
+            image = fitted(_plain(image), MAX_WORKING_SIDE_PX)
+            image.info["icc_profile"], image.info["exif"] = profile, exif.tobytes()
+        return image_io.normalise(image)
+    except Exception as error:
+        raise ImageError(text.not_a_picture(name)) from error
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """A mode that resizes well: palettes and bilevel pictures do not."""
+    if image.mode in ("P", "1"):
+        return image.convert("RGBA")
+    return image

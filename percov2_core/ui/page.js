@@ -1,0 +1,145 @@
+// What the page does without the server. Loaded once, into the head.
+(() => {
+  const figure = (from) => from.closest(".pc-compare");
+  const visible = (selector) =>
+    [...document.querySelectorAll(selector)].find((found) => found.offsetParent !== null);
+
+  const split = (from, value) => {
+    const whole = figure(from);
+    const range = whole.querySelector(".pc-range");
+    whole.style.setProperty("--split", value);
+    range.value = value;
+    range.setAttribute("aria-valuetext", `${value} percent original`);
+  };
+
+  const zoom = (from, factor) => {
+    const whole = figure(from);
+    const now = Number(whole.style.getPropertyValue("--zoom") || 1);
+    const next = Math.min(8, Math.max(1, now * factor));
+    const view = whole.querySelector(".pc-view");
+    const centre = [
+      (view.scrollLeft + view.clientWidth / 2) / view.scrollWidth,
+      (view.scrollTop + view.clientHeight / 2) / view.scrollHeight,
+    ];
+    whole.style.setProperty("--zoom", next);
+    view.scrollLeft = centre[0] * view.scrollWidth - view.clientWidth / 2;
+    view.scrollTop = centre[1] * view.scrollHeight - view.clientHeight / 2;
+    whole.querySelector(".pc-zoom").textContent = `${next}×`;
+  };
+
+  const full = (from) => {
+    if (document.fullscreenElement) document.exitFullscreen();
+    else figure(from).requestFullscreen();
+  };
+
+  const save = (from) => {
+    const link = document.createElement("a");
+    link.href = figure(from).querySelector(".pc-decoded").src;
+    link.download = "decoded.png";
+    link.click();
+  };
+
+  const copy = async (from) => {
+    const field = from.parentElement.querySelector("input");
+    field.select();
+    try {
+      await navigator.clipboard.writeText(field.value);
+    } catch {
+      document.execCommand("copy");  // pages without a secure origin have no clipboard
+    }
+    from.textContent = "Copied";
+    setTimeout(() => (from.textContent = "Copy"), 1500);
+  };
+
+  // Another codec's picture on the right side of the slider.
+  const show = (from) => {
+    const whole = visible(".pc-compare");
+    if (!whole) return;
+    whole.querySelector(".pc-decoded").src = from.querySelector("img").src;
+    whole.querySelector(".pc-right").textContent = from.dataset.tag;
+    for (const other of document.querySelectorAll(".pc-show")) other.setAttribute("aria-pressed", other === from);
+    whole.scrollIntoView({ block: "nearest", behavior: "smooth" });
+  };
+
+  const heat = (share) => {
+    // Dark blue, magenta, yellow: readable without red and green.
+    const stops = [[20, 12, 80], [150, 30, 120], [240, 100, 60], [252, 230, 120]];
+    const at = Math.min(0.9999, Math.max(0, share)) * (stops.length - 1);
+    const low = Math.floor(at);
+    return stops[low].map((v, i) => Math.round(v + (stops[low + 1][i] - v) * (at - low)));
+  };
+
+  const paint = (whole) => {
+    const data = whole.tokenData;
+    const canvas = whole.querySelector("canvas");
+    const upTo = Number(whole.querySelector("input").value);
+    const cell = 16;
+    canvas.width = Math.round(data.columns * cell * data.cover[0]);
+    canvas.height = Math.round(data.rows * cell * data.cover[1]);
+    const context = canvas.getContext("2d");
+    const most = Math.max(0.01, ...data.bits);
+    data.bits.forEach((bits, i) => {
+      const x = (i % data.columns) * cell;
+      const y = Math.floor(i / data.columns) * cell;
+      const shown = data.stages[i] < upTo;
+      const [r, g, b] = heat(bits / most);
+      if (!shown) context.fillStyle = "rgba(8, 10, 16, .82)";
+      else if (!data.sent[i]) context.fillStyle = "rgba(255, 255, 255, .35)";
+      else context.fillStyle = `rgba(${r}, ${g}, ${b}, .62)`;
+      context.fillRect(x, y, cell, cell);
+    });
+    const seen = data.bits.filter((_, i) => data.sent[i] && data.stages[i] < upTo);
+    const total = seen.reduce((sum, bits) => sum + bits, 0);
+    whole.querySelector("output").textContent =
+      `after stage ${upTo}: ${seen.length} tokens, ${total.toFixed(0)} bits`;
+  };
+
+  const tokens = (from) => {
+    const whole = from.closest(".pc-tokens");
+    whole.tokenData = JSON.parse(whole.dataset.tokens);
+    const canvas = whole.querySelector("canvas");
+    canvas.onmousemove = (event) => {
+      const { columns, rows, cover, bits, sent } = whole.tokenData;
+      const box = canvas.getBoundingClientRect();
+      const column = Math.floor(((event.clientX - box.left) / box.width) * columns * cover[0]);
+      const row = Math.floor(((event.clientY - box.top) / box.height) * rows * cover[1]);
+      const i = row * columns + column;
+      if (bits[i] === undefined) return;
+      whole.querySelector("output").textContent = sent[i]
+        ? `row ${row + 1}, column ${column + 1}: ${bits[i].toFixed(2)} bits`
+        : `row ${row + 1}, column ${column + 1}: not sent, invented`;
+    };
+    canvas.onmouseleave = () => paint(whole);
+    paint(whole);
+  };
+
+  const stage = (from) => paint(from.closest(".pc-tokens"));
+
+  const play = (from) => {
+    const whole = from.closest(".pc-tokens");
+    const range = whole.querySelector("input");
+    clearInterval(whole.timer);
+    range.value = 0;
+    paint(whole);
+    whole.timer = setInterval(() => {
+      range.value = Number(range.value) + 1;
+      paint(whole);
+      if (range.value === range.max || !whole.isConnected) clearInterval(whole.timer);
+    }, 600);
+  };
+
+  document.addEventListener("keydown", (event) => {
+    if ((event.ctrlKey || event.metaKey) && event.key === "Enter") {
+      event.preventDefault();
+      visible("#pc-compress, #pc-open-link")?.click();
+      return;
+    }
+    const typing = event.target.matches("textarea, select, input:not([type=range]), [contenteditable]");
+    if (event.key.toLowerCase() === "o" && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) {
+      const range = visible(".pc-range");
+      if (range) split(range, Number(range.value) > 50 ? 0 : 100);
+    }
+  });
+
+  window.percov = { split, zoom, full, save, copy, show, tokens, stage, play };
+})();

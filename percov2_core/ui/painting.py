@@ -1,0 +1,110 @@
+"""Decode in a thread of its own, so that the page can show each step and cancel."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import NamedTuple
+
+from PIL import Image
+
+from percov2_core.bitstream import Stream
+from percov2_core.codec import PerCoV2, Step
+
+PREVIEW_SHARE = 0.25  # of the painting time that previews may take
+FIRST_PREVIEW_S = 0.6
+
+
+class Look(NamedTuple):
+    """How to paint: the settings that are not in the file."""
+
+    steps: int
+    guidance: float
+    seed: int | None = None
+
+
+class Frame(NamedTuple):
+    """One state of the painting; `picture` is None where no preview was due."""
+
+    index: int
+    total: int
+    picture: Image.Image | None
+    step_s: float
+    finished: bool = False
+
+
+class Cancelled(Exception):
+    """The visitor pressed Cancel."""
+
+
+@dataclass
+class _Clock:
+    """Decides when a preview is due."""
+
+    start_s: float
+    spent_s: float = 0.0
+
+    def due(self) -> bool:
+        passed = time.monotonic() - self.start_s
+        return passed > FIRST_PREVIEW_S and self.spent_s <= PREVIEW_SHARE * passed
+
+    def timed(self, preview: Callable[[], Image.Image]) -> Image.Image:
+        began = time.monotonic()
+        picture = preview()
+        self.spent_s += time.monotonic() - began
+        return picture
+
+
+def paint(
+    codec: PerCoV2, stream: Stream, look: Look, *, cancel: threading.Event
+) -> Iterator[Frame]:
+    """Decode `stream`; the last frame is finished and holds the picture.
+
+    Raises:
+        Cancelled: once `cancel` is set.
+        PerCoError: what `PerCoV2.decode` raises.
+    """
+    frames: SimpleQueue[Frame | BaseException] = SimpleQueue()
+    threading.Thread(
+        target=_work, args=(codec, stream, look, cancel, frames.put), daemon=True
+    ).start()
+    try:
+        while True:
+            frame = frames.get()
+            if isinstance(frame, BaseException):
+                raise frame
+            yield frame
+            if frame.finished:
+                return
+    finally:
+        cancel.set()  # a visitor who left must not keep the device busy
+
+
+def _work(
+    codec: PerCoV2,
+    stream: Stream,
+    look: Look,
+    cancel: threading.Event,
+    put: Callable[[Frame | BaseException], None],
+) -> None:
+    clock = _Clock(time.monotonic())
+
+    def on_step(step: Step) -> None:
+        if cancel.is_set():
+            raise Cancelled
+        last = step.index == step.total
+        picture = clock.timed(step.preview) if not last and clock.due() else None
+        step_s = (time.monotonic() - clock.start_s - clock.spent_s) / step.index
+        put(Frame(step.index, step.total, picture, step_s))
+
+    try:
+        picture = codec.decode(
+            stream, steps=look.steps, guidance=look.guidance, seed=look.seed, on_step=on_step
+        )
+        step_s = (time.monotonic() - clock.start_s - clock.spent_s) / look.steps
+        put(Frame(look.steps, look.steps, picture, step_s, finished=True))
+    except BaseException as error:  # raised again in the visitor's own thread
+        put(error)

@@ -1,0 +1,113 @@
+"""Every text of the page, in one place."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+from percov2_core.ui.limits import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
+
+TITLE = "PerCoV2"
+CLAIM = "A whole picture in fewer bytes than this sentence."
+INTRO = (
+    "A photo becomes one line of text and a small grid of tokens. "
+    "A generative model repaints the picture from them."
+)
+
+MODES = MappingProxyType(
+    {
+        "Ultra-low": "ultra-low",
+        "Extreme": "extreme",
+        "Hybrid (generated caption only)": "hybrid",
+    }
+)
+MODE_INFO = "Ultra-low: smallest whole picture. Extreme: closest. Hybrid: the text, little else."
+CAPTIONERS = MappingProxyType(
+    {"Describe it for me": "describer", "BLIP network": "blip", "Exactly what I type": "fixed"}
+)
+PRESETS = MappingProxyType({"Faithful": "faithful", "Balanced": "balanced", "Vivid": "vivid"})
+SCHEDULES = MappingProxyType(
+    {
+        "Quantized low-discrepancy (qlds)": "qlds",
+        "Coarse to fine (var)": "var",
+        "Quincunx": "quincunx",
+        "Checkerboard": "checkerboard",
+        "None: every token costs the same": "uniform",
+    }
+)
+SIZES = MappingProxyType({"1024 px (quick)": 1024, "2048 px (slow)": 2048})
+
+CAPTION_LABEL = "Caption (travels in the file)"
+CAPTION_PLACEHOLDER = (
+    "Choose a picture, and its caption appears here. Edit it, then compress again."
+)
+CAPTIONER_INFO = "Who writes the caption when the box is left alone or emptied."
+PRESET_INFO = "Sets steps and guidance: closest to the original, in between, or liveliest."
+STEPS_INFO = "How many strokes the flow model takes. More is slower."
+GUIDANCE_INFO = "How strongly the text steers the picture. 1 turns it off."
+SEED_INFO = "Another number invents other details. 0 costs no bytes."
+SCHEDULE_INFO = "In which order tokens are sent, each predicted from the ones before."
+TOKENS_INFO = "Hybrid only: tokens to send. 0 sends the caption alone; the rest is invented."
+TARGET_INFO = "At most this many bytes: picks the mode and the tokens for you. Empty: off."
+SIZE_INFO = "This picture is larger than the model likes. It is compressed at:"
+
+CHOOSE_FIRST = "Choose a picture first: upload one, or click an example."
+EMPTY_HEADLINE = "Pick a picture, press Compress."
+EMPTY_HEADLINE_NOTE = "You will see how little of it has to be sent."
+EMPTY_STAGE = "The original and what comes out of the file meet here."
+EMPTY_BITS = "After compressing, every bit of the file is accounted for here."
+EMPTY_NUMBERS = "After compressing, the picture is measured here beside the classic codecs."
+EMPTY_SHARE = (
+    "After compressing, the file is here: to save, to send as a link, to show as a QR code."
+)
+EMPTY_FILE = "Drop in a .pcv2 file or paste a link. No original is needed."
+EMPTY_VARIATIONS = "Compress or open a picture first: then see what its file leaves open."
+EMPTY_PLOT = "The stored measurements are not in this copy. Your own runs will still appear here."
+WORKING = "Encoding…"
+PAINTING = "Painting…"
+CANCELLED = "Cancelled. Nothing was kept."
+MEASURING = "Measuring…"
+CAPTION_COST_EMPTY = "The caption will cost a few bytes."
+
+ORIGINAL = "Original"
+DECODED = "From the file"
+COMPARE_LABEL = "Compare: how much of the original is shown, in percent"
+SHORTCUTS = (
+    "Keyboard: <kbd>Ctrl</kbd>+<kbd>Enter</kbd> compresses, <kbd>O</kbd> flips between original "
+    "and result, arrow keys move the slider."
+)
+PRIVACY = (
+    "Pictures are worked on in memory and kept by nobody. A share link is the picture: "
+    "it is in the address itself."
+)
+NOT_EVIDENCE = (
+    "At these sizes most details are painted by a model: plausible, not true. "
+    "Do not use it as evidence."
+)
+
+
+def too_many_bytes(size_bytes: int) -> str:
+    return (
+        f"This file has {size_bytes / 1e6:.1f} MB; the page takes at most "
+        f"{MAX_UPLOAD_BYTES / 1e6:.0f} MB. Save it smaller, or use the command line."
+    )
+
+
+def too_many_pixels(width_px: int, height_px: int) -> str:
+    return (
+        f"This picture has {width_px * height_px / 1e6:.1f} megapixels ({width_px} x {height_px}); "
+        f"the page takes at most {MAX_UPLOAD_PIXELS / 1e6:.0f}. Make it smaller and try again."
+    )
+
+
+def not_a_picture(name: str) -> str:
+    return (
+        f"{name} is not a picture that can be read here, or it is damaged. "
+        "Use a PNG, JPEG, WebP or AVIF file."
+    )
+
+
+def too_small(width_px: int, height_px: int, least_px: int) -> str:
+    return (
+        f"This picture is {width_px} x {height_px} pixels; each side needs at least {least_px}. "
+        "Choose a larger one."
+    )
