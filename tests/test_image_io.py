@@ -124,6 +124,12 @@ def test_a_colour_profile_is_applied_to_greyscale():
     assert colour(image_io.load(data)) == pytest.approx((128, 128, 128), abs=1)
 
 
+def test_a_colour_profile_on_greyscale_is_applied_as_well(caplog):
+    data = as_bytes(Image.new("L", (70, 70), 77), "PNG", icc_profile=red_green_swapped_profile())
+    assert colour(image_io.load(data)) == pytest.approx((77, 77, 77), abs=1)
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("profile", [b"nonsense", linear_grey_profile()])
 def test_a_profile_that_does_not_fit_is_ignored_with_a_word(profile, caplog):
     image = noise()
@@ -270,6 +276,12 @@ def test_damaged_pictures_raise_nothing_but_image_error(data, format):
 def test_what_is_no_picture_is_refused_in_words(data):
     with pytest.raises(ImageError, match="not a picture: expected one of PNG, JPEG"):
         image_io.load(data)
+
+
+@pytest.mark.parametrize("format", ["PCX", "SGI", "TGA"])
+def test_a_format_outside_the_list_is_refused_even_if_pillow_knows_it(format):
+    with pytest.raises(ImageError, match="not a picture: expected one of PNG, JPEG"):
+        image_io.load(as_bytes(noise(), format))
 
 
 def test_an_endless_file_is_refused(monkeypatch):
