@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import log
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ PAD_WORD, UNKNOWN_WORD, FIRST_WORD = 0, 1, 2
 QUERY_CLIP, KEY_CLIP, VALUE_CLIP, HIDDEN_CLIP = 2.0, 8.0, 8.0, 8.0
 SUM_OFFSET = 0.5  # added to the sum of attention scores: nothing to look at gives zero
 NORM_FLOOR = 2.0**-10
+HIDDEN_SCORE = -1e4
 
 _WORD = re.compile(rb"[a-z0-9]+|,")
 
@@ -162,6 +164,13 @@ class RMSNorm(nn.Module):
         return normed
 
 
+class Biases(NamedTuple):
+    """Added to attention scores; very negative where nothing may be seen."""
+
+    words: Tensor  # (B, A, 1, W)
+    tokens: Tensor  # (1, A, N, N)
+
+
 class Layer(nn.Module):
     """Attention from positions to a memory, then a feed-forward part."""
 
@@ -169,6 +178,7 @@ class Layer(nn.Module):
         super().__init__()
         width = config.width
         self.heads = config.heads
+        self.scale = (width // config.heads) ** -0.5
         self.norm = RMSNorm(width)
         self.memory_norm = RMSNorm(width)
         self.query = nn.Linear(width, width)
@@ -180,33 +190,37 @@ class Layer(nn.Module):
         self.down = nn.Linear(config.hidden, width)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, phrase: Tensor, memory: Tensor, bias: Biases) -> Tensor:
         """Update positions.
 
         Args:
             x: (B, N, D), positions that look.
-            memory: (B, M, D), what they look at.
-            bias: (B or 1, A, N, M), added to the scores; very negative where hidden.
+            phrase: (B, W, D), the words they look at.
+            memory: (B, N, D), the positions they look at.
+            bias: Added to the scores.
 
         Returns:
             (B, N, D).
         """
-        x = x + self.drop(self.out(self._attend(self.norm(x), self.memory_norm(memory), bias)))
+        q = self._heads(self.query(self.norm(x)) * self.scale, clip=QUERY_CLIP)
+        mixed, total = torch.zeros_like(q), torch.full_like(q[..., :1], SUM_OFFSET).float()
+        for seen, offset in ((phrase, bias.words), (memory, bias.tokens)):
+            normed = self.memory_norm(seen)
+            k, v = (
+                self._heads(self.key(normed), KEY_CLIP),
+                self._heads(self.value(normed), VALUE_CLIP),
+            )
+            score = (q @ k.transpose(-1, -2)).add_(offset.to(q.dtype)).relu_()  # (B, A, N, W or N)
+            mixed, total = mixed + score @ v, total + score.sum(-1, keepdim=True).float()
+        x = x + self.drop(self.out((mixed / total).transpose(1, 2).flatten(2)))
         hidden = torch.relu(self.up(self.hidden_norm(x))).clamp(max=HIDDEN_CLIP)
         updated: Tensor = x + self.drop(self.down(hidden))
         return updated
 
-    def _attend(self, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
-        scale = (x.shape[-1] // self.heads) ** -0.5
-        q = (self.query(x) * scale).clamp(-QUERY_CLIP, QUERY_CLIP)
-        k = self.key(memory).clamp(-KEY_CLIP, KEY_CLIP)
-        v = self.value(memory).clamp(-VALUE_CLIP, VALUE_CLIP)
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
-        score = torch.relu(q @ k.transpose(-1, -2) + bias)  # (B, A, N, M)
-        total = score.sum(-1, keepdim=True, dtype=torch.float32) + SUM_OFFSET
-        mixed = (score @ v) / total  # (B, A, N, D / A)
-        joined: Tensor = mixed.transpose(1, 2).flatten(2)
-        return joined
+    def _heads(self, x: Tensor, clip: float) -> Tensor:
+        """(B, N, D) -> (B, A, N, D / A), clipped."""
+        split = x.reshape(*x.shape[:2], self.heads, x.shape[2] // self.heads)
+        return split.transpose(1, 2).clamp(-clip, clip)
 
 
 class Tower(nn.Module):
@@ -221,17 +235,13 @@ class Tower(nn.Module):
         with torch.no_grad():
             self.bias.copy_(_near_bias(config.heads))
 
-    def biases(self, words: Tensor, grid: Grid, *, visible: Tensor) -> Tensor:
-        """(B, W) word ids and (N, N) bool visibility -> (B, A, N, W + N)."""
+    def biases(self, words: Tensor, grid: Grid, *, visible: Tensor) -> Biases:
+        """(B, W) word ids and (N, N) bool visibility -> score biases."""
         index = torch.from_numpy(relative_indices(grid)).to(words.device)
-        to_tokens = self.bias[:, index].masked_fill(~visible, -1e4)  # (A, N, N)
+        to_tokens = self.bias[:, index].masked_fill(~visible, HIDDEN_SCORE)
         to_words = self.word_bias[:, None].expand(len(words), -1, words.shape[1])
-        to_words = to_words.masked_fill((words == PAD_WORD)[:, None], -1e4)  # (B, A, W)
-        n = len(index)
-        return torch.cat(
-            [to_words[:, :, None].expand(-1, -1, n, -1), to_tokens.expand(len(words), -1, -1, -1)],
-            dim=-1,
-        )
+        to_words = to_words.masked_fill((words == PAD_WORD)[:, None], HIDDEN_SCORE)
+        return Biases(to_words[:, :, None], to_tokens[None])
 
 
 class MaskedImageModel(nn.Module):
@@ -274,12 +284,11 @@ class MaskedImageModel(nn.Module):
         x = self._start(flat, stage, grid, upto_own=True)
         bias = self.content.biases(words, grid, visible=seen)
         for layer in self.content.layers:
-            x = layer(x, torch.cat([phrase, x], dim=1), bias)
-        memory = torch.cat([phrase, x], dim=1)  # (B, W + N, D)
+            x = layer(x, phrase, x, bias)
         y = self._start(flat, stage, grid, upto_own=False)
         bias = self.queries.biases(words, grid, visible=stage[None, :] < stage[:, None])
         for layer in self.queries.layers:
-            y = layer(y, memory, bias)
+            y = layer(y, phrase, x, bias)
         logits: Tensor = self.out(self.norm(y))
         return logits.reshape(*tokens.shape, self.config.codebook_size)
 
