@@ -109,7 +109,7 @@ class TokenPrior:
             tokens_sent: How many tokens to write; all of them if None.
 
         Returns:
-            The length of the stream after each stage.
+            Where the file may end: after each stage.
 
         Raises:
             ConfigError: if a token, the schedule or `tokens_sent` is out of range.
@@ -210,29 +210,40 @@ class TokenPrior:
         The encoder brings all tokens, the decoder fills them in: both see the same frequencies.
         """
         parts = [_Tile.cut(tokens, place) for place in tiles(tokens.shape)]
-        if check_schedule(schedule) == "uniform":
-            rows = self._uniform(tokens.size)
-            positions = np.concatenate([part.positions for part in parts])
-            if sent:
-                yield Step(positions[:sent], rows[:sent])
-            if sent == tokens.size:
-                return
-            # Without a model nothing could be drawn: what was not sent follows in `qlds` stages.
-            known = np.isin(np.arange(tokens.size), positions[:sent])
-            plans = [part.stages("qlds", known=known) for part in parts]
-        else:
+        if check_schedule(schedule) != "uniform":
             plans = [part.stages(schedule) for part in parts]
-        words = word_ids(caption, self.model.config)
+            yield from self._predict(tokens, caption, parts=parts, plans=plans)
+            return
+        positions = np.concatenate([part.positions for part in parts])[:sent]
+        if sent:
+            yield Step(positions, self._uniform(sent))
+        if sent < tokens.size:
+            # Without a model nothing could be drawn: what was not sent follows in `qlds` stages.
+            known = np.isin(np.arange(tokens.size), positions)
+            plans = [part.stages("qlds", known=known) for part in parts]
+            yield from self._predict(tokens, caption, parts=parts, plans=plans, given=1)
+
+    def _predict(
+        self,
+        tokens: Ints,
+        caption: str,
+        *,
+        parts: list[_Tile],
+        plans: list[list[Ints]],
+        given: int = 0,
+    ) -> Iterator[Step]:
+        """Yield the stages of all tiles with the model's frequencies, but not the first `given`."""
+        words, flat = word_ids(caption, self.model.config), tokens.reshape(-1)
         sessions = [Session(self.model, part.grid, words) for part in parts]
         for number in range(max(len(plan) for plan in plans)):
             for part, plan, session in zip(parts, plans, sessions, strict=True):
                 if number >= len(plan):
                     continue
                 positions = part.positions[plan[number]]
-                if not (schedule == "uniform" and number == 0):
+                if number >= given:
                     yield Step(positions, session.frequencies(plan[number]))
                 if number + 1 < len(plan):
-                    session.reveal(plan[number], tokens.reshape(-1)[positions])
+                    session.reveal(plan[number], flat[positions])
 
     def _uniform(self, count: int) -> NDArray[np.uint32]:
         """(count, K) frequencies as equal as integers can be."""
