@@ -1,0 +1,100 @@
+"""PicoRank: the bundled perceptual distance, for machines without a network.
+
+A small convolutional net of our own, trained to rank distortions as the SqueezeNet feature
+distance does (`training/perceptual.py`). It is not LPIPS and its numbers compare with nothing
+but themselves. B batch, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from percov2_core.errors import ImageError, WeightsError
+
+NAME = "PicoRank"
+MIN_SIDE_PX = 32  # two cells at the coarsest tap
+DEFAULT_WEIGHTS = (
+    Path(__file__).parents[2] / "assets" / "models" / "embedded" / "perceptual.safetensors"
+)
+# As many teacher layers stand behind each tap: conv1, fire3, fire5, and fire6 to fire9.
+TAP_WEIGHTS = (1 / 7, 1 / 7, 1 / 7, 4 / 7)
+_WIDTHS = (32, 48, 96, 128)
+
+
+class PicoRank(nn.Module):
+    """Compares unit-length activations at 1/2, 1/4, 1/8 and 1/16 of the picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, _WIDTHS[0], 5, stride=2, padding=2)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.MaxPool2d(2),
+                nn.Conv2d(before, width, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(width, width, 3, padding=1),
+                nn.ReLU(),
+            )
+            for before, width in pairwise(_WIDTHS)
+        )
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) RGB float in [-1, 1] -> four (B, C, H / 2^i, W / 2^i) activations.
+
+        Raises:
+            ImageError: if a side is under 32 px.
+        """
+        if min(x.shape[-2:]) < MIN_SIDE_PX:
+            raise ImageError(
+                f"{NAME} needs {MIN_SIDE_PX} px a side, got {x.shape[-1]}x{x.shape[-2]}"
+            )
+        taps = [F.relu(self.stem(x))]
+        for block in self.blocks:
+            taps.append(block(taps[-1]))
+        return taps
+
+    def maps(self, a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
+        """Two results of `features` -> four (B, H / 2^i, W / 2^i) squared distances in [0, 4]."""
+        return [(_unit(x) - _unit(y)).square().sum(1) for x, y in zip(a, b, strict=True)]
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Two (B, 3, H, W) RGB float in [-1, 1] -> (B,) float >= 0, 0 for equal pictures."""
+        return self.compare(self.features(a), self.features(b))
+
+    def compare(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
+        """`forward` on two results of `features` -> (B,) float."""
+        return combine([m.mean(dim=(1, 2)) for m in self.maps(a, b)])
+
+
+def _unit(x: Tensor) -> Tensor:
+    x = x.float()
+    return x * (x.square().sum(1, keepdim=True) + 1e-6).rsqrt()
+
+
+def combine(per_tap: list[Tensor]) -> Tensor:
+    """Four tensors of one shape, one per tap -> their weighted mean, same shape."""
+    return torch.stack([w * d for w, d in zip(TAP_WEIGHTS, per_tap, strict=True)]).sum(0)
+
+
+@cache
+def load_picorank(weights: Path = DEFAULT_WEIGHTS) -> PicoRank:
+    """Read the weights (half precision on disk, float32 in memory), frozen.
+
+    Raises:
+        WeightsError: if the file is missing or holds other tensors.
+    """
+    if not weights.is_file():
+        raise WeightsError(f"{NAME} weights: no file at {str(weights)!r}")
+    net = PicoRank()
+    try:
+        net.load_state_dict({k: v.float() for k, v in load_file(weights).items()}, strict=True)
+    except RuntimeError as error:
+        raise WeightsError(f"{NAME} weights at {str(weights)!r} do not fit: {error}") from error
+    return net.eval().requires_grad_(False)
