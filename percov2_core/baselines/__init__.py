@@ -1,1 +1,1 @@
-"""Classic codecs behind one interface."""
+"""Other codecs behind the two calls that ours has: `encode(image, quality)`, `decode(bytes)`."""
