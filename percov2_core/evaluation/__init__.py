@@ -1,1 +1,1 @@
-"""Codecs x settings x pictures -> rows."""
+"""Measuring codecs on a folder of pictures: one row per codec, setting and picture."""

@@ -1,0 +1,121 @@
+"""The command `evaluate`: codecs x settings x pictures -> rows, a summary and a report."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from percov2_core.config import DEFAULT_SCHEDULE, MODES, PRESETS, SCHEDULES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from percov2_core.evaluation.settings import Setting
+
+METRIC_NAMES = ("psnr", "ms_ssim", "lpips", "feature_distance", "picorank", "patch_swd")
+SET_METRICS = ("set_swd", "fid", "kid")
+
+# (rows, output folder, originals by name, notes) -> the page; figures are made above this layer.
+Report = Callable[["pd.DataFrame", Path, dict[str, Path], list[str]], Path]
+
+_DESCRIPTION = """
+Codecs are jpeg, jpeg2000, j2k, webp, avif, jxl and vvc; avif/4 is at a quarter of the size,
+vvc@56+60 at those qualities, and `all` stands for every one at full and half size. Finished rows
+in OUT are not repeated: start the same command again after an interruption, or with other
+settings to add them. Under `accelerate launch` the work is shared out over the processes.
+"""
+
+
+def add_parser(commands: Any, *, report: Report | None = None) -> None:
+    """Register the command; `report` writes the page."""
+    parser = commands.add_parser(
+        "evaluate", help="measure codecs on a folder of pictures", description=_DESCRIPTION
+    )
+    parser.add_argument("data", type=Path, metavar="DIR", help="folder of pictures")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT")
+    _add_settings(parser)
+    parser.add_argument(
+        "--metrics", nargs="+", choices=(*METRIC_NAMES, *SET_METRICS), default=list(METRIC_NAMES)
+    )
+    parser.add_argument("--native", action="store_true", help="native size, not 512 x 512")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures")
+    parser.add_argument("--model", default="embedded", metavar="NAME_OR_DIR")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, or auto (one GPU per process)")
+    parser.add_argument("--processes", type=int, default=1, metavar="N")
+    parser.set_defaults(run=lambda args: run(args, report=report))
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--codecs", nargs="+", default=[], metavar="CODEC")
+    parser.add_argument(
+        "--budgets", nargs="+", type=int, default=[], metavar="BYTES",
+        help="the best that each of --codecs does in so many bytes, over all sizes",
+    )  # fmt: skip
+    parser.add_argument("--modes", nargs="+", default=[], choices=list(MODES))
+    parser.add_argument("--presets", nargs="+", default=[], choices=PRESETS)
+    parser.add_argument("--steps", nargs="+", type=int, default=[])
+    parser.add_argument("--guidance", nargs="+", type=float, default=[])
+    parser.add_argument("--schedules", nargs="+", default=[DEFAULT_SCHEDULE], choices=SCHEDULES)
+    parser.add_argument(
+        "--tokens", nargs="+", type=int, default=[], metavar="K", help="hybrid: tokens sent"
+    )
+
+
+def build_settings(args: argparse.Namespace) -> list[Setting]:
+    """What the command line asks for; every codec and mode if it names none.
+
+    Raises:
+        ConfigError: if a codec, a quality or a name does not exist.
+    """
+    from percov2_core.evaluation.settings import budget_settings, classic_settings, our_settings
+
+    nothing = not args.codecs and not args.modes
+    codecs, modes = (["all"], list(MODES)) if nothing else (args.codecs, args.modes)
+    classic = budget_settings(codecs, args.budgets) if args.budgets else classic_settings(codecs)
+    return classic + our_settings(
+        modes,
+        presets=args.presets,
+        steps=args.steps,
+        guidance=args.guidance,
+        schedules=args.schedules,
+        tokens=args.tokens,
+    )
+
+
+def run(args: argparse.Namespace, *, report: Report | None) -> None:
+    """Evaluate, print the summary and write the report."""
+    # Here and not at the top: the command line must start without torch and pandas.
+    from percov2_core.evaluation.judge import Judge
+    from percov2_core.evaluation.protocol import find_pictures
+    from percov2_core.evaluation.rows import summarise, write_tables
+    from percov2_core.evaluation.runner import evaluate
+    from percov2_core.evaluation.sets import compare_sets
+    from percov2_core.evaluation.worker import Plan
+
+    settings = build_settings(args)
+    pictures = find_pictures(args.data, square=not args.native)[: args.limit]
+    metrics = tuple(name for name in args.metrics if name in METRIC_NAMES)
+    sets = [name for name in args.metrics if name in SET_METRICS]
+    plan = Plan(
+        out=args.out, model=args.model, device=args.device, metrics=metrics, keep=bool(sets)
+    )
+    notes = [f"{k}: {why}" for k, why in Judge(metrics).unavailable.items()]
+    frame = evaluate(pictures, settings, plan, processes=args.processes)
+    print(short(summarise(frame)).to_string(index=False, na_rep="-"))
+    if sets:
+        table = compare_sets(frame, pictures, args.out, names=sets)
+        write_tables(table, args.out, stem="sets")
+        print(table.to_string(index=False, na_rep="-"))
+    for note in notes:
+        print(note)
+    if report is not None:
+        originals = {picture.name: picture.path for picture in pictures}
+        print(f"report: {report(frame, args.out, originals, notes)}")
+
+
+def short(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns of a summary that fit on a terminal, rounded."""
+    wanted = ("key", "pictures", "errors", "size_bytes", "bpp", *METRIC_NAMES, "decode_s")
+    return table[[name for name in wanted if name in table]].round(4)

@@ -1,0 +1,84 @@
+"""Kodak-512 and native-size pictures: what is measured, before any codec. H x W pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from percov2_core import image_io
+from percov2_core.errors import ConfigError, ImageError
+
+SIDE_PX = 512
+SUFFIXES = frozenset({".png", ".webp", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".avif", ".jp2"})
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """Every picture file below `folder`, sorted by path.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not files:
+        raise ConfigError(f"data folder {str(folder)!r} holds no picture ({', '.join(SUFFIXES)})")
+    return files
+
+
+def centre_square(image: Image.Image, side_px: int = SIDE_PX) -> Image.Image:
+    """Short side to `side_px` by Lanczos, then the centre square."""
+    image = image.convert("RGB")
+    scale = side_px / min(image.size)
+    size = (max(side_px, round(image.width * scale)), max(side_px, round(image.height * scale)))
+    image = image.resize(size, Image.Resampling.LANCZOS)
+    left, top = (image.width - side_px) // 2, (image.height - side_px) // 2
+    return image.crop((left, top, left + side_px, top + side_px))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """One file of the data folder, opened only when a worker gets to it.
+
+    Attributes:
+        name: Path below the data folder, what rows call it.
+        path: Where it is.
+        square: Reduce to 512 x 512 (the protocol); False leaves the native size.
+    """
+
+    name: str
+    path: Path
+    square: bool = True
+
+    def open(self) -> Image.Image:
+        """The picture that codecs get.
+
+        Raises:
+            ImageError: if the file is no readable picture.
+        """
+        try:
+            image = image_io.load(self.path)
+        except OSError as error:
+            raise ImageError(f"picture {self.name!r} cannot be opened: {error}") from error
+        return centre_square(image) if self.square else image
+
+
+def find_pictures(folder: Path, *, square: bool = True) -> list[Picture]:
+    """The pictures of a folder as the protocol takes them (or `square=False`: native size)."""
+    return [
+        Picture(name=path.relative_to(folder).as_posix(), path=path, square=square)
+        for path in list_pictures(folder)
+    ]
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB picture -> (1, 3, H, W) float in [0, 255]."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).movedim(-1, 0)[None].float()
+
+
+def load_512(folder: Path) -> Tensor:
+    """(N, 3, 512, 512) float in [-1, 1]: every picture of the folder by the protocol."""
+    return torch.cat([to_tensor(p.open()) / 127.5 - 1 for p in find_pictures(folder)])

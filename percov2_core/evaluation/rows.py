@@ -1,0 +1,133 @@
+"""Rows: one per codec, setting and picture, kept as lines of JSON, published as CSV and Parquet."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from percov2_core.evaluation.judge import METRICS, Scores
+from percov2_core.evaluation.settings import Setting
+
+LOG_FOLDER = "log"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What came of one setting on one picture.
+
+    Attributes:
+        picture: Path below the data folder.
+        setting: What was run.
+        width, height: Pixels.
+        size_bytes: Length of the real file, everything included.
+        bpp: Bits per pixel of that file.
+        header_bits, caption_bits, token_bits: Our codec only; they add up to the file.
+        caption_text: Our codec only: the text in the file.
+        chosen: Budgets only: the codec and quality that won.
+        encode_s, decode_s: Seconds of wall clock, on whatever ran it.
+        description: Codec, options and versions.
+        thumbnail: Path of a reduced picture below the output folder.
+        error: Why there are no numbers.
+        scores: The metrics.
+    """
+
+    picture: str
+    setting: Setting
+    width: int | None = None
+    height: int | None = None
+    size_bytes: int | None = None
+    bpp: float | None = None
+    header_bits: int | None = None
+    caption_bits: int | None = None
+    token_bits: int | None = None
+    caption_text: str | None = None
+    chosen: str | None = None
+    encode_s: float | None = None
+    decode_s: float | None = None
+    description: str | None = None
+    thumbnail: str | None = None
+    error: str | None = None
+    scores: Scores = field(default_factory=Scores)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.picture, self.setting.key
+
+    def flat(self) -> dict[str, Any]:
+        """Columns of the table: `setting` and `scores` are spread out."""
+        values = asdict(self)
+        setting, scores = values.pop("setting"), values.pop("scores")
+        head = {"picture": values.pop("picture"), "label": self.setting.label}
+        return {**head, "key": self.setting.key, **setting, **values, **scores}
+
+
+def setting_slug(key: str) -> str:
+    """A folder name for a setting."""
+    return hashlib.sha256(key.encode()).hexdigest()[:12]
+
+
+def stored_name(picture: str) -> str:
+    """A file name, without its ending, for a picture's path below the data folder."""
+    return Path(picture).with_suffix("").as_posix().replace("/", "__")
+
+
+COLUMNS = tuple(Row(picture="", setting=Setting(codec="")).flat())
+_TEXT = {"picture", "label", "key"} | {
+    f.name for kind in (Row, Setting) for f in fields(kind) if f.type in ("str", "str | None")
+}
+
+
+class RowLog:
+    """Appends rows to one file of a folder; every line is on disk before the next row starts."""
+
+    def __init__(self, folder: Path, *, rank: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"rows-{rank:04d}.jsonl"
+
+    def append(self, rows: Iterable[Row]) -> None:
+        text = "".join(json.dumps(row.flat()) + "\n" for row in rows)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(text)
+
+
+def read_log(folder: Path) -> Iterator[dict[str, Any]]:
+    """Every row of every rank. A last line cut off by an interruption is left out."""
+    for path in sorted(folder.glob("rows-*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
+
+
+def to_frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """Flat rows -> a table with every column of `Row`, sorted, the last of equal keys kept."""
+    frame = pd.DataFrame(list(rows), columns=list(COLUMNS))
+    numeric = [c for c in COLUMNS if c not in _TEXT]
+    frame[numeric] = frame[numeric].apply(pd.to_numeric)
+    frame = frame.drop_duplicates(["picture", "key"], keep="last")
+    return frame.sort_values(["key", "picture"], ignore_index=True)
+
+
+def write_tables(frame: pd.DataFrame, out: Path, *, stem: str = "rows") -> None:
+    """Write `out/stem.csv` and `out/stem.parquet`."""
+    out.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(out / f"{stem}.csv", index=False, float_format="%.6g")
+    frame.to_parquet(out / f"{stem}.parquet", index=False)
+
+
+def summarise(frame: pd.DataFrame) -> pd.DataFrame:
+    """Means over pictures: one line per setting, with counts of pictures and of errors."""
+    measured = ["size_bytes", "bpp", "header_bits", "caption_bits", "token_bits"]
+    numbers = [*measured, *METRICS, "encode_s", "decode_s"]
+    groups = frame.groupby("key", sort=False)
+    first = groups[["label", *Setting.__dataclass_fields__]].first()
+    counts = groups.agg(pictures=("bpp", "count"), errors=("error", "count"))
+    table = pd.concat([first, counts, groups[numbers].mean()], axis=1)
+    return table.reset_index().dropna(axis=1, how="all")

@@ -1,0 +1,144 @@
+"""What is run on each picture, and how a command line spells it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+
+from percov2_core.baselines.registry import CLASSIC, LADDERS, find_baseline
+from percov2_core.config import DEFAULT_SCHEDULE, PRESETS, check_schedule, find_mode
+from percov2_core.errors import ConfigError
+
+OURS = "percov2"
+CAPTIONS = ("describer", "none", "fixed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One codec at one operating point. Fields that do not apply are None.
+
+    Attributes:
+        codec: `percov2`, or a classic codec (`avif/4`), or its family if `budget_bytes` is set.
+        quality: The classic codec's own scale.
+        budget_bytes: The best that the family can do in that many bytes, over all sizes.
+        match: The same, in as many bytes as our codec's file of this picture has in that mode.
+        mode, schedule, preset, steps, guidance: Of our codec; numbers override the preset.
+        tokens: Hybrid only: how many tokens are sent.
+        caption: describer, none (an empty caption) or fixed (from a table).
+    """
+
+    codec: str
+    quality: int | None = None
+    budget_bytes: int | None = None
+    match: str | None = None
+    mode: str | None = None
+    schedule: str | None = None
+    preset: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    tokens: int | None = None
+    caption: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The same text for the same setting: `percov2 mode=extreme schedule=qlds ...`."""
+        named = [(f.name, getattr(self, f.name)) for f in fields(self)[1:]]
+        return " ".join([self.codec, *(f"{k}={v}" for k, v in named if v is not None)])
+
+    @property
+    def encoding(self) -> Setting:
+        """What decides the file: settings that share it are encoded once."""
+        return replace(self, preset=None, steps=None, guidance=None)
+
+    @property
+    def unit(self) -> Setting:
+        """What one worker does in one go: all decodings of a file, all budgets of a family."""
+        return replace(self.encoding, budget_bytes=None, match=None)
+
+    @property
+    def has_budget(self) -> bool:
+        return self.budget_bytes is not None or self.match is not None
+
+    @property
+    def label(self) -> str:
+        """What tables and legends call the codec at this setting, without the operating point."""
+        return f"{OURS} {self.mode}" if self.codec == OURS else self.codec
+
+
+def classic_settings(specs: Iterable[str]) -> list[Setting]:
+    """`avif`, `avif/4`, `vvc@56+60` (those qualities) -> settings; `all` is every codec.
+
+    Raises:
+        ConfigError: if a codec or a quality does not exist.
+    """
+    settings = []
+    for spec in specs:
+        if spec == "all":
+            settings += classic_settings([f"{n}{size}" for n in CLASSIC for size in ("", "/2")])
+            continue
+        name, _, listed = spec.partition("@")
+        codec = find_baseline(name)
+        qualities = _numbers(listed, spec) if listed else LADDERS[name.partition("/")[0]]
+        for quality in qualities:
+            if quality not in codec.qualities:
+                low, high = min(codec.qualities), max(codec.qualities)
+                raise ConfigError(f"codec {spec!r}: no quality {quality}; it has {low} to {high}")
+            settings.append(Setting(codec=name, quality=quality))
+    return settings
+
+
+def _numbers(text: str, spec: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split("+"))
+    except ValueError as error:
+        raise ConfigError(f"codec {spec!r}: qualities must be whole numbers and +") from error
+
+
+def budget_settings(families: Sequence[str], budgets: Sequence[int]) -> list[Setting]:
+    """The best of each family in each number of bytes."""
+    for family in families:
+        if family not in CLASSIC:
+            raise ConfigError(f"codec must be one of {', '.join(CLASSIC)}, got {family!r}")
+    return [Setting(codec=family, budget_bytes=size) for family, size in product(families, budgets)]
+
+
+def our_settings(
+    modes: Sequence[str],
+    *,
+    presets: Sequence[str] = (),
+    steps: Sequence[int] = (),
+    guidance: Sequence[float] = (),
+    schedules: Sequence[str] = (DEFAULT_SCHEDULE,),
+    tokens: Sequence[int] = (),
+    captions: Sequence[str] = ("describer",),
+) -> list[Setting]:
+    """Every combination. With `steps` or `guidance` the grid of both; else the presets.
+
+    Args:
+        tokens: For the hybrid mode; by default half of the 64 at 512 x 512.
+
+    Raises:
+        ConfigError: if a name does not exist.
+    """
+    for schedule in schedules:
+        check_schedule(schedule)
+    _check_names("caption", captions, CAPTIONS)
+    _check_names("preset", presets, PRESETS)
+    points = [Setting(codec=OURS, preset=preset) for preset in presets or ("balanced",)]
+    if steps or guidance:
+        grid = product(steps or (None,), guidance or (None,))
+        points = [Setting(codec=OURS, steps=s, guidance=g) for s, g in grid]
+    settings = []
+    for mode, schedule, caption in product(modes, schedules, captions):
+        counts = (tokens or (32,)) if find_mode(mode).partial else (None,)
+        for count, point in product(counts, points):
+            chosen = replace(point, mode=mode, schedule=schedule, caption=caption, tokens=count)
+            settings.append(chosen)
+    return settings
+
+
+def _check_names(what: str, names: Iterable[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{what} must be one of {', '.join(known)}, got {name!r}")

@@ -1,0 +1,243 @@
+"""The studies behind the README and the demo, one command each:
+
+    python -m percov2_core.evaluation.studies NAME --data KODAK -o assets/results
+
+writes `NAME.csv` (a row per picture) and `NAME.json` (means, and the command that made them).
+An interrupted study goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shutil
+import sys
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import pandas as pd
+
+from percov2_core.baselines.registry import CLASSIC
+from percov2_core.config import MODES, PRESETS, SCHEDULES
+from percov2_core.errors import ConfigError, PerCoError
+from percov2_core.evaluation.judge import METRICS
+from percov2_core.evaluation.protocol import find_pictures
+from percov2_core.evaluation.rows import summarise
+from percov2_core.evaluation.runner import evaluate
+from percov2_core.evaluation.settings import (
+    CAPTIONS,
+    Setting,
+    budget_settings,
+    classic_settings,
+    our_settings,
+)
+from percov2_core.evaluation.worker import Plan
+
+# The rows of the protocol's published table, to check an installation against.
+PROTOCOL = (
+    "jpeg@1+10",
+    "webp@0",
+    "avif@0",
+    "avif/2@0",
+    "avif/4@0",
+    "jpeg2000@800",
+    "vvc@63+60+56+52+48",
+)
+EQUAL_CODECS = ("jpeg", "j2k", "webp", "avif", "jxl", "vvc")
+BUDGETS_BYTES = (100, 200, 400, 700, 1000)
+HYBRID_TOKENS = (0, 4, 8, 16, 24, 32, 40, 48, 56, 64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """What a study runs.
+
+    Attributes:
+        about: One sentence for `--help` and the JSON.
+        settings: From the parsed command line.
+        metrics: Which metrics it needs.
+    """
+
+    about: str
+    settings: Callable[[argparse.Namespace], list[Setting]]
+    metrics: tuple[str, ...] = METRICS
+
+
+STUDIES: Mapping[str, Study] = MappingProxyType(
+    {
+        "protocol": Study(
+            about="classic codecs at the settings of the protocol's table",
+            settings=lambda args: classic_settings(PROTOCOL),
+        ),
+        "classic": Study(
+            about="the best that each classic codec does in N bytes, over all reduced sizes",
+            settings=lambda args: budget_settings(args.codecs or CLASSIC, args.budgets),
+        ),
+        "presets": Study(
+            about="our modes at their presets",
+            settings=lambda args: our_settings(args.modes, presets=PRESETS),
+        ),
+        "equal": Study(
+            about="classic codecs in as many bytes as our file of the same picture (after presets)",
+            settings=lambda args: [
+                Setting(codec=codec, match=mode)
+                for codec in args.codecs or EQUAL_CODECS
+                for mode in args.modes
+            ],
+        ),
+        "sweep": Study(
+            about="distortion against perception: steps x guidance per mode",
+            settings=lambda args: our_settings(
+                args.modes, steps=args.steps, guidance=args.guidance
+            ),
+        ),
+        "schedules": Study(
+            about="bits of the tokens under each schedule",
+            settings=lambda args: our_settings(
+                [m for m in args.modes if not MODES[m].partial],
+                steps=(1,),
+                guidance=(1.0,),
+                schedules=SCHEDULES,
+            ),
+            metrics=("psnr",),
+        ),
+        "hybrid": Study(
+            about="hybrid mode over the number of tokens sent",
+            settings=lambda args: our_settings(["hybrid"], tokens=HYBRID_TOKENS),
+        ),
+        "captions": Study(
+            about="no caption, the describer's, and a person's; language model against deflate",
+            settings=lambda args: our_settings(args.modes, captions=CAPTIONS),
+        ),
+    }
+)
+
+
+def run_study(name: str, args: argparse.Namespace) -> pd.DataFrame:
+    """Run one study and write its files into `args.out`.
+
+    Raises:
+        ConfigError: if its pictures or the rows that it builds on are missing.
+    """
+    study = STUDIES[name]
+    pictures = find_pictures(args.data)[: args.limit]
+    plan = Plan(
+        out=args.work / name,
+        model=args.model,
+        device=args.device,
+        metrics=study.metrics,
+        captions=read_captions(args.captions) if name == "captions" else {},
+        budgets=sizes_by_picture(args.out / "presets.csv") if name == "equal" else {},
+        thumbnails=False,
+    )
+    if args.fresh:
+        shutil.rmtree(plan.out, ignore_errors=True)
+    settings = study.settings(args)
+    frame = evaluate(pictures, settings, plan, processes=args.processes)
+    frame = frame[frame["key"].isin({s.key for s in settings})]
+    if name == "captions":
+        frame = frame.assign(deflate_bits=frame["caption_text"].map(deflate_bits))
+    _write(frame, study, args.out / name, command=_command(name, args))
+    return frame
+
+
+def deflate_bits(text: object) -> int | None:
+    """Raw deflate at its best level, the paper's way to store a caption: 8 x bytes."""
+    if not isinstance(text, str):
+        return None
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return 8 * len(packer.compress(text.encode()) + packer.flush())
+
+
+def read_captions(path: Path) -> dict[str, str]:
+    """A table with the columns picture (file name without its ending) and caption."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["picture"]: row["caption"] for row in csv.DictReader(file)}
+
+
+def sizes_by_picture(path: Path) -> dict[str, dict[str, int]]:
+    """Picture -> mode -> bytes of our file, from the rows of the study `presets`.
+
+    Raises:
+        ConfigError: if that study has not run.
+    """
+    if not path.is_file():
+        raise ConfigError(f"study equal needs {str(path)!r}: run the study presets first")
+    sizes: dict[str, dict[str, int]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["size_bytes"]:
+                sizes.setdefault(row["picture"], {})[row["mode"]] = int(float(row["size_bytes"]))
+    return sizes
+
+
+def _command(name: str, args: argparse.Namespace) -> str:
+    """The command line that gives the same rows, without this machine's paths."""
+    words = ["python -m percov2_core.evaluation.studies", name, "--data KODAK"]
+    for option in ("modes", "steps", "guidance", "codecs", "budgets", "limit"):
+        value = getattr(args, option)
+        if value != build_parser().get_default(option):
+            listed = value if isinstance(value, list) else [value]
+            words.append(f"--{option} {' '.join(map(str, listed))}")
+    return " ".join(words)
+
+
+def _write(frame: pd.DataFrame, study: Study, path: Path, *, command: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = frame.drop(columns=["thumbnail"]).dropna(axis=1, how="all")
+    rows.to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g")
+    table = summarise(frame)
+    if "deflate_bits" in frame:
+        means = frame.groupby("key")["deflate_bits"].mean()
+        table["deflate_bits"] = table["key"].map(means)
+    report = {
+        "about": study.about,
+        "command": command,
+        "pictures": int(frame["picture"].nunique()),
+        "descriptions": sorted({d.split("; at 1/")[0] for d in frame["description"].dropna()}),
+        "means": json.loads(table.to_json(orient="records", double_precision=6)),
+    }
+    text = json.dumps(report, indent=1, ensure_ascii=False)
+    path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m percov2_core.evaluation.studies",
+        epilog="; ".join(f"{name}: {study.about}" for name, study in STUDIES.items()),
+    )
+    parser.add_argument("names", nargs="+", choices=sorted(STUDIES), metavar="NAME")
+    parser.add_argument("--data", type=Path, required=True, help="folder of pictures")
+    parser.add_argument("-o", "--out", type=Path, default=Path("assets/results"))
+    parser.add_argument("--work", type=Path, default=Path("runs/studies"), help="unfinished rows")
+    parser.add_argument("--fresh", action="store_true", help="forget unfinished rows")
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--limit", type=int, help="only the first N pictures")
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
+    parser.add_argument("--steps", nargs="+", type=int, default=[1, 2, 4, 8, 16])
+    parser.add_argument("--guidance", nargs="+", type=float, default=[1.0, 1.5, 2.5, 4.0])
+    parser.add_argument("--codecs", nargs="+", choices=CLASSIC, help="classic and equal only")
+    parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS_BYTES))
+    parser.add_argument("--captions", type=Path, default=Path("assets/results/kodak_captions.csv"))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        for name in args.names:
+            print(summarise(run_study(name, args)).to_string(index=False))
+    except (PerCoError, OSError) as error:
+        print(f"studies: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
