@@ -346,9 +346,7 @@ class PerCoV2:
             return None
 
         def report(step: SamplerStep) -> None:
-            on_step(
-                Step(step.index, step.total, lambda: self._paint(stream, step.estimate()))
-            )
+            on_step(Step(step.index, step.total, lambda: self._paint(stream, step.estimate())))
 
         return report
 

@@ -69,7 +69,7 @@ def load_codec(name: str | Path = "embedded", *, device: str | None = None) -> P
             f"model {str(folder)!r}: format {about.get('format')!r}, this build reads {FORMAT}"
         )
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    vae = LatentAutoencoder(_load_part(AutoencoderDC, folder / "vae", target))
+    vae = LatentAutoencoder(load_part(AutoencoderDC, folder / "vae", target))
     rates = {rate: _load_rate(folder / rate, target) for rate in RATES}
     return PerCoV2(
         name=str(about["name"]),
@@ -89,32 +89,31 @@ def model_digest(folder: Path) -> bytes:
     The decoder's other weights may improve without making old files unreadable.
     """
     digest = hashlib.sha256()
-    parts = [LANGUAGE_FILE]
-    parts += [f"{rate}/{part}" for rate in RATES for part in (ENTROPY_FILE, f"quantizer/{WEIGHTS_FILE}")]
-    for name in parts:
+    per_rate = (ENTROPY_FILE, f"quantizer/{WEIGHTS_FILE}")
+    for name in (LANGUAGE_FILE, *(f"{rate}/{part}" for rate in RATES for part in per_rate)):
         data = _existing(folder / name).read_bytes()
         digest.update(len(data).to_bytes(8, "big") + data)
     return digest.digest()
 
 
 def _load_rate(folder: Path, device: torch.device) -> RateModules:
-    transformer = _load_part(SD3Transformer2DModel, folder / "transformer", device)
+    transformer = load_part(SD3Transformer2DModel, folder / "transformer", device)
     try:
         prior = TokenPrior(ExactModel.load(_existing(folder / ENTROPY_FILE), device=str(device)))
     except (ValueError, KeyError) as error:
         raise WeightsError(f"{str(folder / ENTROPY_FILE)!r}: {error}") from error
     return RateModules(
-        encoder=_load_part(HyperEncoder, folder / "hyper_encoder", device),
-        quantizer=_load_part(VectorQuantizer, folder / "quantizer", device),
+        encoder=load_part(HyperEncoder, folder / "hyper_encoder", device),
+        quantizer=load_part(VectorQuantizer, folder / "quantizer", device),
         prior=prior,
-        decoder=_load_part(HyperDecoder, folder / "hyper_decoder", device),
+        decoder=load_part(HyperDecoder, folder / "hyper_decoder", device),
         text=_load_text(folder, device),
         flow=FlowModel(transformer, FlowConfig(**_read_json(folder / "flow.json"))).eval(),
     )
 
 
-def _load_part(kind: type[_Part], folder: Path, device: torch.device) -> _Part:
-    """A diffusers module from its config and its weights."""
+def load_part(kind: type[_Part], folder: Path, device: torch.device) -> _Part:
+    """A diffusers module from its `config.json` and its weights, strictly, in float32."""
     config = _read_json(folder / "config.json")
     part: _Part = kind.from_config(config)  # type: ignore[attr-defined]
     return _fill(part, folder / WEIGHTS_FILE).to(device)
@@ -136,7 +135,8 @@ def _fill(part: _Part, weights: Path) -> _Part:
         raise
     except Exception as error:  # safetensors and torch each raise their own kinds
         text = " ".join(str(error).split())
-        raise WeightsError(f"{str(weights)!r} does not fit {type(part).__name__}: {text}") from error
+        message = f"{str(weights)!r} does not fit {type(part).__name__}: {text}"
+        raise WeightsError(message) from error
     return part.float().eval().requires_grad_(False)
 
 
@@ -162,10 +162,8 @@ def _presets(about: Mapping[str, Any]) -> dict[str, dict[str, Preset]]:
     missing = [f"{m}/{p}" for m in MODES for p in PRESETS if p not in found.get(m, {})]
     if missing:
         raise WeightsError(f"model.json: presets lack {', '.join(missing)}")
-    return {
-        mode: {
-            preset: Preset(int(found[mode][preset]["steps"]), float(found[mode][preset]["guidance"]))
-            for preset in PRESETS
-        }
-        for mode in MODES
-    }
+    return {mode: {p: _preset(found[mode][p]) for p in PRESETS} for mode in MODES}
+
+
+def _preset(values: Mapping[str, Any]) -> Preset:
+    return Preset(int(values["steps"]), float(values["guidance"]))

@@ -114,7 +114,7 @@ def test_inspect_for_people_shows_the_same_and_no_control_characters(
     capsys.readouterr()
     assert main(["inspect", str(file), "--model", model]) == 0
     text = capsys.readouterr().out
-    for expected in ("161x97", "ultra-low", "qlds", "6 of 6 sent", f"{file.stat().st_size} bytes"):
+    for expected in ("161x97", "extreme", "qlds", "77 of 77 sent", f"{file.stat().st_size} bytes"):
         assert expected in text
     assert r"\x1b[31mred" in text
     assert "\x1b" not in text

@@ -84,7 +84,7 @@ def write_tiny_model(folder: Path) -> Path:
     sentences = [describe(picture(seed=seed)) for seed in range(8)]
     save_language(build_language(captions, sentences), folder / "caption_language.npz")
     presets = {p: {"steps": i + 1, "guidance": 1.0 + i} for i, p in enumerate(PRESETS)}
-    about = {"format": 1, "name": "tiny", "presets": {mode: presets for mode in MODES}}
+    about = {"format": 1, "name": "tiny", "presets": dict.fromkeys(MODES, presets)}
     (folder / "model.json").write_text(json.dumps(about))
     return folder
 

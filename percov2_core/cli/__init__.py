@@ -12,11 +12,17 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from percov2_core.cli import compress, decompress, inspect
+from percov2_core.cli import bench, compress, decompress, inspect, train
 from percov2_core.errors import ConfigError, PerCoError
 
 # Each adds one command, and loads heavy libraries only when that command runs.
-COMMANDS = (compress.add_parser, decompress.add_parser, inspect.add_parser)
+COMMANDS = (
+    compress.add_parser,
+    decompress.add_parser,
+    inspect.add_parser,
+    bench.add_parser,
+    train.add_parser,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser("compress", help="turn a picture into a .pcv2 file")
     parser.add_argument("picture", metavar="IN", help="picture to read, - for standard input")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="file to write")
-    parser.add_argument("--mode", choices=MODES, default="ultra-low")
+    parser.add_argument("--mode", choices=MODES, default="extreme")
     parser.add_argument("--tokens", type=int, metavar="K", help="hybrid only: tokens to send")
     parser.add_argument("--schedule", choices=SCHEDULES, default=DEFAULT_SCHEDULE)
     parser.add_argument("--caption", metavar="TEXT", help="your own words for the picture")

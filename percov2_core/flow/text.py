@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast
@@ -94,4 +93,3 @@ def small_text_encoder(
         eos_token_id=tokenizer.eos_token_id,
     )
     return TextEncoder(CLIPTextModelWithProjection(config), tokenizer)
-

@@ -42,4 +42,5 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
         raise ImageError(
             f"MS-SSIM needs {MS_SSIM_MIN_SIDE_PX} px a side, got {a.shape[-1]}x{a.shape[-2]}"
         )
-    return _ms_ssim(a.float(), b.float(), data_range=255, size_average=False)
+    scores: Tensor = _ms_ssim(a.float(), b.float(), data_range=255, size_average=False)
+    return scores

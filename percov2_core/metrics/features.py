@@ -23,6 +23,8 @@ _MEAN_BGR = (103.939, 116.779, 123.68)
 class SqueezeNetFeatures(nn.Module):
     """The seven activations that the feature distance compares. Frozen."""
 
+    mean: Tensor
+
     def __init__(self, weights: Path) -> None:
         super().__init__()
         if not weights.is_file():
@@ -62,7 +64,9 @@ def feature_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
 
     Written as 2 - 2 cos, which is the same number for non-zero vectors.
     """
-    return torch.stack([_layer_distance(x.float(), y.float()) for x, y in zip(a, b, strict=True)]).mean(0)
+    return torch.stack(
+        [_layer_distance(x.float(), y.float()) for x, y in zip(a, b, strict=True)]
+    ).mean(0)
 
 
 def _layer_distance(x: Tensor, y: Tensor) -> Tensor:

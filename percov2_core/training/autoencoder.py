@@ -60,7 +60,9 @@ class AutoencoderSystem(nn.Module):
         self._features = [features]  # in a list: frozen, not part of the checkpoint
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        return self.vae.decode(self.vae.encode(x).latent).sample
+        """(B, 3, H, W) float in [-1, 1] -> the same through the latent."""
+        y: Tensor = self.vae.decode(self.vae.encode(x).latent).sample
+        return y
 
     def forward(self, batch: NDArray[Any], progress: float) -> StepLoss:
         x = to_float(batch).to(next(self.parameters()).device)

@@ -80,9 +80,7 @@ def open_photos(folder: Path, cache: Path) -> Photos:
         )
 
 
-def random_crop(
-    photo: NDArray[np.uint8], side: int, rng: np.random.Generator
-) -> NDArray[np.uint8]:
+def random_crop(photo: NDArray[np.uint8], side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """(side, side, 3) uint8: a random square of `photo`, flipped half of the time.
 
     A photo whose short side is less than `side` is enlarged to it first.

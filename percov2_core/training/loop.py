@@ -139,7 +139,7 @@ def run(
         trainable, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)
     )
     wrapped, optimizer = accelerator.prepare(system, optimizer)
-    module = accelerator.unwrap_model(wrapped)
+    module: nn.Module = accelerator.unwrap_model(wrapped)
     ema = Ema(module, config.ema)
     step, elapsed = 0, 0.0
     if resume:

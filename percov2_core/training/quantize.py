@@ -35,7 +35,12 @@ class TrainingQuantizer(nn.Module):
     seen: Tensor
 
     def __init__(
-        self, quantizer: VectorQuantizer, *, warmup: int = 250, decay: float = 0.99, pool: int = 8192
+        self,
+        quantizer: VectorQuantizer,
+        *,
+        warmup: int = 250,
+        decay: float = 0.99,
+        pool: int = 8192,
     ) -> None:
         super().__init__()
         self.quantizer = quantizer

@@ -52,8 +52,10 @@ def continue_from(system: Stage1System, folder: Path) -> None:
     path = folder / CHECKPOINT
     if not path.is_file():
         raise ConfigError(f"init: no checkpoint at {str(path)!r}")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    system.load_state_dict(state["ema"], strict=True)
+    weights = torch.load(path, map_location="cpu", weights_only=True)["ema"]
+    # A run that begins to tune the autoencoder's decoder takes it from the autoencoder.
+    own = {k: v for k, v in system.state_dict().items() if k.startswith("painter.")}
+    system.load_state_dict({**own, **weights}, strict=True)
 
 
 def train_rate(
@@ -92,6 +94,8 @@ def train_rate(
         system.encoder, system.quantizer.quantizer, system.decoder, system.text, system.flow
     )
     rate_parts.save(trained, out / "parts")
+    if loss.tune_painter:
+        system.vae.vae.half().save_pretrained(out / "vae")
     return out / "parts"
 
 

@@ -22,22 +22,30 @@ class Scorer:
         self.pictures = load_512(folder)
         self.features = features
 
-    def score(self, reconstruct: Callable[[Tensor], Tensor], sheet: Path | None) -> dict[str, float]:
+    def score(
+        self, reconstruct: Callable[[Tensor], Tensor], sheet: Path | None
+    ) -> dict[str, float]:
         """Mean PSNR, MS-SSIM and feature distance of `reconstruct` ((1, 3, H, W) -> same)."""
         rows, tiles = [], []
-        for x in self.pictures.split(1):
-            y = reconstruct(x).float().clamp(-1, 1)
-            a, b = to_8bit(x), to_8bit(y)
-            row = [psnr(a, b).item(), ms_ssim(a, b).item()]
-            if self.features:
-                fa, fb = self.features(a / 127.5 - 1), self.features(b / 127.5 - 1)
-                row.append(feature_distance(fa, fb).item())
-            rows.append(row)
+        for x in torch.split(self.pictures, 1):
+            a, b = to_8bit(x), to_8bit(reconstruct(x).float())
+            rows.append(self._compare(a, b))
             tiles.append(torch.cat([a, b], dim=2)[0])
         if sheet:
             contact_sheet(tiles, sheet)
         mean = np.mean(rows, axis=0)
-        return {n: round(float(v), 4) for n, v in zip(("psnr", "ms_ssim", "fd"), mean, strict=False)}
+        return {
+            n: round(float(v), 4) for n, v in zip(("psnr", "ms_ssim", "fd"), mean, strict=False)
+        }
+
+
+    @torch.autocast("cpu", enabled=False)  # reconstructing may be in half precision, scoring not
+    def _compare(self, a: Tensor, b: Tensor) -> list[float]:
+        row = [psnr(a, b).item(), ms_ssim(a, b).item()]
+        if self.features:
+            fa, fb = self.features(a / 127.5 - 1), self.features(b / 127.5 - 1)
+            row.append(feature_distance(fa, fb).item())
+        return row
 
 
 def contact_sheet(tiles: list[Tensor], path: Path, *, columns: int = 8, scale: int = 2) -> None:

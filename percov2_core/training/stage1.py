@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from torch import Tensor, nn
 
 from percov2_core.caption.describer import describe
-from percov2_core.flow.sampler import draw_noise
+from percov2_core.flow.sampler import draw_noise, sample
 from percov2_core.flow.text import TextEmbedding, TextEncoder
 from percov2_core.flow.transformer import Conditions, FlowModel
 from percov2_core.hyper.decoder import HyperDecoder
@@ -52,19 +53,25 @@ class Stage1Loss:
 
     Attributes:
         pixel_share: Share of each batch that is decoded to pixels (0: latents only).
+        feature_share: Share of those crops on which the perceptual terms are computed.
         whole_flow: Share of samples at t = 1, where one step has to do it all; the others are
             uniform in (0, 1).
         perceptual: Weight of the feature distance at the least and the highest guidance.
+        texture: Weight of the texture energy at the highest guidance; it is zero at the least.
+        tune_painter: Train the autoencoder's decoder along, on what the flow gives it.
         freeze_tokens: True once the entropy model is trained on the tokens.
     """
 
     start: float = 0.3
     flow: float = 1.0
     commitment: float = 0.1
-    pixel_share: float = 0.25
+    pixel_share: float = 1.0
+    feature_share: float = 0.5
     pixel: float = 6.0
     whole_flow: float = 0.85
     perceptual: tuple[float, float] = (0.05, 0.6)
+    texture: float = 0.0
+    tune_painter: bool = False
     freeze_tokens: bool = False
 
 
@@ -78,6 +85,19 @@ class Stage1Parts:
     decoder: HyperDecoder
     text: TextEncoder
     flow: FlowModel
+
+
+def texture_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    """(B,) float: how much the local strength of the first three activations differs.
+
+    Strength is the root mean square of a channel over 6 x 6 cells. Other than a distance between
+    activations it does not ask for the texture to be in place, so that blur never pays.
+    """
+    terms = []
+    for x, y in zip(a[:3], b[:3], strict=True):
+        made, real = (F.avg_pool2d(v.float().square(), 6, 3).add(1e-3).sqrt() for v in (x, y))
+        terms.append((made - real).abs().mean(dim=(1, 2, 3)) / real.mean(dim=(1, 2, 3)))
+    return torch.stack(terms).mean(dim=0)
 
 
 class Stage1System(nn.Module):
@@ -94,6 +114,8 @@ class Stage1System(nn.Module):
         self._frozen = [parts.vae.requires_grad_(False).eval(), features]
         if loss.freeze_tokens:
             self.encoder.requires_grad_(False)
+        if loss.tune_painter:
+            self.painter = parts.vae.vae.decoder.requires_grad_(True)
 
     @property
     def vae(self) -> LatentAutoencoder:
@@ -122,7 +144,9 @@ class Stage1System(nn.Module):
         c = self.conditions(codes, self.text.encode(captions))
         guidance = 1 + (GUIDANCE_MAX - 1) * torch.rand(b, device=device)
         w = self.weights
-        t = torch.where(torch.rand(b, device=device) < w.whole_flow, 1.0, torch.rand(b, device=device))
+        t = torch.where(
+            torch.rand(b, device=device) < w.whole_flow, 1.0, torch.rand(b, device=device)
+        )
         t = t.clamp_min(0.02)
         estimate, flow_loss = self._flow(z, t, c, guidance)
         start_loss = F.mse_loss(c.start, z)
@@ -137,15 +161,12 @@ class Stage1System(nn.Module):
             loss, logs = loss + extra, {**logs, **more}
         return StepLoss(loss, logs)
 
-    def _flow(
-        self, z: Tensor, t: Tensor, c: Conditions, guidance: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _flow(self, z: Tensor, t: Tensor, c: Conditions, guidance: Tensor) -> tuple[Tensor, Tensor]:
         """Flow-matching loss, and the latent that the velocity points at."""
-        held = c._replace(start=c.start.detach())
-        first = self.flow.first(held, torch.randn_like(z))
+        first = self.flow.first(c, torch.randn_like(z))
         tt = t[:, None, None, None]
         x_t = (1 - tt) * z + tt * first
-        v = self.flow(x_t, t, held._replace(start=c.start.detach()), guidance)
+        v = self.flow(x_t, t, c, guidance)
         n2 = (1 - tt) ** 2 + tt**2
         # (n / s)^2 undoes the scale of the network's output: every t weighs the same.
         error = (v - (first - z)).square() * n2 / self.flow.config.noise_scale**2
@@ -160,22 +181,23 @@ class Stage1System(nn.Module):
         mse = F.mse_loss(y, x[:n])
         loss, logs = w.pixel * mse, {"mse": mse.item()}
         if isinstance(features, SqueezeNetFeatures):
+            n = math.ceil(w.feature_share * n)
             with torch.no_grad():
                 target = features(x[:n])
-            distance = feature_distance(features(y), target)
+            made = features(y[:n])
+            distance = feature_distance(made, target)
             low, high = w.perceptual
             u = (guidance[:n] - 1) / (GUIDANCE_MAX - 1)
-            loss = loss + ((low + (high - low) * u) * distance).mean()
-            logs["fd"] = distance.mean().item()
+            texture = texture_distance(made, target)
+            loss = loss + ((low + (high - low) * u) * distance + w.texture * u * texture).mean()
+            logs |= {"fd": distance.mean().item(), "texture": texture.mean().item()}
         return loss, logs
 
     @torch.inference_mode()
-    def reconstruct(self, x: Tensor, caption: str, *, steps: int = 1, guidance: float = 1.0) -> Tensor:
+    def reconstruct(
+        self, x: Tensor, caption: str, *, steps: int = 1, guidance: float = 1.0
+    ) -> Tensor:
         """(1, 3, H, W) -> the same through the tokens, with the weights as they are now."""
-        from diffusers import FlowMatchEulerDiscreteScheduler
-
-        from percov2_core.flow.sampler import sample
-
         z = self.vae.encode(x)
         q = self.quantizer.quantizer
         codes = q.lookup(q.tokens(self.encoder(z)))

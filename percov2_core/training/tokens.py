@@ -1,0 +1,83 @@
+"""Photos -> token grids with captions, which the masked image model is trained on.
+
+S grids, h x w tokens in each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from percov2_core.caption.describer import describe
+from percov2_core.hyper.quantizer import VectorQuantizer
+from percov2_core.latent.autoencoder import LatentAutoencoder
+from percov2_core.training.autoencoder import to_float
+from percov2_core.training.data import Photos, random_crop
+
+_BATCH_PX = 4 * 512 * 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridPlan:
+    """Which crops are turned into tokens: `rounds` per photo of each side in pixels."""
+
+    sides: tuple[int, ...]
+    rounds: tuple[int, ...]
+
+
+EMBEDDED = {
+    "extreme": GridPlan(sides=(384, 512), rounds=(1, 1)),
+    "ultra-low": GridPlan(sides=(384, 512), rounds=(2, 3)),
+}
+
+
+@torch.inference_mode()
+def write_grids(
+    photos: Photos,
+    out: Path,
+    *,
+    vae: LatentAutoencoder,
+    encoder: nn.Module,
+    quantizer: VectorQuantizer,
+    plan: GridPlan,
+    seed: int = 0,
+) -> list[Path]:
+    """Write one .npz per crop side with "tokens" (S, h, w) uint8 and "captions" (S,)."""
+    out.mkdir(parents=True, exist_ok=True)
+    files = []
+    for side, rounds in zip(plan.sides, plan.rounds, strict=True):
+        path = out / f"tokens-{side}.npz"
+        files.append(path)
+        if path.exists():
+            continue
+        rng = np.random.default_rng((seed, side))
+        grids, captions = [], []
+        picks = np.concatenate([rng.permutation(len(photos)) for _ in range(rounds)])
+        chunks = np.array_split(picks, max(1, len(picks) * side * side // _BATCH_PX))
+        for chunk in tqdm(chunks, desc=path.stem, disable=None):
+            crops = np.stack([_shrunk_crop(photos[int(i)], side, rng) for i in chunk])
+            captions += [describe(Image.fromarray(crop)) for crop in crops]
+            latent = vae.encode(to_float(crops).to(vae.device))
+            grids.append(quantizer.tokens(encoder(latent)).to(torch.uint8).cpu().numpy())
+        np.savez_compressed(path, tokens=np.concatenate(grids), captions=np.array(captions))
+    return files
+
+
+def _shrunk_crop(
+    photo: NDArray[np.uint8], side: int, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """A random square, half of the time of a photo that was reduced to about that side."""
+    short = min(photo.shape[:2])
+    if short > side and rng.random() < 0.5:
+        image = Image.fromarray(photo)
+        scale = side / short
+        size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
+        photo = np.asarray(image.resize(size, Image.Resampling.LANCZOS))
+    return random_crop(photo, side, rng)

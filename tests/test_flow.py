@@ -1,0 +1,116 @@
+"""Sampler, tiling and transformer against closed forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from percov2_core.errors import ConfigError
+from percov2_core.flow.sampler import draw_noise, sample
+from percov2_core.flow.text import TextEmbedding, small_text_encoder
+from percov2_core.flow.tiling import blend, tiles
+from percov2_core.flow.transformer import Conditions, FlowConfig, FlowModel, guidance_features
+
+
+class Recorder(torch.nn.Module):
+    """Velocity towards a fixed point, which depends on the caption by its pooled vector."""
+
+    dtype = torch.float32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    def forward(self, *, hidden_states, pooled_projections, **_):
+        self.batches.append(hidden_states.shape[0])
+        return (hidden_states[:, :16] - pooled_projections.mean(1)[:, None, None, None],)
+
+
+def text(value: float) -> TextEmbedding:
+    return TextEmbedding(torch.zeros(1, 3, 8), torch.full((1, 4), value))
+
+
+def conditions(value: float, side: int = 8) -> Conditions:
+    return Conditions(torch.zeros(1, 16, side, side), torch.zeros(1, 2, side, side), text(value))
+
+
+def run(model: Recorder, *, steps: int, guidance: float) -> torch.Tensor:
+    flow = FlowModel(model, FlowConfig())
+    return sample(
+        flow,
+        conditions(3.0),
+        text(1.0),
+        steps=steps,
+        guidance=guidance,
+        noise=torch.ones(1, 16, 8, 8),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+    )
+
+
+def test_one_euler_step_subtracts_the_velocity():
+    assert torch.allclose(run(Recorder(), steps=1, guidance=1.0), torch.tensor(3.0))
+
+
+def test_guidance_extrapolates_from_the_empty_caption():
+    # x - (u + g (c - u)) with u = x - 1, c = x - 3, g = 2: arrives at 1 + 2 (3 - 1).
+    assert torch.allclose(run(Recorder(), steps=1, guidance=2.0), torch.tensor(5.0))
+
+
+def test_guidance_costs_one_batch_of_two_and_nothing_when_it_is_one():
+    model = Recorder()
+    run(model, steps=3, guidance=2.5)
+    run(model, steps=3, guidance=1.0)
+    assert model.batches == [2, 2, 2, 1, 1, 1]
+
+
+def test_noise_depends_on_the_seed_alone():
+    a, b = (draw_noise((1, 16, 4, 4), 7, torch.device("cpu")) for _ in range(2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, draw_noise((1, 16, 4, 4), 8, torch.device("cpu")))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (64, 64), (66, 64), (66, 200), (512, 512), (10, 300)])
+def test_tiles_cover_the_grid_and_blend_to_the_same_field(size):
+    field = torch.randn(1, 2, *size)
+    boxes = tiles(*size, 64)
+    parts = [field[box] for box in boxes]
+    assert all(max(part.shape[-2:]) <= 64 for part in parts)
+    assert torch.allclose(blend(parts, boxes, field.shape), field, atol=1e-6)
+
+
+def test_a_network_that_says_nothing_leaves_the_start_where_it_is():
+    class Silent(torch.nn.Module):
+        dtype = torch.float32
+
+        def forward(self, *, hidden_states, **_):
+            return (torch.zeros_like(hidden_states[:, :16]),)
+
+    flow = FlowModel(Silent(), FlowConfig(start="codes", noise_scale=0.5))
+    c = Conditions(torch.randn(1, 16, 8, 8), torch.zeros(1, 2, 8, 8), text(0.0))
+    x = flow.first(c, torch.randn(1, 16, 8, 8))
+    v = flow(x, torch.ones(1), c, torch.ones(1))
+    assert torch.allclose(x - v, c.start, atol=1e-6)
+
+
+def test_guidance_features_tell_guidances_apart():
+    rows = guidance_features(torch.tensor([1.0, 1.5, 2.5, 4.0]), 8)
+    assert rows.shape == (4, 8)
+    assert torch.cdist(rows, rows).fill_diagonal_(1.0).min() > 0.1
+
+
+def test_words_outside_the_vocabulary_do_not_fail_and_long_captions_are_cut():
+    encoder = small_text_encoder(("blue", "sky", ","), width=32, layers=1, max_length=6)
+    ids = encoder.token_ids(["Blue sky, a zebra", "", "blue " * 50])
+    assert ids.shape == (3, 6)
+    assert ids[0].tolist()[:3] == encoder.token_ids(["blue sky,"])[0].tolist()[:3]
+    assert encoder.encode(["blue sky"]).sequence.shape == (1, 6, 32)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"start": "middle"}, "flow start must be"), ({"noise_scale": 0.0}, "noise_scale must be")],
+)
+def test_a_wrong_flow_setting_is_named(values, message):
+    with pytest.raises(ConfigError, match=message):
+        FlowConfig(**values)

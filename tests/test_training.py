@@ -1,0 +1,149 @@
+"""Every stage runs for a few steps at tiny size, resumes to the same loss, and loads strictly."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from percov2_core.errors import ConfigError
+from percov2_core.hyper.decoder import HyperDecoder
+from percov2_core.hyper.encoder import HyperEncoder
+from percov2_core.hyper.quantizer import VectorQuantizer
+from percov2_core.training import rate as stage
+from percov2_core.training import recipes
+from percov2_core.training.autoencoder import TINY
+from percov2_core.training.data import CropPlan, crop_batch, open_photos
+from percov2_core.training.quantize import TrainingQuantizer, kmeans
+from percov2_core.training.rate import open_vae
+from percov2_core.weights import load_part
+from tests.tiny import picture, tiny_sizes
+
+CPU = torch.device("cpu")
+PLAN = {"sides": [64, 128], "weights": [1.0, 1.0], "batch_px": 2 * 128 * 128}
+AE_RECIPE = {"model": TINY, "plan": PLAN}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(6):
+        picture(150 + 10 * i, 130, seed=i).save(folder / f"{i}.png")
+    return folder
+
+
+def job(photos, out, **values):
+    return recipes.Job(data=photos, out=out, device="cpu", **values)
+
+
+def losses(out):
+    with (out / "losses.csv").open(newline="") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def vae(photos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "ae"
+    recipes.run_autoencoder(job(photos, out, steps=3, recipe=AE_RECIPE))
+    return out / "vae"
+
+
+def tiny_recipe(rate):
+    return {
+        "model": dataclasses.asdict(tiny_sizes(rate)),
+        "plan": PLAN,
+        "loss": {"tune_painter": True},
+        "loop": {"save_every_s": 0.0},
+    }
+
+
+def breaking_at(step, batch):
+    def make(*args, **kwargs):
+        if kwargs["step"] >= step:
+            raise KeyboardInterrupt
+        return batch(*args, **kwargs)
+
+    return make
+
+
+@pytest.mark.parametrize("rate", ["extreme", "ultra-low"])
+def test_a_resumed_run_ends_at_the_loss_of_an_unbroken_one(
+    rate, photos, vae, tmp_path, monkeypatch
+):
+    recipe = tiny_recipe(rate)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    recipes.run_rate(job(photos, whole, vae=vae, steps=4, recipe=recipe), rate)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stage, "captioned_batch", breaking_at(2, stage.captioned_batch))
+        recipes.run_rate(job(photos, broken, vae=vae, steps=4, recipe=recipe), rate)
+    recipes.run_rate(job(photos, broken, vae=vae, steps=4, recipe=recipe, resume=True), rate)
+    assert losses(whole) == losses(broken)
+    a, b = (load_part(HyperEncoder, f / "parts/hyper_encoder", CPU) for f in (whole, broken))
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_frozen_tokens_stay_as_they_are_while_the_decoder_learns(photos, vae, tmp_path):
+    recipe = tiny_recipe("extreme")
+    first, then = tmp_path / "first", tmp_path / "then"
+    recipes.run_rate(job(photos, first, vae=vae, steps=2, recipe=recipe), "extreme")
+    frozen = {**recipe, "loss": {"freeze_tokens": True, "tune_painter": True}}
+    recipes.run_rate(job(photos, then, vae=vae, init=first, steps=2, recipe=frozen), "extreme")
+    for kind, name, same in (
+        (HyperEncoder, "hyper_encoder", True),
+        (VectorQuantizer, "quantizer", True),
+        (HyperDecoder, "hyper_decoder", False),
+    ):
+        a, b = (load_part(kind, f / "parts" / name, CPU).state_dict() for f in (first, then))
+        assert all(torch.equal(a[k], b[k]) for k in a) == same
+
+
+def test_the_autoencoder_stage_resumes_and_saves_what_loads(photos, vae, tmp_path):
+    assert open_vae(vae).encode(torch.zeros(1, 3, 64, 64)).shape == (1, 16, 8, 8)
+    with pytest.raises(ConfigError, match="resume: no checkpoint at"):
+        recipes.run_autoencoder(job(photos, tmp_path, steps=1, resume=True, recipe=AE_RECIPE))
+
+
+def test_the_batch_of_a_step_depends_on_the_step_alone(photos, tmp_path):
+    opened = open_photos(photos, tmp_path)
+    plan = CropPlan(sides=(64, 128), weights=(1, 1), batch_px=2 * 128 * 128)
+    again = open_photos(photos, tmp_path)
+    assert np.array_equal(
+        crop_batch(opened, plan, seed=0, step=5), crop_batch(again, plan, seed=0, step=5)
+    )
+
+
+def test_kmeans_finds_well_separated_centres():
+    centres = torch.eye(8)
+    noisy = centres.repeat(20, 1) + 0.01 * torch.randn(160, 8, generator=torch.Generator())
+    found = kmeans(torch.nn.functional.normalize(noisy, dim=1), 8)
+    assert found.shape == (8, 8)
+    assert (found @ centres.T).max(dim=1).values.min() > 0.6
+
+
+def test_dead_codes_come_back_to_life():
+    quantizer = TrainingQuantizer(VectorQuantizer(16, 4), warmup=2)
+    data = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        quantizer(data)
+    quantizer.quantizer.codebook[1:] = quantizer.quantizer.codebook[0]
+    quantizer.sums.copy_(quantizer.quantizer.codebook)
+    for _ in range(400):
+        quantizer(data)
+    assert quantizer.entropy_bits() > 3.0
+
+
+def test_a_recipe_with_an_unknown_setting_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"recipe loop: expected .* got 'speed'"):
+        job(tmp_path, tmp_path, recipe={"loop": {"speed": 1}}).loop()
+    (tmp_path / "recipe.json").write_text(json.dumps([1]))
+    with pytest.raises(ConfigError, match="must be an object, got list"):
+        recipes.read_recipe(tmp_path / "recipe.json")
+
+
+def test_a_folder_without_pictures_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="holds no picture"):
+        open_photos(tmp_path, tmp_path / "cache")
