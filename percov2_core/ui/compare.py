@@ -25,15 +25,22 @@ _TOOLS = f"""
 </div>"""
 
 
-def compare(original: Image.Image, decoded: Image.Image, *, tag: str, caption: str) -> str:
+def compare(
+    original: Image.Image,
+    decoded: Image.Image,
+    *,
+    tag: str,
+    caption: str,
+    left: str = text.ORIGINAL,
+) -> str:
     """Original on the left, decoded on the right of a movable edge."""
     return f"""
 <figure class="pc-compare" style="--ratio:{original.width / original.height:.5f};--split:50">
  <div class="pc-view" tabindex="0" role="region" aria-label="Original and result">
   <div class="pc-frame">
    <img class="pc-decoded" src="{png_uri(decoded)}" alt="Decoded picture: {escape(caption)}">
-   <img class="pc-original" src="{png_uri(original)}" alt="Original picture">
-   <span class="pc-tag pc-left">{text.ORIGINAL}</span>
+   <img class="pc-original" src="{png_uri(original)}" alt="{escape(left)}">
+   <span class="pc-tag pc-left">{escape(left)}</span>
    <span class="pc-tag pc-right">{escape(tag)}</span>
    <span class="pc-edge"></span>
    <input class="pc-range" type="range" min="0" max="100" step="1" value="50"
@@ -67,10 +74,10 @@ def single(decoded: Image.Image, *, tag: str, caption: str) -> str:
 
 def painting(size: tuple[int, int], *, frame: Frame | None, picture: Image.Image | None) -> str:
     """The place of the result while it is being painted: same size, so that nothing jumps."""
-    done = frame.index / frame.total if frame else 0.0
+    done = frame.step / frame.total if frame else 0.0
     note = text.WORKING
     if frame:
-        note = f"Step {frame.index} of {frame.total}, {frame.step_s:.2f} s each"
+        note = f"Step {frame.step} of {frame.total}, {frame.step_s:.2f} s each"
     shown = f'<img class="pc-decoded" src="{png_uri(picture)}" alt="">' if picture else ""
     return f"""
 <figure class="pc-compare pc-busy" style="--ratio:{size[0] / size[1]:.5f}" aria-busy="true">

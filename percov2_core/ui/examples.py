@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def find_examples(folder: Path = EXAMPLES_DIR) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.jpg"))}
 
 
-def thumbnails(examples: dict[str, Path]) -> str:
+def thumbnails(examples: Mapping[str, Path]) -> str:
     """Buttons with the pictures inside the page, so that they are there at once."""
     buttons = "".join(
         f'<button type="button" data-name="{escape(name)}" title="{escape(name)}">'

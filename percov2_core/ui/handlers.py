@@ -45,6 +45,7 @@ class View(NamedTuple):
 class Opened(NamedTuple):
     """Outputs of decoding a file."""
 
+    tab: Any = _KEEP
     headline: Any = _KEEP
     stage: Any = _KEEP
     details: Any = _KEEP
@@ -58,6 +59,19 @@ def shown_to_user() -> Iterator[None]:
         yield
     except PerCoError as error:
         raise gr.Error(str(error), print_exception=False) from error
+
+
+def check_paintable(stream: Stream) -> None:
+    """Refuse a picture that would keep the device for minutes.
+
+    Raises:
+        BitstreamError: if the picture has too many pixels.
+    """
+    if stream.width * stream.height > MAX_WORKING_PIXELS:
+        raise BitstreamError(
+            f"picture: this page paints at most {MAX_WORKING_PIXELS / 1e6:.1f} megapixels, "
+            f"got {stream.width}x{stream.height}: use the command line"
+        )
 
 
 class Handlers:
@@ -79,6 +93,7 @@ class Handlers:
         with shown_to_user():
             path = Path(payload["path"])
             chosen = read_upload(path, name=payload.get("orig_name") or path.name)
+            assert chosen.quick.png_bytes  # measured here, so that compressing need not wait for it
             caption = ""
             if captioner != "fixed":
                 caption = self.codec.describe(chosen.image, captioner=captioner)
@@ -114,26 +129,32 @@ class Handlers:
         if chosen is None:
             raise gr.Error(text.CHOOSE_FIRST, print_exception=False)
         settings = Settings(*values)
-        image = chosen.at(settings.side_px)
+        image, png_bytes = chosen.at(settings.side_px)
+        cancel = self._begin(request)
         with shown_to_user():
             yield View(stage=compare.painting(image.size, frame=None, picture=None))
             caption = runs.wanted_caption(self.codec, image, settings)
             stream = runs.encode(self.codec, image, caption, settings)
-            yield View(runs.headline(stream, chosen), caption=caption)
+            headline = runs.headline(stream, chosen, png_bytes)
+            yield View(headline, caption=caption)
             tag = bytes_in_words(sum(stream.sizes))
-            for frame, decoded in self._painted(stream, settings.look, request):
+            for frame, decoded in self._painted(stream, settings.look, cancel):
                 if decoded is None:
                     yield View(stage=frame)
                     continue
-                run = Run(chosen.name, caption, stream, settings.look, decoded, image)
                 shown = compare.compare(image, decoded, tag=tag, caption=caption)
+                look = settings.look
+                run = Run(chosen.name, caption, stream, look, headline, decoded, image)
                 yield View(stage=shown, run=run)
 
+    def _begin(self, request: gr.Request) -> threading.Event:
+        cancel = self._running[request.session_hash or ""] = threading.Event()
+        return cancel
+
     def _painted(
-        self, stream: Stream, look: Look, request: gr.Request
+        self, stream: Stream, look: Look, cancel: threading.Event
     ) -> Iterator[tuple[str, Any]]:
         """(HTML of the state, None) while painting; at the end ("", the picture)."""
-        cancel = self._running[request.session_hash or ""] = threading.Event()
         latest = None
         size = (stream.width, stream.height)
         with contextlib.suppress(Cancelled):
@@ -144,14 +165,23 @@ class Handlers:
                 else:
                     yield compare.painting(size, frame=frame, picture=latest), None
 
-    def cancel(self, request: gr.Request) -> tuple[str, str]:
+    def cancel(self, request: gr.Request) -> tuple[Any, Any]:
         """Stop the visitor's own painting."""
-        if running := self._running.pop(request.session_hash or "", None):
-            running.set()
+        running = self._running.pop(request.session_hash or "", None)
+        if running is None or running.is_set():  # `paint` sets it at its end, too
+            return _KEEP, _KEEP
+        running.set()
         return runs.plain_headline(text.CANCELLED, ""), empty(text.EMPTY_STAGE)
 
-    def explain(self, run: Run, request: gr.Request) -> tuple[str, str]:
+    def forget(self, request: gr.Request) -> None:
+        """A visitor left."""
+        if running := self._running.pop(request.session_hash or "", None):
+            running.set()
+
+    def explain(self, run: Run | None, request: gr.Request) -> tuple[Any, Any]:
         """Where the bits went, and the file to take away."""
+        if run is None:
+            return _KEEP, _KEEP
         with shown_to_user():
             contents = self.codec.read(run.stream)
         address = share.page_address(request.headers)
@@ -176,17 +206,23 @@ class Handlers:
         with shown_to_user():
             yield from self._open(share.read_link(pasted), "shared", request)
 
+    def open_address(self, request: gr.Request) -> Iterator[Opened]:
+        """The page was opened by a share link."""
+        shared = request.query_params.get(share.PARAMETER)
+        if not shared:
+            return
+        yield Opened(tab=gr.Tabs(selected="decode"))
+        with shown_to_user():
+            yield from self._open(Stream.from_text(shared), "shared", request)
+
     def _open(self, stream: Stream, name: str, request: gr.Request) -> Iterator[Opened]:
-        if stream.width * stream.height > MAX_WORKING_PIXELS:
-            raise BitstreamError(
-                f"picture: this page paints at most {MAX_WORKING_PIXELS / 1e6:.1f} megapixels, "
-                f"got {stream.width}x{stream.height}: use the command line"
-            )
+        check_paintable(stream)
         contents = self.codec.read(stream)
         preset = self.codec.presets[stream.mode]["balanced"]
         look = Look(preset.steps, preset.guidance)
-        yield Opened(runs.file_headline(stream))
-        for frame, decoded in self._painted(stream, look, request):
+        headline = runs.file_headline(stream)
+        yield Opened(headline=headline)
+        for frame, decoded in self._painted(stream, look, self._begin(request)):
             if decoded is None:
                 yield Opened(stage=frame)
                 continue
@@ -194,5 +230,5 @@ class Handlers:
             yield Opened(
                 stage=compare.single(decoded, tag=tag, caption=contents.caption),
                 details=bits.bits_panel(stream, contents, decoded),
-                run=Run(name, contents.caption, stream, look, decoded),
+                run=Run(name, contents.caption, stream, look, headline, decoded),
             )

@@ -6,6 +6,7 @@ import io
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -21,6 +22,13 @@ from percov2_core.ui.limits import (
 )
 
 
+class Working(NamedTuple):
+    """A picture at the size at which it is compressed."""
+
+    image: Image.Image
+    png_bytes: int  # length of the same picture as an ordinary PNG
+
+
 @dataclass(frozen=True)
 class Chosen:
     """The picture that a visitor works on.
@@ -30,30 +38,31 @@ class Chosen:
         kind: Format of the upload as Pillow calls it.
         size_bytes: Length of the upload.
         image: Mode "RGB", no side over 2048 px.
-        uploaded_px: Width and height of the upload.
     """
 
     name: str
     kind: str
     size_bytes: int
     image: Image.Image
-    uploaded_px: tuple[int, int]
 
     @property
     def large(self) -> bool:
         """True if a smaller working size should be offered."""
         return max(self.image.size) > COMFORTABLE_SIDE_PX
 
-    def at(self, side_px: int) -> Image.Image:
-        """The picture with no side over `side_px`."""
-        return fitted(self.image, side_px)
+    @cached_property
+    def quick(self) -> Working:
+        """The picture at a size that the model paints quickly."""
+        return _working(fitted(self.image, COMFORTABLE_SIDE_PX))
 
     @cached_property
-    def png_bytes(self) -> int:
-        """Length of the picture as an ordinary PNG."""
-        buffer = io.BytesIO()
-        self.image.save(buffer, "PNG")
-        return buffer.tell()
+    def full(self) -> Working:
+        """The picture as large as this page takes it."""
+        return _working(self.image)
+
+    def at(self, side_px: int) -> Working:
+        """The picture with no side over `side_px`."""
+        return self.quick if side_px <= COMFORTABLE_SIDE_PX or not self.large else self.full
 
 
 def read_upload(path: Path, *, name: str) -> Chosen:
@@ -70,7 +79,7 @@ def read_upload(path: Path, *, name: str) -> Chosen:
         raise ImageError(text.too_many_pixels(*size))
     if min(size) < MIN_SIDE_PX:
         raise ImageError(text.too_small(*size, MIN_SIDE_PX))
-    return Chosen(Path(name).stem, kind, size_bytes, _load(path, name), size)
+    return Chosen(Path(name).stem, kind, size_bytes, _load(path, name))
 
 
 def fitted(image: Image.Image, side_px: int) -> Image.Image:
@@ -80,6 +89,12 @@ def fitted(image: Image.Image, side_px: int) -> Image.Image:
     scale = side_px / max(image.size)
     width, height = (max(MIN_SIDE_PX, round(side * scale)) for side in image.size)
     return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _working(image: Image.Image) -> Working:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return Working(image, buffer.tell())
 
 
 def _look(path: Path, name: str) -> tuple[str, tuple[int, int]]:
@@ -94,7 +109,7 @@ def _look(path: Path, name: str) -> tuple[str, tuple[int, int]]:
 def _load(path: Path, name: str) -> Image.Image:
     """Decode; sides over the format's limit are reduced before anything else sees them."""
     try:
-        image = Image.open(path, formats=image_io.FORMATS)
+        image: Image.Image = Image.open(path, formats=image_io.FORMATS)
         image.load()
         if max(image.size) > MAX_WORKING_SIDE_PX:
             profile, exif = image.info.get("icc_profile"), image.getexif()

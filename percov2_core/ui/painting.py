@@ -29,7 +29,7 @@ class Look(NamedTuple):
 class Frame(NamedTuple):
     """One state of the painting; `picture` is None where no preview was due."""
 
-    index: int
+    step: int
     total: int
     picture: Image.Image | None
     step_s: float

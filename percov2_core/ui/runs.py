@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
+from typing import Any
 
 from PIL import Image
 
 from percov2_core.bitstream import Stream
 from percov2_core.codec import PerCoV2
+from percov2_core.evaluation.judge import Scores
 from percov2_core.metrics.rate import bits_per_pixel
 from percov2_core.ui import text
 from percov2_core.ui.budget import encode_within
@@ -45,6 +47,7 @@ class Run:
     caption: str
     stream: Stream
     look: Look
+    headline: str
     decoded: Image.Image
     original: Image.Image | None = None
 
@@ -55,6 +58,31 @@ class Run:
     @property
     def bpp(self) -> float:
         return bits_per_pixel(self.size_bytes, self.stream.width, self.stream.height)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run and its row of the visitor's table."""
+
+    run: Run
+    values: dict[str, Any]
+
+
+def measured(run: Run, scores: Scores) -> Measured:
+    """The row of a run, with the metrics that could be had."""
+    values: dict[str, Any] = {
+        "picture": run.name,
+        "mode": run.stream.mode,
+        "schedule": run.stream.schedule,
+        "tokens": run.stream.tokens_sent,
+        "steps": run.look.steps,
+        "guidance": run.look.guidance,
+        "bytes": run.size_bytes,
+        "bpp": run.bpp,
+        **asdict(scores),
+        "caption": run.caption,
+    }
+    return Measured(run, values)
 
 
 def wanted_caption(codec: PerCoV2, image: Image.Image, settings: Settings) -> str:
@@ -82,10 +110,10 @@ def encode(codec: PerCoV2, image: Image.Image, caption: str, settings: Settings)
     )
 
 
-def headline(stream: Stream, chosen: Chosen) -> str:
+def headline(stream: Stream, chosen: Chosen, png_bytes: int) -> str:
     """'68 bytes: 1/6,900 of the PNG, 1/310 of the JPEG you uploaded'."""
     size_bytes = sum(stream.sizes)
-    parts = [f"<b>{one_in(chosen.png_bytes, size_bytes)}</b> of the picture as PNG"]
+    parts = [f"<b>{one_in(png_bytes, size_bytes)}</b> of the picture as PNG"]
     if chosen.kind != "PNG":
         share = one_in(chosen.size_bytes, size_bytes)
         parts.append(f"<b>{share}</b> of the {escape(chosen.kind)} you chose")

@@ -60,8 +60,27 @@ EMPTY_SHARE = (
     "After compressing, the file is here: to save, to send as a link, to show as a QR code."
 )
 EMPTY_FILE = "Drop in a .pcv2 file or paste a link. No original is needed."
+EMPTY_FILE_STAGE = "The picture will be painted here."
+EMPTY_RESENT = "Move the slider: the picture from fewer tokens appears here."
 EMPTY_VARIATIONS = "Compress or open a picture first: then see what its file leaves open."
 EMPTY_PLOT = "The stored measurements are not in this copy. Your own runs will still appear here."
+EMPTY_RUNS = "Every picture that you compress is listed here, to save as CSV."
+EMPTY_RUNS_PLOT = "No point has both of these measures yet. Pick others, or compress a picture."
+REFERENCE = "classic codecs, reference"
+PUBLISHED = "published elsewhere, own protocols"
+YOUR_RUNS = "your runs"
+PLOT_NOTE = (
+    "Every point is a mean over the Kodak pictures; stars are your own runs. Click a star to bring "
+    "its picture back, or one of our points to take its steps and guidance. Published values were "
+    "measured by others in their own ways: they appear for rate and PSNR only, and compare loosely."
+)
+VARIATIONS_NOTE = (
+    "One file allows many pictures. Here it is painted with four seeds: what all four share is in "
+    "the file, what differs is invented."
+)
+RESEND_INFO = "Send fewer tokens of the same file. Nothing is encoded from the picture again."
+NOT_HYBRID = "Fewer tokens can be sent of Ultra-low and Hybrid files, not of Extreme ones."
+TAKEN = "Steps and guidance are set. Compress to see them."
 WORKING = "Encoding…"
 PAINTING = "Painting…"
 CANCELLED = "Cancelled. Nothing was kept."

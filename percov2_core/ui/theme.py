@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -51,4 +52,6 @@ def launch_options() -> dict[str, Any]:
         "state_session_capacity": 200,
         "footer_links": ["api"],
         "ssr_mode": False,
+        # An extra of gradio: `pip install "gradio[mcp]"`.
+        "mcp_server": find_spec("mcp") is not None,
     }

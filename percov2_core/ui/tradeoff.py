@@ -1,0 +1,147 @@
+"""Distortion against perception: stored measurements, published points and the visitor's runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from percov2_core import plots
+from percov2_core.config import MODES
+from percov2_core.evaluation.rows import summarise, to_frame
+from percov2_core.ui import text
+from percov2_core.ui.html import data_uri, empty
+from percov2_core.ui.runs import Measured
+
+RESULTS_DIR = Path(__file__).parents[2] / "assets" / "results"
+_STUDIES = ("sweep", "presets", "protocol", "classic")
+# Published LPIPS values use several backbones: they fit no axis of ours.
+_PUBLISHED_AXES = frozenset({"bpp", "psnr"})
+_RUN_KEY = "run:"
+_COLUMNS = ("label", "picture", "key", "thumbnail")
+_GRID = "rgba(128,140,155,.25)"
+_MARKERS = {
+    text.REFERENCE: {"size": 10, "symbol": "x", "color": "#7b8794"},
+    text.PUBLISHED: {"size": 11, "symbol": "star-open", "color": "#7b8794"},
+    text.YOUR_RUNS: {"size": 17, "symbol": "star", "color": "#0f9d8f"},
+}
+
+
+class Measurements:
+    """The stored tables, read once."""
+
+    def __init__(self, folder: Path = RESULTS_DIR) -> None:
+        files = [folder / f"{name}.csv" for name in _STUDIES]
+        tables = [pd.read_csv(file, low_memory=False) for file in files if file.is_file()]
+        self.means = pd.DataFrame(columns=list(_COLUMNS))
+        if tables:
+            self.means = summarise(to_frame(pd.concat(tables).to_dict("records")))
+            self.means["picture"] = "mean of all pictures"
+        reference = folder / "reference_points.json"
+        self.reference: dict[str, Any] = {}
+        if reference.is_file():
+            self.reference = json.loads(reference.read_text(encoding="utf-8"))
+
+    def find(self, key: str) -> dict[str, Any]:
+        """Mode, preset, steps and guidance of a stored point of ours; empty if it is none."""
+        found = self.means[self.means["key"] == key]
+        if found.empty or found.iloc[0].get("mode") not in MODES:
+            return {}
+        wanted = {name: found.iloc[0].get(name) for name in ("mode", "preset", "steps", "guidance")}
+        return {name: value for name, value in wanted.items() if pd.notna(value)}
+
+
+def figure(stored: Measurements, history: Sequence[Measured], *, x: str, y: str) -> Any | None:
+    """A Plotly figure; None if no point has both axes. The second entry of a point's
+    `customdata` is its key."""
+    points = pd.concat(
+        [stored.means, _reference_rows(stored.reference, x=x, y=y), _run_rows(history)],
+        ignore_index=True,
+    ).reindex(columns=[*_COLUMNS, *plots.AXES])
+    if points.dropna(subset=[x, y]).empty:
+        return None
+    drawn = plots.per_picture(points, x=x, y=y)
+    drawn.update_layout(
+        height=560,
+        title=None,
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": "#7b8794", "size": 14},
+        margin={"l": 60, "r": 20, "t": 20, "b": 60},
+        legend={"orientation": "h", "y": -0.16},
+    )
+    drawn.update_xaxes(gridcolor=_GRID, zeroline=False)
+    drawn.update_yaxes(gridcolor=_GRID, zeroline=False)
+    drawn.update_traces(marker={"size": 10, "opacity": 0.85})
+    for name, marker in _MARKERS.items():
+        drawn.update_traces(marker=marker, selector={"name": name})
+    return drawn
+
+
+def _reference_rows(reference: Mapping[str, Any], *, x: str, y: str) -> pd.DataFrame:
+    """Reference points; the published ones only where the axes mean the same."""
+    kinds = {text.REFERENCE: "measured_kodak_512_centre"}
+    if {x, y} <= _PUBLISHED_AXES:
+        kinds[text.PUBLISHED] = "published_kodak"
+    return pd.DataFrame(
+        {
+            **{axis: point.get(axis) for axis in plots.AXES},
+            "label": label,
+            "picture": point["codec"],
+            "key": point.get("source", "mean of 24 Kodak pictures, 512 x 512"),
+        }
+        for label, kind in kinds.items()
+        for point in reference.get(kind, {}).get("points", [])
+    )
+
+
+def _run_rows(history: Sequence[Measured]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {**measured.values, "label": text.YOUR_RUNS, "key": f"{_RUN_KEY}{i}"}
+        for i, measured in enumerate(history)
+    )
+
+
+def run_of(key: str, history: Sequence[Measured]) -> Measured | None:
+    """The visitor's run behind a point, if the point is one."""
+    if not key.startswith(_RUN_KEY):
+        return None
+    index = int(key.removeprefix(_RUN_KEY))
+    return history[index] if 0 <= index < len(history) else None
+
+
+def runs_table(history: Sequence[Measured]) -> str:
+    """Every run, newest first, and the same as a CSV file."""
+    if not history:
+        return empty(text.EMPTY_RUNS)
+    columns = list(history[0].values)
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{_cell(m.values[name])}</td>" for name in columns) + "</tr>"
+        for m in reversed(history)
+    )
+    uri = data_uri(runs_csv(history).encode(), "text/csv")
+    return f"""
+<div class="pc-scroll" tabindex="0" role="region" aria-label="Your runs">
+<table class="pc-table pc-runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
+<p><a class="pc-button" id="pc-csv" download="percov2-runs.csv" href="{uri}">Save as CSV</a></p>"""
+
+
+def runs_csv(history: Sequence[Measured]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(history[0].values), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(m.values for m in history)
+    return buffer.getvalue()
+
+
+def _cell(value: object) -> str:
+    return (
+        f"{value:.4g}" if isinstance(value, float) else escape("" if value is None else str(value))
+    )

@@ -1,0 +1,35 @@
+"""What all listeners and all pieces of HTML of the page have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from percov2_core.ui.limits import KEEP_FILES_S
+
+# One queue for everything that needs the model.
+DEVICE: dict[str, Any] = {
+    "concurrency_id": "device",
+    "concurrency_limit": 1,
+    "api_visibility": "private",
+    "show_progress": "hidden",
+}
+# Measuring may wait for nobody, and nobody for it.
+MEASURE: dict[str, Any] = {**DEVICE, "concurrency_id": "measure"}
+FREE: dict[str, Any] = {
+    "concurrency_limit": None,
+    "api_visibility": "private",
+    "show_progress": "hidden",
+}
+
+
+def plain_html(value: str = "", **options: Any) -> gr.HTML:
+    """HTML that only the page's own style sheet touches."""
+    options.setdefault("js_on_load", None)
+    return gr.HTML(value, apply_default_css=False, **options)
+
+
+def visitor_state(value: Any) -> gr.State:
+    """State of one visitor, forgotten with the visit."""
+    return gr.State(value, time_to_live=KEEP_FILES_S)
