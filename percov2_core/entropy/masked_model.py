@@ -134,12 +134,12 @@ def neighbour_indices(grid: Grid) -> NDArray[np.int64]:
 
 
 @lru_cache(maxsize=32)
-def relative_indices(grid: Grid) -> NDArray[np.int64]:
+def relative_indices(grid: Grid) -> NDArray[np.int32]:
     """(N, N) row of the bias table for a looking position and a looked-at position."""
     y, x = (axis.ravel() for axis in np.indices(grid))
     side = 2 * MAX_TILE - 1
     dy, dx = (axis[:, None] - axis[None, :] + MAX_TILE - 1 for axis in (y, x))
-    return np.asarray(dy * side + dx, dtype=np.int64)
+    return np.asarray(dy * side + dx, dtype=np.int32)
 
 
 def place_indices(grid: Grid) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -237,7 +237,7 @@ class Tower(nn.Module):
 
     def biases(self, words: Tensor, grid: Grid, *, visible: Tensor) -> Biases:
         """(B, W) word ids and (N, N) bool visibility -> score biases."""
-        index = torch.from_numpy(relative_indices(grid)).to(words.device)
+        index = torch.from_numpy(relative_indices(grid)).to(words.device, torch.int64)
         to_tokens = self.bias[:, index].masked_fill(~visible, HIDDEN_SCORE)
         to_words = self.word_bias[:, None].expand(len(words), -1, words.shape[1])
         to_words = to_words.masked_fill((words == PAD_WORD)[:, None], HIDDEN_SCORE)

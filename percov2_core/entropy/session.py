@@ -47,7 +47,7 @@ class Session:
         self._known = torch.full((n + 1,), config.mask_id, device=device)
         self._known[n] = config.outside_id
         self._neighbours = torch.from_numpy(mm.neighbour_indices(grid)).to(device)
-        self._relative = torch.from_numpy(mm.relative_indices(grid)).to(device, torch.int32)
+        self._relative = torch.from_numpy(mm.relative_indices(grid)).to(device)
         rows, columns = (torch.from_numpy(i).to(device) for i in mm.place_indices(grid))
         self._place = model.table("rows")[rows] + model.table("columns")[columns]  # (N, D)
         self._codes = model.table("codes")

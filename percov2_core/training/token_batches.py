@@ -47,7 +47,7 @@ class MaskedTraining:
     """
 
     minutes: float
-    batch_tokens: int = 8192
+    batch_tokens: int = 6144
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup_steps: int = 60
