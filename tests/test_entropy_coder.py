@@ -103,6 +103,14 @@ def test_a_likely_run_of_zeros_still_costs_its_information():
     assert len(writer.finish()) in (63, 64)
 
 
+def test_the_reader_says_what_is_wrong():
+    even = np.full((4, 2), TOTAL // 2, dtype=np.uint32)
+    with pytest.raises(BitstreamError, match="coded section does not fit this model"):
+        read_all(b"\xff" * 8, [(None, even)])
+    with pytest.raises(BitstreamError, match="is 3 bytes, the symbols in it take 1: bytes are"):
+        read_all(b"\x90ab", [(None, even)])
+
+
 def test_no_symbols_take_no_bytes():
     assert SymbolWriter().finish() == b""
     SymbolReader(b"").close()

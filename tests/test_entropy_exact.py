@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from percov2_core.config import SCHEDULES
 from percov2_core.entropy.exact import ExactModel
@@ -217,3 +218,6 @@ def test_files_that_are_absent_broken_or_foreign_are_named(tmp_path, twin):
     (tmp_path / "broken.safetensors").write_bytes(b"\x01" * 20)
     with pytest.raises(WeightsError, match=r"entropy model broken.safetensors cannot be read"):
         ExactModel.load(tmp_path / "broken.safetensors")
+    save_file(twin.tables, tmp_path / "old.safetensors", metadata={"format": "percov2-exact-0"})
+    with pytest.raises(WeightsError, match="format 'percov2-exact-0', this build reads"):
+        ExactModel.load(tmp_path / "old.safetensors")

@@ -87,10 +87,7 @@ class SymbolReader:
         self._data = data
         # All that is read is written again: the copy knows how many bytes it takes so far.
         self._mirror = SymbolWriter()
-        try:
-            self._coder = constriction.stream.queue.RangeDecoder(_to_words(data))
-        except (AssertionError, ValueError) as error:
-            raise BitstreamError("coded section: no coder starts with these bytes") from error
+        self._coder = constriction.stream.queue.RangeDecoder(_to_words(data))
 
     @property
     def ideal_bits(self) -> float:

@@ -27,8 +27,8 @@ from percov2_core.errors import BitstreamError, ConfigError
 
 Ints = NDArray[np.int64]
 
-# Tokens are drawn in proportion to frequency ** 2 (temperature 1/2): a few unlikely tokens in
-# between spoil a picture more than many likely ones make it dull. Part of the format.
+# Tokens are drawn in proportion to frequency ** 2 (temperature 1/2): of the powers 1, 2 and 3 it
+# came nearest to the true codes, by mean squared distance at 8 x 8. Part of the format.
 SAMPLING_POWER = 2
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
