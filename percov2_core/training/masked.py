@@ -28,6 +28,8 @@ from percov2_core.training.token_batches import (
     load_grids,
 )
 
+__all__ = ["MaskedModelConfig", "MaskedTraining", "load_model", "save_model", "train_masked"]
+
 log = logging.getLogger(__name__)
 
 CHECKPOINT_NAME = "last.pt"
