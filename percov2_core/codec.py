@@ -46,9 +46,11 @@ from percov2_core.flow.transformer import Conditions, FlowModel
 from percov2_core.hyper.decoder import HyperDecoder
 from percov2_core.hyper.encoder import HyperEncoder
 from percov2_core.hyper.quantizer import VectorQuantizer
+from percov2_core.hyper.search import SearchConfig, search_tokens
 from percov2_core.latent.autoencoder import LatentAutoencoder
 
 MAX_STEPS = 100
+SEARCH_TILE_PX = 512  # bounds the memory that gradients take
 MAX_GUIDANCE = 20.0
 
 
@@ -69,6 +71,7 @@ class RateModules:
     decoder: HyperDecoder
     text: TextEncoder
     flow: FlowModel
+    search: SearchConfig
 
 
 class Bits(NamedTuple):
@@ -132,7 +135,7 @@ class PerCoV2:
     def device(self) -> torch.device:
         return self.vae.device
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(
         self,
         image: Image.Image,
@@ -166,7 +169,8 @@ class PerCoV2:
         x = image_io.to_tensor(picture, rate.token_stride).to(self.device)  # (1, 3, H, W)
         latent = self.vae.encode(x)  # (1, 16, H/8, W/8)
         vectors = modules.encoder(latent)  # (1, D, h, w)
-        grid = modules.quantizer.tokens(vectors)[0].cpu().numpy()  # (h, w)
+        nearest = modules.quantizer.tokens(vectors)  # (1, h, w)
+        grid = self._search(nearest, modules, x)[0].cpu().numpy()  # (h, w)
 
         sent = _tokens_sent(tokens, grid.size, partial=chosen.partial, mode=mode)
         stream = Stream(
@@ -181,6 +185,23 @@ class PerCoV2:
             seed=seed,
         )
         return self._pack(stream, grid, text)
+
+    def _search(self, tokens: Tensor, modules: RateModules, x: Tensor) -> Tensor:
+        """Improve tokens by what the hyper-decoder's start decodes to, tile by tile."""
+        tokens = tokens.clone()
+        stride = x.shape[-1] // tokens.shape[-1]
+        size = SEARCH_TILE_PX // stride
+        for top in range(0, tokens.shape[1], size):
+            for left in range(0, tokens.shape[2], size):
+                rows, columns = slice(top, top + size), slice(left, left + size)
+                tokens[:, rows, columns] = search_tokens(
+                    tokens[:, rows, columns],
+                    modules.quantizer,
+                    lambda codes: self.vae.decode(modules.decoder(codes).start),
+                    x[..., _scaled(rows, stride), _scaled(columns, stride)],
+                    config=modules.search,
+                )
+        return tokens
 
     def describe(self, image: Image.Image, *, captioner: str = "describer") -> str:
         """Ask a captioner for a caption."""
@@ -349,6 +370,10 @@ class PerCoV2:
             on_step(Step(step.index, step.total, lambda: self._paint(stream, step.estimate())))
 
         return report
+
+
+def _scaled(span: slice, stride: int) -> slice:
+    return slice(span.start * stride, span.stop * stride)
 
 
 def _grid(tokens: NDArray[np.int64]) -> tuple[int, int]:

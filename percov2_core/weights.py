@@ -6,7 +6,7 @@ A model folder holds
     vae/                            diffusers autoencoder, 16 channels at 1/8
     caption_language.npz            n-gram tables of the caption coder
     RATE/hyper_encoder/  RATE/quantizer/  RATE/hyper_decoder/  RATE/transformer/
-    RATE/text_encoder/   RATE/tokenizer/  RATE/flow.json
+    RATE/text_encoder/   RATE/tokenizer/  RATE/flow.json  RATE/search.json
     RATE/entropy.safetensors        fixed-point twin of the masked image model
 
 for each RATE of `config.RATES`. Every file is loaded strictly: a missing, unknown or misshapen
@@ -40,6 +40,7 @@ from percov2_core.flow.transformer import FlowConfig, FlowModel
 from percov2_core.hyper.decoder import HyperDecoder
 from percov2_core.hyper.encoder import HyperEncoder
 from percov2_core.hyper.quantizer import VectorQuantizer
+from percov2_core.hyper.search import SearchConfig
 from percov2_core.latent.autoencoder import LatentAutoencoder
 
 FORMAT = 1
@@ -108,6 +109,7 @@ def _load_rate(folder: Path, device: torch.device) -> RateModules:
         prior=prior,
         decoder=load_part(HyperDecoder, folder / "hyper_decoder", device),
         text=_load_text(folder, device),
+        search=SearchConfig(**_read_json(folder / "search.json")),
         flow=FlowModel(transformer, FlowConfig(**_read_json(folder / "flow.json"))).eval(),
     )
 

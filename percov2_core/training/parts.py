@@ -18,6 +18,10 @@ from percov2_core.flow.transformer import FlowConfig, FlowModel
 from percov2_core.hyper.decoder import HyperDecoder
 from percov2_core.hyper.encoder import HyperEncoder
 from percov2_core.hyper.quantizer import VectorQuantizer
+from percov2_core.hyper.search import SearchConfig
+
+
+SEARCH = SearchConfig(rounds=2, curvature=60.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,3 +132,5 @@ def save(parts: RateParts, folder: Path) -> None:
     parts.text.tokenizer.save_pretrained(folder / "tokenizer")
     flow = json.dumps(dataclasses.asdict(parts.flow.config), indent=2)
     (folder / "flow.json").write_text(flow + "\n")
+    search = json.dumps(dataclasses.asdict(SEARCH), indent=2)
+    (folder / "search.json").write_text(search + "\n")

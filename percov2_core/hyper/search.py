@@ -1,0 +1,86 @@
+"""Encoder-side search: tokens that decode closer to the picture than the nearest codes do.
+
+The nearest code of each hyper-latent vector is not the best token, because neighbouring codes
+are decoded together. Each round takes the gradient of the squared error by the codes, moves every
+second token (like the squares of a chessboard) to the code that this gradient and a curvature
+term promise most from, and keeps the moves after which their own patch of the picture is closer.
+No bit of the format depends on it. B batch (here 1), D code width, h x w token grid, K codebook
+size, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from percov2_core.hyper.quantizer import VectorQuantizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchConfig:
+    """How hard the encoder looks.
+
+    Attributes:
+        rounds: Rounds of one gradient each; 0 keeps the nearest codes.
+        curvature: Squared error, summed over channels and pixels, that a move of unit length is
+            expected to cost beyond its gradient.
+    """
+
+    rounds: int = 0
+    curvature: float = 60.0
+
+
+def search_tokens(
+    tokens: Tensor,
+    quantizer: VectorQuantizer,
+    decode: Callable[[Tensor], Tensor],
+    x: Tensor,
+    *,
+    config: SearchConfig,
+) -> Tensor:
+    """Improve tokens for the squared error.
+
+    Args:
+        tokens: (1, h, w) int64 to start from.
+        decode: (1, D, h, w) codes -> (1, 3, H, W) picture, differentiable.
+        x: (1, 3, H, W) float in [-1, 1], the picture.
+
+    Returns:
+        (1, h, w) int64; each patch decodes at least as close in the round that moved its token.
+    """
+    stride = x.shape[-1] // tokens.shape[-1]
+    rows, columns = (torch.arange(n, device=x.device) for n in tokens.shape[-2:])
+    parity = (rows[:, None] + columns) % 2  # (h, w)
+    for i in range(config.rounds):
+        with torch.enable_grad():
+            codes = quantizer.lookup(tokens).requires_grad_()
+            y = decode(codes)
+            (gradient,) = torch.autograd.grad((y - x).square().sum(), codes)
+        promised, best = _promises(
+            codes.detach(), gradient, quantizer.codebook.float(), config.curvature
+        )
+        moved = torch.where((parity == i % 2) & (promised > 0), best, tokens)
+        before, after = (
+            _patch_error(v, x, stride) for v in (y.detach(), decode(quantizer.lookup(moved)))
+        )
+        tokens = torch.where(after < before, moved, tokens)
+    return tokens
+
+
+def _promises(
+    codes: Tensor, gradient: Tensor, codebook: Tensor, curvature: float
+) -> tuple[Tensor, Tensor]:
+    """(1, h, w) how much the best other code should lower the error, and which it is."""
+    change = torch.einsum("kd,bdhw->bkhw", codebook, gradient) - (codes * gradient).sum(1)[:, None]
+    length = 2 - 2 * torch.einsum("kd,bdhw->bkhw", codebook, codes)  # all codes have unit length
+    least, best = (change + curvature * length).min(dim=1)
+    return -least, best
+
+
+def _patch_error(y: Tensor, x: Tensor, stride: int) -> Tensor:
+    """(1, h, w) squared error of the pixels under each token."""
+    return F.avg_pool2d((y - x).square().mean(dim=1), stride)

@@ -1,0 +1,73 @@
+"""Hyper-encoder, quantiser, hyper-decoder and the encoder's search."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from percov2_core.errors import BitstreamError
+from percov2_core.hyper.decoder import HyperDecoder
+from percov2_core.hyper.encoder import HyperEncoder
+from percov2_core.hyper.quantizer import VectorQuantizer
+from percov2_core.hyper.search import SearchConfig, search_tokens
+
+
+@pytest.fixture
+def quantizer():
+    torch.manual_seed(0)
+    return VectorQuantizer(32, 6)
+
+
+def test_lookup_gives_back_the_tokens_it_was_given(quantizer):
+    tokens = torch.randint(32, (2, 5, 7))
+    assert torch.equal(quantizer.tokens(quantizer.lookup(tokens)), tokens)
+
+
+def test_tokens_are_the_nearest_codes_by_angle(quantizer):
+    vectors = torch.randn(1, 6, 4, 4)
+    flat = F.normalize(vectors.movedim(1, -1).flatten(0, 2), dim=1)
+    nearest = torch.cdist(flat, quantizer.codebook).argmin(dim=1).view(1, 4, 4)
+    assert torch.equal(quantizer.tokens(vectors), nearest)
+    assert torch.equal(quantizer.tokens(3 * vectors), nearest)
+
+
+def test_a_token_outside_the_codebook_is_named(quantizer):
+    with pytest.raises(BitstreamError, match=r"tokens must be in \[0, 32\), got up to 32"):
+        quantizer.lookup(torch.tensor([[[32]]]))
+
+
+@pytest.mark.parametrize(("count", "stride"), [(1, 2), (3, 8)])
+def test_encoder_and_decoder_meet_on_the_latent_grid(count, stride):
+    encoder = HyperEncoder(16, (8,) * count, (1,) * count, 6)
+    decoder = HyperDecoder(16, 4, (8,) * count, (1,) * count, 6)
+    vectors = encoder(torch.randn(1, 16, 4 * stride, 3 * stride))
+    assert vectors.shape == (1, 6, 4, 3)
+    start, features = decoder(vectors)
+    assert start.shape == (1, 16, 4 * stride, 3 * stride)
+    assert features.shape == (1, 4, 4 * stride, 3 * stride)
+
+
+def blurred(codes):
+    """A decoder in which neighbouring tokens overlap."""
+    x = F.interpolate(codes[:, :3], scale_factor=4, mode="nearest")
+    return F.avg_pool2d(x, 5, 1, 2)
+
+
+def test_the_search_comes_closer_to_the_picture_than_the_nearest_codes(quantizer):
+    x = blurred(quantizer.lookup(torch.randint(32, (1, 6, 6))))
+    tokens = torch.randint(32, (1, 6, 6))
+    errors = []
+    for rounds in (0, 2, 6):
+        config = SearchConfig(rounds=rounds, curvature=2.0)
+        found = search_tokens(tokens, quantizer, blurred, x, config=config)
+        errors.append(float((blurred(quantizer.lookup(found)) - x).square().mean()))
+    assert errors[0] > 1.2 * errors[1] > 1.2 * errors[2]
+
+
+def test_no_rounds_leave_the_tokens_as_they_are(quantizer):
+    tokens = torch.randint(32, (1, 4, 4))
+    found = search_tokens(
+        tokens, quantizer, blurred, torch.zeros(1, 3, 16, 16), config=SearchConfig()
+    )
+    assert torch.equal(found, tokens)
