@@ -53,9 +53,10 @@ def continue_from(system: Stage1System, folder: Path) -> None:
     if not path.is_file():
         raise ConfigError(f"init: no checkpoint at {str(path)!r}")
     weights = torch.load(path, map_location="cpu", weights_only=True)["ema"]
-    # A run that begins to tune the autoencoder's decoder takes it from the autoencoder.
+    # The autoencoder's decoder comes with the autoencoder, tuned by the earlier run or not.
+    others = {k: v for k, v in weights.items() if not k.startswith("painter.")}
     own = {k: v for k, v in system.state_dict().items() if k.startswith("painter.")}
-    system.load_state_dict({**own, **weights}, strict=True)
+    system.load_state_dict({**others, **own}, strict=True)
 
 
 def train_rate(

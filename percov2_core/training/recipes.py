@@ -11,6 +11,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -154,10 +155,16 @@ def run_rate(job: Job, rate: str) -> None:
     )
 
 
-_MASKED = MappingProxyType(
+_MASKED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "extreme": {"width": 192, "heads": 6, "content_layers": 2, "query_layers": 3},
-        "ultra-low": {"width": 160, "heads": 5, "content_layers": 2, "query_layers": 3},
+        "ultra-low": {
+            "width": 160,
+            "heads": 5,
+            "content_layers": 2,
+            "query_layers": 3,
+            "dropout": 0.1,
+        },
     }
 )
 
@@ -206,8 +213,8 @@ def run_caption(job: Job) -> None:
 STAGES: Mapping[str, Callable[[Job], None]] = MappingProxyType(
     {
         "autoencoder": run_autoencoder,
-        **{rate: lambda job, rate=rate: run_rate(job, rate) for rate in RATES},
-        **{f"masked-{rate}": lambda job, rate=rate: run_masked(job, rate) for rate in RATES},
+        **{rate: partial(run_rate, rate=rate) for rate in RATES},
+        **{f"masked-{rate}": partial(run_masked, rate=rate) for rate in RATES},
         "caption": run_caption,
     }
 )

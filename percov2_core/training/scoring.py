@@ -39,13 +39,14 @@ class Scorer:
         }
 
 
-    @torch.autocast("cpu", enabled=False)  # reconstructing may be in half precision, scoring not
     def _compare(self, a: Tensor, b: Tensor) -> list[float]:
-        row = [psnr(a, b).item(), ms_ssim(a, b).item()]
-        if self.features:
-            fa, fb = self.features(a / 127.5 - 1), self.features(b / 127.5 - 1)
-            row.append(feature_distance(fa, fb).item())
-        return row
+        # Reconstructing may be in half precision, scoring may not.
+        with torch.autocast(a.device.type, enabled=False):
+            row = [psnr(a, b).item(), ms_ssim(a, b).item()]
+            if self.features:
+                fa, fb = self.features(a / 127.5 - 1), self.features(b / 127.5 - 1)
+                row.append(feature_distance(fa, fb).item())
+            return row
 
 
 def contact_sheet(tiles: list[Tensor], path: Path, *, columns: int = 8, scale: int = 2) -> None:

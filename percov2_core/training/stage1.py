@@ -58,6 +58,7 @@ class Stage1Loss:
             uniform in (0, 1).
         perceptual: Weight of the feature distance at the least and the highest guidance.
         texture: Weight of the texture energy at the highest guidance; it is zero at the least.
+        pixel_relief: Share of the pixel term that the highest guidance takes away.
         tune_painter: Train the autoencoder's decoder along, on what the flow gives it.
         freeze_tokens: True once the entropy model is trained on the tokens.
     """
@@ -71,6 +72,7 @@ class Stage1Loss:
     whole_flow: float = 0.85
     perceptual: tuple[float, float] = (0.05, 0.6)
     texture: float = 0.0
+    pixel_relief: float = 0.0
     tune_painter: bool = False
     freeze_tokens: bool = False
 
@@ -85,6 +87,12 @@ class Stage1Parts:
     decoder: HyperDecoder
     text: TextEncoder
     flow: FlowModel
+
+
+def _random_guidance(count: int) -> Tensor:
+    """(B,) float: a third each at the least, at the highest, and anywhere between."""
+    u = (1.5 * torch.rand(count) * 2 - 1).clamp(0, 1)
+    return 1 + (GUIDANCE_MAX - 1) * u
 
 
 def texture_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
@@ -142,7 +150,7 @@ class Stage1System(nn.Module):
         dropped = torch.rand(b) < TEXT_DROP
         captions = ["" if drop else c for c, drop in zip(batch.captions, dropped, strict=True)]
         c = self.conditions(codes, self.text.encode(captions))
-        guidance = 1 + (GUIDANCE_MAX - 1) * torch.rand(b, device=device)
+        guidance = _random_guidance(b).to(device)
         w = self.weights
         t = torch.where(
             torch.rand(b, device=device) < w.whole_flow, 1.0, torch.rand(b, device=device)
@@ -178,8 +186,10 @@ class Stage1System(nn.Module):
         w, features = self.weights, self._frozen[1]
         n = math.ceil(w.pixel_share * x.shape[0])
         y = self.vae.decode(estimate[:n])
-        mse = F.mse_loss(y, x[:n])
-        loss, logs = w.pixel * mse, {"mse": mse.item()}
+        u = (guidance[:n] - 1) / (GUIDANCE_MAX - 1)
+        mse = (y - x[:n]).square().mean(dim=(1, 2, 3))
+        loss = (w.pixel * (1 - w.pixel_relief * u) * mse).mean()
+        logs = {"mse": mse.mean().item()}
         if isinstance(features, SqueezeNetFeatures):
             n = math.ceil(w.feature_share * n)
             with torch.no_grad():
@@ -187,7 +197,7 @@ class Stage1System(nn.Module):
             made = features(y[:n])
             distance = feature_distance(made, target)
             low, high = w.perceptual
-            u = (guidance[:n] - 1) / (GUIDANCE_MAX - 1)
+            u = u[:n]
             texture = texture_distance(made, target)
             loss = loss + ((low + (high - low) * u) * distance + w.texture * u * texture).mean()
             logs |= {"fd": distance.mean().item(), "texture": texture.mean().item()}
