@@ -1,0 +1,60 @@
+"""Run by `test_exactness.py` in processes of their own: grids and captions -> digests.
+
+    python -m tests.exact_worker GRIDS.npz THREADS AT_ONCE
+
+prints one line per picture and rate: SHA-256 over the coded bytes, the tokens read back, and the
+tokens that hybrid mode invents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from percov2_core.caption.language import load_language
+from percov2_core.caption.packing import read_caption, write_caption
+from percov2_core.config import RATES
+from percov2_core.entropy.coder import SymbolReader, SymbolWriter
+from percov2_core.entropy.exact import ExactModel
+from percov2_core.entropy.prior import TokenPrior
+from percov2_core.weights import EMBEDDED_DIR, ENTROPY_FILE, LANGUAGE_FILE
+
+
+def digest(prior: TokenPrior, language, tokens: np.ndarray, caption: str) -> str:
+    writer = SymbolWriter()
+    write_caption(writer, caption, language)
+    prior.compress(tokens, caption, schedule="qlds", writer=writer)
+    data = writer.finish()
+    reader = SymbolReader(data)
+    grid = (tokens.shape[0], tokens.shape[1])
+    said = read_caption(reader, language)
+    read = prior.decompress(reader, grid, caption=said, schedule="qlds")
+    reader.close()
+    invented = [
+        prior.complete(tokens, caption, schedule="qlds", tokens_sent=sent)
+        for sent in (0, tokens.size // 4)
+    ]
+    parts = [data, read.tobytes(), *(grid.tobytes() for grid in invented)]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def main(path: str, threads: int, at_once: int) -> None:
+    torch.set_num_threads(threads)
+    language = load_language(EMBEDDED_DIR / LANGUAGE_FILE)
+    priors = {r: TokenPrior(ExactModel.load(EMBEDDED_DIR / r / ENTROPY_FILE)) for r in RATES}
+    with np.load(path) as arrays:
+        jobs = [
+            (priors[rate], language, grid, str(caption))
+            for rate in RATES
+            for grid, caption in zip(arrays[rate], arrays["captions"], strict=True)
+        ]
+    with ThreadPoolExecutor(at_once) as pool:
+        print("\n".join(pool.map(lambda job: digest(*job), jobs)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
