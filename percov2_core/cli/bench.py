@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> None:
     image = image_io.load(args.picture)
     image = image.crop((0, 0, min(args.side, image.width), min(args.side, image.height)))
     codec = load_codec(args.model)
-    print(f"{codec.name} on {codec.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    threads = torch.get_num_threads()
+    print(f"{codec.name} on {codec.device}, {threads} threads, torch {torch.__version__}")
     for mode in args.modes:
         result = bench(
             codec, image, mode, repeats=args.repeats, steps=args.steps, guidance=args.guidance

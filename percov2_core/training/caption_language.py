@@ -22,7 +22,7 @@ from percov2_core.caption.language import (
 from percov2_core.caption.ngram import GROUP, NGram
 from percov2_core.caption.text import PUNCTUATION, Word, split
 from percov2_core.errors import ConfigError
-from percov2_core.training.data import list_photos
+from percov2_core.evaluation.protocol import list_pictures
 from percov2_core.training.ngram_fit import fit
 
 HELD_OUT = 2000  # last captions of the file, never trained on
@@ -66,12 +66,12 @@ def read_captions(captions_gz: Path) -> list[str]:
 
 def training_photos(photos_dir: Path) -> list[Path]:
     """All photos but the held-out ones."""
-    return [path for i, path in enumerate(list_photos(photos_dir)) if i % HELD_OUT_PHOTOS]
+    return [path for i, path in enumerate(list_pictures(photos_dir)) if i % HELD_OUT_PHOTOS]
 
 
 def held_out_photos(photos_dir: Path) -> list[Path]:
     """Photos whose sentences the models are measured on."""
-    return list_photos(photos_dir)[::HELD_OUT_PHOTOS]
+    return list_pictures(photos_dir)[::HELD_OUT_PHOTOS]
 
 
 def described_crops(paths: Iterable[Path], *, crops: int = _CROPS) -> list[str]:

@@ -14,20 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from percov2_core.errors import ConfigError
-
-_SUFFIXES = {".webp", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
-
-
-def list_photos(folder: Path) -> list[Path]:
-    """Every picture file below `folder`, sorted by name.
-
-    Raises:
-        ConfigError: if there is none.
-    """
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
-    if not files:
-        raise ConfigError(f"data folder {str(folder)!r} holds no picture ({', '.join(_SUFFIXES)})")
-    return files
+from percov2_core.evaluation.protocol import list_pictures
 
 
 def _read(path: Path) -> NDArray[np.uint8]:
@@ -65,7 +52,7 @@ def open_photos(folder: Path, cache: Path) -> Photos:
     if not index.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor() as pool:
-            arrays = list(pool.map(_read, list_photos(folder)))
+            arrays = list(pool.map(_read, list_pictures(folder)))
         shapes = np.array([a.shape[:2] for a in arrays], dtype=np.int64)
         ends = np.cumsum([a.size for a in arrays])
         with blob.open("wb") as out:

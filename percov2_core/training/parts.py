@@ -20,7 +20,6 @@ from percov2_core.hyper.encoder import HyperEncoder
 from percov2_core.hyper.quantizer import VectorQuantizer
 from percov2_core.hyper.search import SearchConfig
 
-
 SEARCH = SearchConfig(rounds=2, curvature=60.0)
 
 

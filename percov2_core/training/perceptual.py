@@ -22,9 +22,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from percov2_core.evaluation.distortions import distort_at_random
+from percov2_core.evaluation.protocol import list_pictures
 from percov2_core.metrics.features import SqueezeNetFeatures
 from percov2_core.metrics.perceptual import PicoRank, combine
-from percov2_core.training.data import list_photos, random_crop
+from percov2_core.training.data import random_crop
 
 SIDE_PX = 192
 CELLS = 12  # a side of a target map, so that a cell is 16 px
@@ -77,7 +78,7 @@ def window(pairs: PairSet, rows: NDArray[np.int64], rng: np.random.Generator) ->
 @torch.inference_mode()
 def make_pairs(photos: Path, teacher: SqueezeNetFeatures, *, count: int, seed: int = 0) -> PairSet:
     """Crop, distort and ask the teacher, `count` references from the photos below `photos`."""
-    files = list_photos(photos)
+    files = list_pictures(photos)
     references = np.empty((count, SIDE_PX, SIDE_PX, 3), np.uint8)
     distorted = np.empty((count, PER_REFERENCE, SIDE_PX, SIDE_PX, 3), np.uint8)
     targets = np.empty((count, PER_REFERENCE, 4, CELLS, CELLS), np.float16)

@@ -38,7 +38,6 @@ class Scorer:
             n: round(float(v), 4) for n, v in zip(("psnr", "ms_ssim", "fd"), mean, strict=False)
         }
 
-
     def _compare(self, a: Tensor, b: Tensor) -> list[float]:
         # Reconstructing may be in half precision, scoring may not.
         with torch.autocast(a.device.type, enabled=False):
