@@ -26,15 +26,15 @@ _BATCH_PX = 4 * 512 * 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridPlan:
-    """Which crops are turned into tokens: `rounds` per photo of each side in pixels."""
+    """Which crops are turned into tokens: how many of each side in pixels."""
 
     sides: tuple[int, ...]
-    rounds: tuple[int, ...]
+    counts: tuple[int, ...]
 
 
 EMBEDDED = {
-    "extreme": GridPlan(sides=(384, 512), rounds=(1, 1)),
-    "ultra-low": GridPlan(sides=(384, 512), rounds=(2, 3)),
+    "extreme": GridPlan(sides=(384, 512), counts=(3000, 1000)),
+    "ultra-low": GridPlan(sides=(384, 512), counts=(1500, 2500)),
 }
 
 
@@ -52,20 +52,23 @@ def write_grids(
     """Write one .npz per crop side with "tokens" (S, h, w) uint8 and "captions" (S,)."""
     out.mkdir(parents=True, exist_ok=True)
     files = []
-    for side, rounds in zip(plan.sides, plan.rounds, strict=True):
+    for side, count in zip(plan.sides, plan.counts, strict=True):
         path = out / f"tokens-{side}.npz"
         files.append(path)
         if path.exists():
             continue
         rng = np.random.default_rng((seed, side))
         grids, captions = [], []
-        picks = np.concatenate([rng.permutation(len(photos)) for _ in range(rounds)])
+        rounds = -(-count // len(photos))
+        picks = np.concatenate([rng.permutation(len(photos)) for _ in range(rounds)])[:count]
         chunks = np.array_split(picks, max(1, len(picks) * side * side // _BATCH_PX))
         for chunk in tqdm(chunks, desc=path.stem, disable=None):
             crops = np.stack([_shrunk_crop(photos[int(i)], side, rng) for i in chunk])
             captions += [describe(Image.fromarray(crop)) for crop in crops]
-            latent = vae.encode(to_float(crops).to(vae.device))
-            grids.append(quantizer.tokens(encoder(latent)).to(torch.uint8).cpu().numpy())
+            with torch.autocast(vae.device.type, dtype=torch.bfloat16):
+                latent = vae.encode(to_float(crops).to(vae.device))
+                vectors = encoder(latent)
+            grids.append(quantizer.tokens(vectors).to(torch.uint8).cpu().numpy())
         np.savez_compressed(path, tokens=np.concatenate(grids), captions=np.array(captions))
     return files
 
