@@ -53,8 +53,9 @@ def vae(photos, tmp_path_factory):
 
 
 def tiny_recipe(rate):
+    tiny = tiny_sizes(rate)
     return {
-        "model": dataclasses.asdict(tiny_sizes(rate)),
+        "model": {f.name: getattr(tiny, f.name) for f in dataclasses.fields(tiny)},
         "plan": PLAN,
         "loss": {"tune_painter": True},
         "loop": {"save_every_s": 0.0},

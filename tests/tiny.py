@@ -20,6 +20,7 @@ from percov2_core.codec import PerCoV2
 from percov2_core.config import MODES, PRESETS, RATES
 from percov2_core.entropy.exporter import export
 from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfig
+from percov2_core.hyper.search import SearchConfig
 from percov2_core.training import parts
 from percov2_core.training.autoencoder import TINY
 from percov2_core.training.caption_language import build_language
@@ -45,6 +46,7 @@ def tiny_sizes(rate: str) -> parts.Sizes:
         decoder_depths=(1,) * count,
         noise_scale=0.5,
         text_guidance=1.0,
+        search=SearchConfig(rounds=2, curvature=60.0),
         code_dim=4,
         features=4,
         heads=1,

@@ -20,9 +20,6 @@ from percov2_core.hyper.encoder import HyperEncoder
 from percov2_core.hyper.quantizer import VectorQuantizer
 from percov2_core.hyper.search import SearchConfig
 
-SEARCH = SearchConfig(rounds=2, curvature=60.0)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
     """Sizes of one rate's modules. Encoder widths run fine to coarse, decoder ones back."""
@@ -33,6 +30,7 @@ class Sizes:
     decoder_depths: tuple[int, ...]
     noise_scale: float
     text_guidance: float
+    search: SearchConfig
     code_dim: int = 16
     features: int = 16
     heads: int = 3
@@ -54,6 +52,7 @@ EMBEDDED = MappingProxyType(
             decoder_depths=(5,),
             noise_scale=0.6,
             text_guidance=0.0,
+            search=SearchConfig(rounds=2, curvature=60.0),
         ),
         "ultra-low": Sizes(
             encoder_widths=(96, 160, 224),
@@ -62,6 +61,7 @@ EMBEDDED = MappingProxyType(
             decoder_depths=(2, 2, 3),
             noise_scale=0.85,
             text_guidance=1.0,
+            search=SearchConfig(rounds=2, curvature=1000.0),
         ),
     }
 )
@@ -76,9 +76,11 @@ class RateParts:
     decoder: HyperDecoder
     text: TextEncoder
     flow: FlowModel
+    search: SearchConfig
 
     def modules(self) -> dict[str, nn.Module]:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: part for name, part in named.items() if isinstance(part, nn.Module)}
 
 
 def build(sizes: Sizes) -> RateParts:
@@ -118,6 +120,7 @@ def build(sizes: Sizes) -> RateParts:
         ),
         text,
         FlowModel(transformer, flow),
+        sizes.search,
     )
 
 
@@ -131,5 +134,5 @@ def save(parts: RateParts, folder: Path) -> None:
     parts.text.tokenizer.save_pretrained(folder / "tokenizer")
     flow = json.dumps(dataclasses.asdict(parts.flow.config), indent=2)
     (folder / "flow.json").write_text(flow + "\n")
-    search = json.dumps(dataclasses.asdict(SEARCH), indent=2)
+    search = json.dumps(dataclasses.asdict(parts.search), indent=2)
     (folder / "search.json").write_text(search + "\n")

@@ -92,7 +92,12 @@ def train_rate(
         evaluate=evaluate if scorer else None,
     )
     trained = rate_parts.RateParts(
-        system.encoder, system.quantizer.quantizer, system.decoder, system.text, system.flow
+        system.encoder,
+        system.quantizer.quantizer,
+        system.decoder,
+        system.text,
+        system.flow,
+        sizes.search,
     )
     rate_parts.save(trained, out / "parts")
     if loss.tune_painter:

@@ -139,7 +139,9 @@ def run_rate(job: Job, rate: str) -> None:
     from percov2_core.training import rate as stage
     from percov2_core.training.stage1 import Stage1Loss
 
-    sizes = {**dataclasses.asdict(parts.EMBEDDED[rate]), **job.recipe.get("model", {})}
+    known = parts.EMBEDDED[rate]
+    sizes = {f.name: getattr(known, f.name) for f in dataclasses.fields(known)}
+    sizes |= job.recipe.get("model", {})
     stage.train_rate(
         job.photos(),
         job.out,
