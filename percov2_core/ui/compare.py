@@ -11,18 +11,13 @@ from percov2_core.ui import text
 from percov2_core.ui.html import png_uri
 from percov2_core.ui.painting import Frame
 
-_TOOLS = f"""
-<div class="pc-tools" role="group" aria-label="View">
-  <button type="button" onclick="percov.split(this, 100)">{text.ORIGINAL}</button>
-  <button type="button" onclick="percov.split(this, 50)">Both</button>
-  <button type="button" onclick="percov.split(this, 0)">{text.DECODED}</button>
+_ZOOM = """
   <span class="pc-gap"></span>
   <button type="button" onclick="percov.zoom(this, 0.5)" aria-label="Zoom out">&minus;</button>
-  <output class="pc-zoom" aria-live="polite">1&times;</output>
+  <output class="pc-zoom">1&times;</output>
   <button type="button" onclick="percov.zoom(this, 2)" aria-label="Zoom in">+</button>
   <button type="button" onclick="percov.full(this)">Full screen</button>
-  <button type="button" onclick="percov.save(this)">Save PNG</button>
-</div>"""
+  <button type="button" onclick="percov.save(this)">Save PNG</button>"""
 
 
 def compare(
@@ -47,7 +42,12 @@ def compare(
     aria-label="{text.COMPARE_LABEL}" aria-valuetext="50 percent original"
     oninput="percov.split(this, this.value)">
   </div>
- </div>{_TOOLS}
+ </div>
+ <div class="pc-tools" role="group" aria-label="View">
+  <button type="button" onclick="percov.split(this, 100)">{escape(left)}</button>
+  <button type="button" onclick="percov.split(this, 50)">Both</button>
+  <button type="button" onclick="percov.split(this, 0)">{text.DECODED}</button>{_ZOOM}
+ </div>
 </figure>"""
 
 
@@ -61,13 +61,7 @@ def single(decoded: Image.Image, *, tag: str, caption: str) -> str:
    <span class="pc-tag pc-right">{escape(tag)}</span>
   </div>
  </div>
- <div class="pc-tools" role="group" aria-label="View">
-  <span class="pc-gap"></span>
-  <button type="button" onclick="percov.zoom(this, 0.5)" aria-label="Zoom out">&minus;</button>
-  <output class="pc-zoom" aria-live="polite">1&times;</output>
-  <button type="button" onclick="percov.zoom(this, 2)" aria-label="Zoom in">+</button>
-  <button type="button" onclick="percov.full(this)">Full screen</button>
-  <button type="button" onclick="percov.save(this)">Save PNG</button>
+ <div class="pc-tools" role="group" aria-label="View">{_ZOOM}
  </div>
 </figure>"""
 

@@ -71,17 +71,17 @@ class CompressTab(NamedTuple):
 def compress_tab(handlers: Handlers, codec: PerCoV2, run: gr.State) -> CompressTab:
     """Build the tab inside the current one."""
     with gr.Row(equal_height=False):
-        with gr.Column(scale=4, min_width=320, elem_id="pc-controls"):
+        with gr.Column(scale=4, min_width=280, elem_id="pc-controls"):
             controls = _controls(handlers, codec)
-        with gr.Column(scale=8, min_width=320):
+        with gr.Column(scale=8, min_width=280):
             headline = plain_html(runs.empty_headline(), elem_id="pc-head")
             stage = plain_html(empty(text.EMPTY_STAGE), elem_id="pc-stage")
     with gr.Tabs(elem_id="pc-details-tabs"):
-        with gr.Tab("Where the bits went"):
+        with gr.Tab("Where bits went"):
             bits = plain_html(empty(text.EMPTY_BITS), elem_id="pc-bits")
         with gr.Tab("In numbers"):
             numbers = plain_html(empty(text.EMPTY_NUMBERS), elem_id="pc-numbers")
-        with gr.Tab("File, link, QR code"):
+        with gr.Tab("File and QR"):
             share = plain_html(empty(text.EMPTY_SHARE), elem_id="pc-share")
     results = Results(headline, stage, numbers, bits, share)
     _connect_controls(handlers, controls)

@@ -40,9 +40,9 @@ def build_demo(codec: PerCoV2, *, keep_files_s: int = KEEP_FILES_S) -> gr.Blocks
                 main = compress_tab(handlers, codec, run)
             with gr.Tab("Open a file", id="decode"):
                 decode_tab(handlers, demo, tabs, run)
-            with gr.Tab("What is invented?", id="invented"):
+            with gr.Tab("Invented?", id="invented"):
                 invented_tab(explore, run)
-            with gr.Tab("Distortion and perception", id="plot") as tab:
+            with gr.Tab("Trade-off", id="plot") as tab:
                 plot_tab(explore, tab, tabs, main, run)
         plain_html(
             f'<footer class="pc-foot"><p>{text.SHORTCUTS}</p><p>{text.PRIVACY}</p>'

@@ -29,11 +29,11 @@ setInterval(attach, 300);"""
 def decode_tab(handlers: Handlers, demo: gr.Blocks, tabs: gr.Tabs, run: gr.State) -> None:
     """A file or a link, and the picture inside."""
     with gr.Row(equal_height=False):
-        with gr.Column(scale=4, min_width=320):
+        with gr.Column(scale=4, min_width=280):
             file = gr.File(label="A .pcv2 file", type="filepath", elem_id="pc-file", height=150)
             link = gr.Textbox(label="or a link", lines=3, max_lines=5, elem_id="pc-link-box")
             button = gr.Button("Open the link", variant="primary", elem_id="pc-open-link")
-        with gr.Column(scale=8, min_width=320):
+        with gr.Column(scale=8, min_width=280):
             headline = plain_html(runs.plain_headline("Open a file", text.EMPTY_FILE))
             stage = plain_html(empty(text.EMPTY_FILE_STAGE), elem_id="pc-decoded-stage")
     details = plain_html(elem_id="pc-decoded-details")
@@ -46,17 +46,21 @@ def decode_tab(handlers: Handlers, demo: gr.Blocks, tabs: gr.Tabs, run: gr.State
 def invented_tab(explore: Explore, run: gr.State) -> None:
     """What the file leaves open."""
     gr.Markdown(text.VARIATIONS_NOTE)
-    vary = gr.Button("Paint it four times", variant="primary", elem_id="pc-vary")
+    with gr.Row():
+        vary = gr.Button(
+            "Paint it four times", variant="primary", elem_id="pc-vary", scale=0, min_width=240
+        )
     grid = plain_html(empty(text.EMPTY_VARIATIONS), elem_id="pc-variations")
     with gr.Row(equal_height=False):
-        with gr.Column(scale=4, min_width=320):
+        with gr.Column(scale=4, min_width=280):
             tokens = gr.Slider(
                 0, 64, 32, step=1, label="Tokens sent", info=text.RESEND_INFO, elem_id="pc-resend"
             )
-        with gr.Column(scale=8, min_width=320):
+        with gr.Column(scale=8, min_width=280):
             resent = plain_html(empty(text.EMPTY_RESENT), elem_id="pc-resent")
     vary.click(explore.vary, run, grid, **DEVICE)
-    tokens.release(explore.resend, [run, tokens], resent, **DEVICE)
+    # Not `release`: the keyboard never releases a slider.
+    tokens.input(explore.resend, [run, tokens], resent, trigger_mode="always_last", **DEVICE)
 
 
 def plot_tab(

@@ -7,11 +7,8 @@ from types import MappingProxyType
 from percov2_core.ui.limits import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
 
 TITLE = "PerCoV2"
-CLAIM = "A whole picture in fewer bytes than this sentence."
-INTRO = (
-    "A photo becomes one line of text and a small grid of tokens. "
-    "A generative model repaints the picture from them."
-)
+CLAIM = "A whole photo in about a hundred bytes."
+INTRO = "One line of text and a few tokens are sent; a generative model repaints the rest."
 
 MODES = MappingProxyType(
     {

@@ -120,7 +120,7 @@ def runs_table(history: Sequence[Measured]) -> str:
     """Every run, newest first, and the same as a CSV file."""
     if not history:
         return empty(text.EMPTY_RUNS)
-    columns = list(history[0].values)
+    columns = _columns(history)
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
     body = "".join(
         "<tr>" + "".join(f"<td>{_cell(m.values[name])}</td>" for name in columns) + "</tr>"
@@ -135,10 +135,15 @@ def runs_table(history: Sequence[Measured]) -> str:
 
 def runs_csv(history: Sequence[Measured]) -> str:
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(history[0].values), lineterminator="\n")
+    writer = csv.DictWriter(buffer, fieldnames=_columns(history), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(m.values for m in history)
+    writer.writerows({name: m.values[name] for name in _columns(history)} for m in history)
     return buffer.getvalue()
+
+
+def _columns(history: Sequence[Measured]) -> list[str]:
+    """Those that any run has a value for: not every metric can be had everywhere."""
+    return [name for name in history[0].values if any(m.values[name] is not None for m in history)]
 
 
 def _cell(value: object) -> str:
