@@ -1,0 +1,161 @@
+"""Classic codecs: sizes, versions, budgets, damaged files, and the protocol's table."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from percov2_core.baselines.base import Remembered, best_within, largest_within
+from percov2_core.baselines.percov2 import PerCo
+from percov2_core.baselines.registry import (
+    CLASSIC,
+    FACTORS,
+    LADDERS,
+    family_at_all_sizes,
+    find_baseline,
+)
+from percov2_core.errors import BitstreamError, ConfigError, ImageError
+from percov2_core.evaluation.protocol import centre_square, to_tensor
+from percov2_core.metrics.distortion import psnr
+from tests.tiny import picture, tiny_codec
+
+FAST = ("jpeg", "jpeg2000", "j2k", "webp")
+
+
+def quality(image: Image.Image, other: Image.Image) -> float:
+    return psnr(to_tensor(image), to_tensor(other)).item()
+
+
+@pytest.mark.parametrize("name", [*CLASSIC, "jpeg/2", "webp/3", "webp/12", "avif/6"])
+@pytest.mark.parametrize("size", [(160, 96), (101, 67)])
+def test_every_codec_gives_back_a_similar_picture_of_the_same_size(name, size) -> None:
+    codec, image = find_baseline(name), picture(*size)
+    good = codec.qualities[len(codec.qualities) * 3 // 4]
+    decoded = codec.decode(codec.encode(image, good))
+    assert decoded.size == size
+    assert decoded.mode == "RGB"
+    assert quality(image, decoded) > 18
+
+
+@pytest.mark.parametrize("name", CLASSIC)
+def test_the_description_names_a_version(name) -> None:
+    assert re.search(r"(\d+\.){1,3}\d+", find_baseline(name).description)
+
+
+@pytest.mark.parametrize("name", CLASSIC)
+def test_the_ladder_is_on_the_codecs_scale_which_rises(name) -> None:
+    codec = find_baseline(name)
+    assert set(LADDERS[name]) <= set(codec.qualities)
+    upper = codec.qualities[len(codec.qualities) * 4 // 5]
+    sizes = [len(codec.encode(picture(), q)) for q in (codec.qualities[0], upper)]
+    assert sizes[0] < sizes[1]
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_the_largest_fit_is_within_the_budget_and_the_next_quality_is_not(name) -> None:
+    codec, image = find_baseline(name), picture(256, 256)
+    budget = len(codec.encode(image, codec.qualities[20]))
+    fit = largest_within(codec, image, size_bytes=budget)
+    assert fit is not None
+    assert len(fit.data) <= budget
+    after = codec.qualities[codec.qualities.index(fit.quality) + 1]
+    assert len(codec.encode(image, after)) > budget
+
+
+def test_a_budget_that_nothing_meets_gives_no_fit() -> None:
+    codecs = [find_baseline("jpeg"), find_baseline("jpeg/2")]
+    assert best_within(codecs, picture(), size_bytes=20, score=quality) is None
+
+
+def test_at_few_bytes_the_best_is_a_reduced_size() -> None:
+    fit = best_within(family_at_all_sizes("webp"), picture(256, 256), size_bytes=90, score=quality)
+    assert fit is not None
+    assert fit.codec.name != "webp"
+    assert len(fit.data) <= 90
+
+
+def test_a_picture_too_small_for_vvc_is_refused_and_fits_no_budget() -> None:
+    tiny = picture(8, 6)
+    with pytest.raises(ImageError, match="vvc: libvvenc cannot code 8x6 pixels"):
+        find_baseline("vvc").encode(tiny, 63)
+    assert largest_within(find_baseline("vvc"), tiny, size_bytes=10**6) is None
+
+
+def test_what_was_encoded_is_remembered_per_picture_and_quality() -> None:
+    codec, one, two = Remembered(find_baseline("jpeg")), picture(seed=1), picture(seed=2)
+    assert codec.encode(one, 5) is codec.encode(one, 5)
+    assert codec.encode(one, 5) != codec.encode(two, 5) != codec.encode(two, 9)
+
+
+@pytest.mark.parametrize("name", [*CLASSIC, "jpeg/2"])
+def test_damaged_files_are_errors_of_this_package(name) -> None:
+    with pytest.raises(BitstreamError):
+        find_baseline(name).decode(b"\x01\x02\x03 no picture \x00")
+
+
+def test_the_size_byte_of_a_reduced_picture_is_checked() -> None:
+    with pytest.raises(BitstreamError, match="the last byte must hold two numbers below 2, got 20"):
+        find_baseline("jpeg/2").decode(b"abc\x20")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gif", "codec must be one of jpeg, jpeg2000, j2k, webp, avif, jxl, vvc, got 'gif'"),
+        ("avif/17", "codec 'avif/17': factor must be 1 to 16, got '17'"),
+        ("avif/x", "codec 'avif/x': factor must be 1 to 16, got 'x'"),
+    ],
+)
+def test_unknown_codecs_are_named(name, message) -> None:
+    with pytest.raises(ConfigError) as caught:
+        find_baseline(name)
+    assert message in str(caught.value)
+
+
+def test_the_search_tries_full_size_first_and_no_useless_one() -> None:
+    assert [c.name for c in family_at_all_sizes("vvc")] == ["vvc", "vvc/2", "vvc/3", "vvc/4"]
+    assert len(family_at_all_sizes("jpeg")) == len(FACTORS)
+
+
+@pytest.mark.parametrize("mode", ["ultra-low", "extreme"])
+def test_our_codec_has_the_same_two_calls(mode) -> None:
+    codec = PerCo(codec=tiny_codec(), mode=mode, steps=1, guidance=1.0)
+    data = codec.encode(picture(), 0)
+    assert codec.decode(data).size == (160, 96)
+    assert codec.name == f"percov2-{mode}"
+    assert tiny_codec().name in codec.description
+
+
+def test_the_quality_of_our_hybrid_mode_is_the_number_of_tokens() -> None:
+    codec = PerCo(codec=tiny_codec(), mode="hybrid", steps=1)
+    sizes = [len(codec.encode(picture(), tokens)) for tokens in (0, 6)]
+    assert sizes[0] < sizes[1]
+    assert codec.qualities[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "entry"),
+    [
+        ("jpeg", 1, "JPEG q=1 (Pillow)"),
+        ("jpeg", 10, "JPEG q=10 (Pillow)"),
+        pytest.param("webp", 0, "WebP q=0 m6 (Pillow)", marks=pytest.mark.slow),
+        pytest.param("jpeg2000", 800, "JPEG 2000 rate 800 (Pillow)", marks=pytest.mark.slow),
+        pytest.param("avif", 0, "AVIF q=0 speed 2 (Pillow)", marks=pytest.mark.slow),
+        pytest.param("avif/2", 0, "AVIF q=0 at half size, bicubic back", marks=pytest.mark.slow),
+        pytest.param("vvc", 56, "VVC intra qp 56", marks=pytest.mark.slow),
+    ],
+)
+def test_the_protocols_table_comes_out(shared: Path, kodak, name, value, entry) -> None:
+    points = json.loads((shared / "reference" / "points.json").read_text(encoding="utf-8"))
+    table = {p["codec"]: p for p in points["measured_kodak_512_centre"]["points"]}
+    codec, bpp, scores = find_baseline(name), [], []
+    for path in kodak:
+        image = centre_square(Image.open(path))
+        data = codec.encode(image, value)
+        bpp.append(8 * len(data) / 512**2)
+        scores.append(quality(image, codec.decode(data)))
+    assert np.mean(bpp) == pytest.approx(table[entry]["bpp"], rel=0.01)
+    assert np.mean(scores) == pytest.approx(table[entry]["psnr"], abs=0.02)

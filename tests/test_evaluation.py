@@ -1,0 +1,282 @@
+"""Evaluation: settings, rows, resuming, broken pictures, studies, the command."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from percov2_core.cli import evaluate as cli_evaluate
+from percov2_core.errors import ConfigError, ImageError
+from percov2_core.evaluation import studies
+from percov2_core.evaluation.command import METRIC_NAMES
+from percov2_core.evaluation.judge import METRICS, Judge, Reference
+from percov2_core.evaluation.protocol import centre_square, find_pictures, load_512, to_tensor
+from percov2_core.evaluation.rows import read_log, summarise
+from percov2_core.evaluation.runner import evaluate, make_units
+from percov2_core.evaluation.settings import (
+    Setting,
+    budget_settings,
+    classic_settings,
+    our_settings,
+)
+from percov2_core.evaluation.worker import Plan, Unit, Worker
+from tests.tiny import picture, tiny_codec
+
+CHEAP = ("psnr", "patch_swd")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three small pictures, one of them in a folder below, and a file that is none."""
+    data = tmp_path / "data"
+    (data / "more").mkdir(parents=True)
+    picture(96, 64, seed=1).save(data / "a.png")
+    picture(64, 80, seed=2).save(data / "b.png")
+    picture(72, 72, seed=3).save(data / "more" / "c.png")
+    (data / "broken.png").write_bytes(b"no picture")
+    return data
+
+
+def plan(tmp_path: Path, **changes: object) -> Plan:
+    return Plan(**{"out": tmp_path / "out", "metrics": CHEAP, **changes})  # type: ignore[arg-type]
+
+
+class Interrupted(Worker):
+    """Stops like a person pressing Ctrl-C, after some units."""
+
+    left = 3
+
+    def run(self, unit: Unit):
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return super().run(unit)
+
+
+class Counting(Worker):
+    count = 0
+
+    def run(self, unit: Unit):
+        self.count += 1
+        return super().run(unit)
+
+
+def test_the_protocol_scales_the_short_side_and_cuts_the_centre(tmp_path: Path) -> None:
+    picture(300, 200).save(tmp_path / "x.png")
+    assert centre_square(picture(300, 200)).size == (512, 512)
+    assert load_512(tmp_path).shape == (1, 3, 512, 512)
+
+
+def test_every_picture_of_a_setting_becomes_a_row_and_a_broken_one_an_error(
+    folder: Path, tmp_path: Path
+) -> None:
+    settings = classic_settings(["jpeg@1+10", "webp@0"])
+    frame = evaluate(find_pictures(folder, square=False), settings, plan(tmp_path))
+    assert len(frame) == 4 * 3
+    broken = frame[frame["picture"] == "broken.png"]
+    assert broken["error"].str.contains("not a picture").all()
+    good = frame[frame["picture"] != "broken.png"]
+    assert good["error"].isna().all()
+    expected = 8 * good["size_bytes"] / (good["width"] * good["height"])
+    assert good["bpp"].to_list() == pytest.approx(expected.to_list())
+
+
+def test_an_interrupted_run_goes_on_without_repeating_finished_rows(
+    folder: Path, tmp_path: Path
+) -> None:
+    pictures, settings = find_pictures(folder), classic_settings(["jpeg@1+10"])
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(pictures, settings, plan(tmp_path), worker=Interrupted(plan(tmp_path)))
+    kept = list(read_log(tmp_path / "out" / "log"))
+    assert len(kept) == 3
+    worker = Counting(plan(tmp_path))
+    frame = evaluate(pictures, settings, plan(tmp_path), worker=worker)
+    assert worker.count == 8 - 3
+    assert len(frame) == 8
+    assert list(read_log(tmp_path / "out" / "log"))[:3] == kept
+
+
+def test_a_line_cut_off_by_an_interruption_is_run_again(folder: Path, tmp_path: Path) -> None:
+    pictures, settings = find_pictures(folder), classic_settings(["jpeg@1"])
+    evaluate(pictures, settings, plan(tmp_path))
+    log = tmp_path / "out" / "log" / "rows-0000.jsonl"
+    log.write_text(log.read_text()[:-40])
+    worker = Counting(plan(tmp_path))
+    assert len(evaluate(pictures, settings, plan(tmp_path), worker=worker)) == 4
+    assert worker.count == 1
+
+
+def test_rows_of_another_protocol_are_not_mixed_in(folder: Path, tmp_path: Path) -> None:
+    settings = classic_settings(["jpeg@1"])
+    evaluate(find_pictures(folder, square=False), settings, plan(tmp_path))
+    with pytest.raises(ConfigError, match="square must be True to add rows, got False"):
+        evaluate(find_pictures(folder), settings, plan(tmp_path))
+
+
+def test_csv_and_parquet_hold_the_same_rows(folder: Path, tmp_path: Path) -> None:
+    evaluate(find_pictures(folder), classic_settings(["jpeg@1"]), plan(tmp_path))
+    parquet = pd.read_parquet(tmp_path / "out" / "rows.parquet")
+    csv = pd.read_csv(tmp_path / "out" / "rows.csv")
+    assert list(parquet) == list(csv)
+    assert csv["psnr"].to_list() == pytest.approx(parquet["psnr"].to_list(), nan_ok=True, rel=1e-5)
+
+
+def test_two_processes_give_the_same_numbers_as_one(folder: Path, tmp_path: Path) -> None:
+    pictures, settings = find_pictures(folder), classic_settings(["jpeg@1"])
+    one = evaluate(pictures, settings, plan(tmp_path, out=tmp_path / "one"))
+    two = evaluate(pictures, settings, plan(tmp_path, out=tmp_path / "two"), processes=2)
+    assert one["psnr"].to_list() == pytest.approx(two["psnr"].to_list(), nan_ok=True)
+
+
+def test_our_modes_account_for_every_bit(folder: Path, tmp_path: Path) -> None:
+    settings = our_settings(["ultra-low", "hybrid"], steps=[1], guidance=[1.0], tokens=[1])
+    worker = Worker(plan(tmp_path), codec=tiny_codec())
+    pictures = find_pictures(folder, square=False)[:1]
+    frame = evaluate(pictures, settings, plan(tmp_path), worker=worker)
+    parts = frame["header_bits"] + frame["caption_bits"] + frame["token_bits"]
+    assert (parts == 8 * frame["size_bytes"]).all()
+    assert frame["caption_text"].str.len().min() > 0
+
+
+def test_a_file_is_encoded_once_for_all_ways_to_decode_it(folder: Path, tmp_path: Path) -> None:
+    settings = our_settings(["ultra-low"], steps=[1, 2], guidance=[1.0, 2.0])
+    units = make_units(find_pictures(folder)[:1], settings, done=set())
+    assert [len(unit.settings) for unit in units] == [4]
+    assert len({s.encoding for s in units[0].settings}) == 1
+
+
+def test_captions_none_and_fixed_reach_the_file(folder: Path, tmp_path: Path) -> None:
+    settings = our_settings(["ultra-low"], steps=[1], captions=["none", "fixed"])
+    chosen = plan(tmp_path, captions={"a": "a red door"})
+    worker = Worker(chosen, codec=tiny_codec())
+    frame = evaluate(find_pictures(folder, square=False)[:2], settings, chosen, worker=worker)
+    texts = frame[frame["picture"] == "a.png"].set_index("caption")["caption_text"]
+    assert texts.to_dict() == {"none": "", "fixed": "a red door"}
+    missing = frame[(frame["picture"] == "b.png") & (frame["caption"] == "fixed")]
+    assert missing["error"].item() == "caption 'fixed': the table has no line for 'b'"
+
+
+def test_equal_bytes_are_those_of_our_file_of_the_same_picture(folder, tmp_path) -> None:
+    settings = [Setting(codec="webp", match="extreme")]
+    chosen = plan(tmp_path, budgets={"a.png": {"extreme": 200}, "b.png": {"extreme": 10}})
+    frame = evaluate(find_pictures(folder)[:3], settings, chosen).set_index("picture")
+    assert 0 < frame.loc["a.png", "size_bytes"] <= 200
+    assert frame.loc["b.png", "error"] == "webp cannot do it in 10 bytes"
+
+
+def test_kept_pictures_and_thumbnails_lie_below_the_output(folder: Path, tmp_path: Path) -> None:
+    chosen = plan(tmp_path, keep=True)
+    frame = evaluate(find_pictures(folder)[-1:], classic_settings(["jpeg@1"]), chosen)
+    with Image.open(tmp_path / "out" / frame["thumbnail"].item()) as small:
+        assert small.size == (192, 192)
+    kept = list((tmp_path / "out" / "decoded").rglob("*.png"))
+    assert [path.name for path in kept] == ["more__c.png"]
+
+
+def test_a_summary_counts_pictures_and_errors(folder: Path, tmp_path: Path) -> None:
+    table = summarise(evaluate(find_pictures(folder), classic_settings(["jpeg@1"]), plan(tmp_path)))
+    assert table[["pictures", "errors"]].to_numpy().tolist() == [[3, 1]]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: classic_settings(["gif"]), "codec must be one of"),
+        (lambda: classic_settings(["jpeg@0"]), "codec 'jpeg@0': no quality 0; it has 1 to 95"),
+        (lambda: classic_settings(["jpeg@x"]), "codec 'jpeg@x': qualities must be whole numbers"),
+        (lambda: budget_settings(["gif"], [1]), "got .gif."),
+        (lambda: our_settings(["low"]), "mode must be one of"),
+        (lambda: our_settings(["extreme"], presets=["nice"]), "preset must be one of"),
+        (lambda: our_settings(["extreme"], captions=["my"]), "caption must be one of"),
+        (lambda: our_settings(["extreme"], schedules=["raster"]), "schedule must be one of"),
+    ],
+)
+def test_wrong_names_are_refused_before_any_work(make, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_settings_with_different_meaning_have_different_keys() -> None:
+    settings = our_settings(["extreme", "hybrid"], steps=[1, 2], guidance=[1.0, 2.0])
+    settings += classic_settings(["all"]) + budget_settings(["avif"], [100, 200])
+    assert len({s.key for s in settings}) == len(settings)
+    assert settings[0].key == (
+        "percov2 mode=extreme schedule=qlds steps=1 guidance=1.0 caption=describer"
+    )
+
+
+def test_the_judge_refuses_another_size_and_unknown_metrics() -> None:
+    judge = Judge(["psnr"])
+    with pytest.raises(ImageError, match="decoded size must be 160x96, got 96x160"):
+        judge.score(Reference(picture(), torch.device("cpu")), picture(96, 160))
+    with pytest.raises(ConfigError, match="metric must be one of"):
+        Judge(["vmaf"])
+
+
+def test_a_metric_without_weights_is_unavailable_in_words(monkeypatch) -> None:
+    monkeypatch.delenv("PERCOV2_SQUEEZENET_WEIGHTS", raising=False)
+    judge = Judge(["psnr", "feature_distance"])
+    assert "PERCOV2_SQUEEZENET_WEIGHTS" in judge.unavailable["feature_distance"]
+    scores = judge.score(Reference(picture(), torch.device("cpu")), picture(seed=1))
+    assert scores.feature_distance is None
+    assert scores.psnr is not None
+
+
+def test_metrics_that_need_larger_pictures_stay_empty() -> None:
+    scores = Judge(["psnr", "ms_ssim"]).score(
+        Reference(picture(), torch.device("cpu")), picture(seed=1)
+    )
+    assert (scores.ms_ssim, to_tensor(picture()).shape) == (None, (1, 3, 96, 160))
+
+
+def test_the_commands_metrics_are_the_judges() -> None:
+    assert METRIC_NAMES == METRICS
+
+
+def test_the_command_writes_tables_and_a_report(folder: Path, tmp_path: Path, capsys) -> None:
+    parser = argparse.ArgumentParser()
+    cli_evaluate.add_parser(parser.add_subparsers())
+    words = ["evaluate", str(folder), "-o", str(tmp_path / "out"), "--native"]
+    words += ["--codecs", "jpeg@1", "webp/2@0", "--metrics", "psnr", "set_swd", "fid"]
+    args = parser.parse_args(words)
+    args.run(args)
+    printed = capsys.readouterr().out
+    assert "webp/2 quality=0" in printed
+    assert "FID and KID need 50 pictures a side, got 3" in printed
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10**6
+    assert (tmp_path / "out" / "sets.csv").is_file()
+
+
+def test_a_study_writes_rows_means_and_the_command_that_makes_them(folder, tmp_path) -> None:
+    words = ["classic", "--data", str(folder), "-o", str(tmp_path / "results")]
+    words += ["--work", str(tmp_path / "work"), "--codecs", "jpeg", "--budgets", "900"]
+    assert studies.main(words) == 0
+    rows = pd.read_csv(tmp_path / "results" / "classic.csv")
+    assert rows["size_bytes"].max() <= 900
+    report = json.loads((tmp_path / "results" / "classic.json").read_text())
+    assert report["command"].endswith("classic --data KODAK --codecs jpeg --budgets 900")
+    assert report["means"][0]["pictures"] == 3
+    assert str(tmp_path) not in json.dumps(report)
+
+
+def test_the_study_of_equal_bytes_says_what_it_builds_on(folder, tmp_path, capsys) -> None:
+    words = ["equal", "--data", str(folder), "-o", str(tmp_path), "--work", str(tmp_path / "w")]
+    assert studies.main(words) == 1
+    assert "run the study presets first" in capsys.readouterr().err
+
+
+def test_deflate_is_raw_and_counted_in_bits() -> None:
+    assert studies.deflate_bits("") == 16
+    assert studies.deflate_bits("abab" * 50) < 8 * 20
+    assert studies.deflate_bits(float("nan")) is None
+
+
+def test_the_bundled_captions_name_every_kodak_picture() -> None:
+    path = Path(__file__).parents[1] / "assets" / "results" / "kodak_captions.csv"
+    captions = studies.read_captions(path)
+    assert list(captions) == [f"kodim{i:02d}" for i in range(1, 25)]
+    assert all(captions.values())

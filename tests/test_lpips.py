@@ -1,0 +1,118 @@
+"""LPIPS without torchvision: its arithmetic, and every way in which its weights can be absent."""
+
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from percov2_core.errors import ImageError, UnavailableError, WeightsError
+from percov2_core.metrics.lpips import ENVIRONMENT, HEADS, TRUNK, Lpips, find_weights, load_lpips
+
+SHAPES = {
+    0: (64, 3, 11, 11),
+    3: (192, 64, 5, 5),
+    6: (384, 192, 3, 3),
+    8: (256, 384, 3, 3),
+    10: (256, 256, 3, 3),
+}
+
+
+def random_weights() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    trunk, heads = {}, {}
+    for i, (place, shape) in enumerate(SHAPES.items()):
+        fan_in = shape[1] * shape[2] * shape[3]
+        trunk[f"features.{place}.weight"] = torch.randn(shape, generator=generator) / fan_in**0.5
+        trunk[f"features.{place}.bias"] = torch.randn(shape[0], generator=generator) / 10
+        heads[f"lin{i}.model.1.weight"] = torch.rand(1, shape[0], 1, 1, generator=generator)
+    return trunk, heads
+
+
+def pair(side: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    a, b = torch.rand(2, 2, 3, side, side, generator=generator) * 2 - 1
+    return a, b
+
+
+def written_out(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """AlexNet and the heads as one list of calls, in float64."""
+    trunk, heads = ({k: v.double() for k, v in part.items()} for part in random_weights())
+    shift = torch.tensor([-0.030, -0.088, -0.188]).double()[:, None, None]
+    scale = torch.tensor([0.458, 0.448, 0.450]).double()[:, None, None]
+    x, total = (torch.cat([a, b]).double() - shift) / scale, torch.zeros(len(a)).double()
+    for i, place in enumerate(SHAPES):
+        if place in (3, 6):
+            x = F.max_pool2d(x, kernel_size=3, stride=2)
+        stride, padding = ((4, 2), (1, 2), (1, 1), (1, 1), (1, 1))[i]
+        weight, bias = (trunk[f"features.{place}.{k}"] for k in ("weight", "bias"))
+        x = F.relu(F.conv2d(x, weight, bias, stride=stride, padding=padding))
+        unit = F.normalize(x, dim=1)
+        difference = (unit[: len(a)] - unit[len(a) :]) ** 2
+        total += F.conv2d(difference, heads[f"lin{i}.model.1.weight"]).mean((1, 2, 3))
+    return total
+
+
+def test_the_metric_is_the_published_formula() -> None:
+    net = Lpips()
+    net.load_published(*random_weights())
+    with torch.inference_mode():
+        got = net(*pair())
+    assert got.double().tolist() == pytest.approx(written_out(*pair()).tolist(), rel=1e-4)
+
+
+def test_the_metric_equals_the_lpips_package_on_random_weights() -> None:
+    pytest.importorskip("torchvision", reason="the lpips package needs torchvision")
+    lpips = pytest.importorskip("lpips", reason="parity needs the lpips package")
+    theirs = lpips.LPIPS(net="alex", pnet_rand=True, pretrained=False, verbose=False).eval()
+    ours = Lpips()
+    trunk = {}
+    for number, place in enumerate(SHAPES, start=1):
+        conv = getattr(theirs.net, f"slice{number}")[-2]
+        trunk[f"features.{place}.weight"], trunk[f"features.{place}.bias"] = conv.weight, conv.bias
+    ours.load_published(trunk, theirs.state_dict())
+    with torch.inference_mode():
+        expected = theirs(*pair()).flatten()
+        assert torch.allclose(ours(*pair()), expected, rtol=1e-4)
+
+
+def test_a_picture_is_at_no_distance_from_itself() -> None:
+    net = Lpips()
+    assert net(pair()[0], pair()[0]).tolist() == [0, 0]
+
+
+def test_small_pictures_are_refused_by_name() -> None:
+    with pytest.raises(ImageError, match="LPIPS needs 32 px a side, got 31x31"):
+        Lpips()(*pair(31))
+
+
+def test_a_missing_tensor_is_an_error() -> None:
+    trunk, heads = random_weights()
+    del trunk["features.8.bias"]
+    with pytest.raises(WeightsError, match=r"LPIPS weights do not fit: 'features\.8\.bias'"):
+        Lpips().load_published(trunk, heads)
+
+
+def test_a_named_folder_without_the_file_is_said_so(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path))
+    with pytest.raises(UnavailableError, match=f"{ENVIRONMENT} holds no {TRUNK.name}"):
+        find_weights(TRUNK)
+
+
+def test_a_file_with_another_checksum_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path))
+    (tmp_path / HEADS.name).write_bytes(b"not the weights")
+    with pytest.raises(WeightsError, match=f"SHA-256 must be {HEADS.sha256}, got "):
+        find_weights(HEADS)
+
+
+def test_without_a_network_the_metric_is_unavailable_in_words(tmp_path: Path, monkeypatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    with pytest.raises(UnavailableError, match=r"LPIPS is unavailable: https://download\.pytorch"):
+        load_lpips()

@@ -1,0 +1,153 @@
+"""Metrics against other implementations, closed forms and properties."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+from scipy.ndimage import correlate1d
+from skimage.metrics import peak_signal_noise_ratio
+
+from percov2_core.errors import ImageError, UnavailableError
+from percov2_core.evaluation.protocol import to_tensor
+from percov2_core.metrics.distortion import ms_ssim, psnr, to_8bit
+from percov2_core.metrics.features import feature_distance
+from percov2_core.metrics.inception import fid_kid
+from percov2_core.metrics.rate import bits_per_pixel
+from percov2_core.metrics.swd import descriptors, patch_swd, set_swd
+from tests.tiny import picture
+
+
+def noisy(image: Image.Image, sigma: float) -> Image.Image:
+    noise = np.random.default_rng(1).normal(0, sigma, (image.height, image.width, 3))
+    return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
+
+
+def textured(width: int = 192, height: int = 176) -> Image.Image:
+    return noisy(picture(width, height), 30)
+
+
+def ms_ssim_by_scipy(a: np.ndarray, b: np.ndarray) -> float:
+    """Wang, Simoncelli and Bovik (2003) in float64, one channel."""
+    taps = np.exp(-(np.arange(-5.0, 6.0) ** 2) / (2 * 1.5**2))
+    taps /= taps.sum()
+
+    def smooth(x: np.ndarray) -> np.ndarray:
+        return correlate1d(correlate1d(x, taps, 0), taps, 1)[5:-5, 5:-5]
+
+    def luminance(ma: np.ndarray, mb: np.ndarray) -> np.ndarray:
+        c1 = (0.01 * 255) ** 2
+        return (2 * ma * mb + c1) / (ma**2 + mb**2 + c1)
+
+    c2, result = (0.03 * 255) ** 2, 1.0
+    weights = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+    for scale, weight in enumerate(weights):
+        ma, mb = smooth(a), smooth(b)
+        va, vb, vab = smooth(a * a) - ma**2, smooth(b * b) - mb**2, smooth(a * b) - ma * mb
+        term = (2 * vab + c2) / (va + vb + c2)
+        if scale == len(weights) - 1:
+            return result * (term * luminance(ma, mb)).mean() ** weight
+        result *= term.mean() ** weight
+        half = (a.shape[0] // 2, 2, a.shape[1] // 2, 2)
+        a, b = (x.reshape(half).mean((1, 3)) for x in (a, b))
+    raise AssertionError("the last scale returns")
+    return result
+
+
+def test_a_rate_is_eight_bits_a_byte_over_the_pixels() -> None:
+    assert bits_per_pixel(1024, 512, 512) == 0.03125
+
+
+def test_psnr_agrees_with_scikit_image() -> None:
+    a, b = textured(), noisy(textured(), 9)
+    expected = peak_signal_noise_ratio(np.asarray(a), np.asarray(b))
+    assert psnr(to_tensor(a), to_tensor(b)).item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_psnr_of_a_constant_error_is_the_closed_form() -> None:
+    a = torch.full((2, 3, 8, 8), 100.0)
+    expected = 20 * np.log10(255 / 5)
+    assert psnr(a, a + 5).tolist() == pytest.approx([expected, expected])
+    assert psnr(a, a).tolist() == [float("inf")] * 2
+
+
+def test_ms_ssim_agrees_with_the_paper_written_out_in_float64() -> None:
+    a, b = textured(192, 192), noisy(textured(192, 192), 15)
+    channels = [np.moveaxis(np.asarray(x, np.float64), -1, 0) for x in (a, b)]
+    expected = np.mean([ms_ssim_by_scipy(x, y) for x, y in zip(*channels, strict=True)])
+    assert ms_ssim(to_tensor(a), to_tensor(b)).item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_ms_ssim_names_the_side_that_is_too_small() -> None:
+    x = torch.zeros(1, 3, 160, 200)
+    with pytest.raises(ImageError, match="MS-SSIM needs 161 px a side, got 200x160"):
+        ms_ssim(x, x)
+
+
+def test_whole_grey_levels_survive_the_way_to_floats() -> None:
+    levels = torch.arange(256.0).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
+    assert torch.equal(to_8bit(levels / 127.5 - 1), levels)
+
+
+def test_feature_distance_is_two_minus_twice_the_cosine() -> None:
+    a = [torch.tensor([1.0, 0.0])[None, :, None, None]]
+    b = [torch.tensor([3.0, 3.0])[None, :, None, None]]
+    assert feature_distance(a, b).item() == pytest.approx(2 - 2**0.5, abs=1e-5)
+    assert feature_distance(a, a).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_patch_swd_of_a_picture_with_itself_is_zero() -> None:
+    x = to_tensor(textured())
+    assert patch_swd(x, x).item() == 0
+
+
+@pytest.mark.parametrize(
+    "distort",
+    [
+        lambda image, s: image.filter(ImageFilter.GaussianBlur(s)),
+        lambda image, s: noisy(image, 12 * s),
+        lambda image, s: Image.fromarray((np.asarray(image) / (1 + s)).astype(np.uint8)),
+    ],
+    ids=["blur", "noise", "darkness"],
+)
+def test_patch_swd_rises_with_the_strength_of_a_distortion(distort) -> None:
+    image = textured()
+    values = [patch_swd(to_tensor(image), to_tensor(distort(image, s))).item() for s in (1, 2, 4)]
+    assert 0 < values[0] < values[1] < values[2]
+
+
+def test_patch_swd_prefers_detail_elsewhere_to_no_detail() -> None:
+    rng = np.random.default_rng(0)
+    one, other = (to_tensor(Image.fromarray(rng.integers(0, 256, (128, 128, 3), np.uint8)))
+                  for _ in range(2))  # fmt: skip
+    blurred = one.clone()
+    blurred[..., 1:-1] = one.unfold(3, 3, 1).mean(-1)
+    assert psnr(one, other) < psnr(one, blurred) - 3
+    assert patch_swd(one, other) < 0.7 * patch_swd(one, blurred)
+
+
+def test_the_order_of_a_set_does_not_matter_to_its_swd() -> None:
+    a = [to_tensor(picture(64, 48, seed=i)) for i in range(3)]
+    b = [to_tensor(picture(64, 48, seed=i + 9)) for i in range(3)]
+    assert set_swd(a, a[::-1]).item() == pytest.approx(0, abs=1e-4)
+    assert set_swd(a[:2], [a[1], b[0]]).item() > 1
+
+
+def test_patches_are_drawn_at_the_same_places_each_time() -> None:
+    x = to_tensor(textured())
+    assert all(torch.equal(a, b) for a, b in zip(descriptors(x), descriptors(x), strict=True))
+
+
+def test_patch_swd_names_the_side_that_is_too_small() -> None:
+    with pytest.raises(ImageError, match="patch SWD needs 16 px a side, got 40x15"):
+        descriptors(torch.zeros(1, 3, 15, 40))
+
+
+def test_fid_of_a_few_pictures_is_refused() -> None:
+    with pytest.raises(ImageError, match="FID and KID need 50 pictures a side, got 24"):
+        fid_kid([], [], count=24)
+
+
+def test_fid_without_its_library_is_unavailable_in_words(monkeypatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torchmetrics.image.fid", None)
+    with pytest.raises(UnavailableError, match="FID and KID are unavailable: install torchmetrics"):
+        fid_kid([], [], count=50)

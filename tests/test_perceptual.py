@@ -1,0 +1,124 @@
+"""PicoRank: the bundled perceptual distance and how it is trained."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import spearmanr
+
+from percov2_core.errors import ImageError, WeightsError
+from percov2_core.evaluation.distortions import DISTORTIONS, distort, distort_at_random
+from percov2_core.evaluation.protocol import to_tensor
+from percov2_core.metrics.features import SqueezeNetFeatures, feature_distance
+from percov2_core.metrics.perceptual import DEFAULT_WEIGHTS, NAME, PicoRank, load_picorank
+from percov2_core.training.perceptual import CELLS, PairSet, loss_of, train, window
+from tests.tiny import picture
+
+
+def signed(image: Image.Image) -> torch.Tensor:
+    return to_tensor(image) / 127.5 - 1
+
+
+def random_pairs(count: int = 4) -> PairSet:
+    rng = np.random.default_rng(0)
+    return PairSet(
+        references=rng.integers(0, 256, (count, 192, 192, 3), dtype=np.uint8),
+        distorted=rng.integers(0, 256, (count, 2, 192, 192, 3), dtype=np.uint8),
+        targets=rng.random((count, 2, 4, CELLS, CELLS)).astype(np.float16),
+    )
+
+
+def test_the_bundled_file_is_at_most_two_megabytes() -> None:
+    assert DEFAULT_WEIGHTS.stat().st_size <= 2_000_000
+
+
+def test_its_name_is_its_own() -> None:
+    assert "lpips" not in NAME.lower()
+
+
+def test_a_picture_is_at_no_distance_from_itself() -> None:
+    x = signed(picture())
+    assert load_picorank()(x, x).tolist() == [0]
+
+
+def test_features_computed_once_give_the_same_distance() -> None:
+    net, a, b = load_picorank(), signed(picture(seed=1)), signed(picture(seed=2))
+    assert torch.equal(net(a, b), net.compare(net.features(a), net.features(b)))
+
+
+@pytest.mark.parametrize("name", sorted(DISTORTIONS))
+def test_the_distance_rises_with_the_strength_of_each_distortion(name: str) -> None:
+    # A picture with detail of its own: on a smooth one a blur does nothing.
+    rng = np.random.default_rng(3)
+    detail = rng.normal(0, 25, (160, 160, 3))
+    image = Image.fromarray(
+        np.clip(np.asarray(picture(160, 160)) + detail, 0, 255).astype(np.uint8)
+    )
+    weak, strong = (
+        load_picorank()(signed(image), signed(distort(image, name, strength=s, seed=5))).item()
+        for s in (0.1, 0.9)
+    )
+    assert 0 < weak < strong
+
+
+@pytest.mark.parametrize("name", sorted(DISTORTIONS))
+def test_a_distortion_depends_on_its_arguments_only_and_keeps_the_size(name: str) -> None:
+    image = picture(97, 64)
+    one, two = (distort(image, name, strength=0.5, seed=7) for _ in range(2))
+    assert one.size == image.size
+    assert one.tobytes() == two.tobytes()
+
+
+def test_it_ranks_distorted_kodak_pictures_as_the_teacher_does(
+    shared: Path, kodak: list[Path]
+) -> None:
+    teacher = SqueezeNetFeatures(shared / "weights" / "squeezenet1_1_features.safetensors")
+    net, wanted, got = load_picorank(), [], []
+    with torch.inference_mode():
+        for number, path in enumerate(kodak[::8]):
+            image = Image.open(path).convert("RGB").resize((192, 192))
+            a, truth = signed(image), teacher(signed(image))
+            for seed in range(20):
+                b = signed(distort_at_random(image, seed=1000 * number + seed))
+                wanted.append(feature_distance(truth, teacher(b)).item())
+                got.append(net(a, b).item())
+    assert spearmanr(wanted, got).statistic >= 0.95
+
+
+def test_small_pictures_are_refused_by_name() -> None:
+    with pytest.raises(ImageError, match="PicoRank needs 32 px a side, got 40x31"):
+        load_picorank().features(torch.zeros(1, 3, 31, 40))
+
+
+def test_missing_weights_name_the_file(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="PicoRank weights: no file at"):
+        load_picorank(tmp_path / "absent.safetensors")
+
+
+def test_targets_that_the_network_already_meets_cost_next_to_nothing() -> None:
+    torch.manual_seed(0)
+    net, x = PicoRank(), torch.rand(1, 3, 32, 32) * 2 - 1
+    y = torch.rand(1, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        maps = net.maps(net.features(x), net.features(y))
+        cells = [torch.nn.functional.adaptive_avg_pool2d(m[:, None], 2)[:, 0] for m in maps]
+        right = torch.stack(cells, 1)
+        assert loss_of(net, x, y, right) < 0.011 < loss_of(net, x, y, right + 0.5)
+
+
+def test_a_window_cuts_pictures_and_targets_at_the_same_place() -> None:
+    pairs = random_pairs()
+    pairs.references[:] = np.arange(192)[:, None, None]
+    pairs.targets[:] = np.arange(CELLS)[:, None]
+    seen = window(pairs, np.array([2, 0]), np.random.default_rng(3))
+    assert seen.references.shape == (2, 96, 96, 3)
+    assert seen.references[0, 0, 0, 0] == 16 * seen.targets[0, 0, 0, 0, 0]
+
+
+def test_training_for_a_nanosecond_returns_the_fresh_network() -> None:
+    torch.manual_seed(0)
+    fresh = PicoRank()
+    trained = train(random_pairs(), minutes=1e-9, batch=2, seed=0)
+    assert torch.equal(fresh.stem.weight, trained.stem.weight)

@@ -1,0 +1,113 @@
+"""Figures and the report, from rows written by hand."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from percov2_core import plots
+from percov2_core.errors import ConfigError
+from percov2_core.evaluation.judge import Scores
+from percov2_core.evaluation.rows import Row, to_frame
+from percov2_core.evaluation.settings import Setting
+from tests.tiny import picture
+
+
+def row(name: str, setting: Setting, **values: object) -> dict[str, object]:
+    if "error" in values:
+        return Row(picture=name, setting=setting, **values).flat()
+    size = values.pop("size_bytes", 100)
+    scores = Scores(**{k: values.pop(k) for k in ("psnr", "picorank") if k in values})
+    return Row(
+        picture=name, setting=setting, size_bytes=size, bpp=size / 32768, scores=scores, **values
+    ).flat()
+
+
+def ours(mode: str = "extreme", **changes: object) -> Setting:
+    return Setting(codec="percov2", mode=mode, schedule="qlds", **changes)
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    rows = []
+    for i, name in enumerate(("x.png", "<y>.png")):
+        for preset, psnr in (("faithful", 24.0), ("vivid", 22.0)):
+            bits = {"header_bits": 56, "caption_bits": 44, "token_bits": 700}
+            values = {"psnr": psnr + i, "picorank": psnr / 100 - i, **bits}
+            rows.append(row(name, ours(preset=preset), **values))
+        hybrid = ours("hybrid", tokens=8, preset="balanced")
+        rows.append(row(name, hybrid, psnr=18.0 + i, picorank=0.9, size_bytes=40))
+        for quality, size in ((1, 90), (10, 300)):
+            setting = Setting(codec="jpeg", quality=quality)
+            rows.append(row(name, setting, psnr=20.0 + quality, picorank=1.0, size_bytes=size))
+    rows.append(row("broken.png", Setting(codec="jpeg", quality=1), error="not a picture"))
+    return to_frame(rows)
+
+
+def trace(figure, name: str):
+    return next(t for t in figure.data if t.name == name)
+
+
+def test_rate_distortion_joins_the_means_of_a_codec_by_rising_rate(frame) -> None:
+    line = trace(plots.rate_distortion(frame), "jpeg")
+    assert list(line.x) == pytest.approx([90 / 32768, 300 / 32768])
+    assert list(line.y) == [21, 30]
+
+
+def test_presets_are_labelled_and_rates_are_colours(frame) -> None:
+    points = plots.distortion_perception(frame).data[0]
+    labelled = dict(zip(points.text, points.x, strict=True))
+    assert labelled["faithful"] == 24.5
+    assert labelled["vivid"] == 22.5
+    assert set(points.marker.color) >= {40 / 32768, 100 / 32768}
+
+
+def test_every_row_with_numbers_is_a_point_that_knows_its_picture(frame) -> None:
+    figure = plots.per_picture(frame)
+    points = [point for line in figure.data for point in line.customdata]
+    assert len(points) == 10
+    assert {point[0] for point in points} == {"x.png", "<y>.png"}
+
+
+def test_schedule_bars_stack_the_parts_of_the_file(frame) -> None:
+    bars = plots.schedule_bars(frame).data
+    assert {bar.name: list(bar.y) for bar in bars} == {
+        "token": [700],
+        "caption": [44],
+        "header": [56],
+    }
+
+
+def test_the_hybrid_curve_is_over_the_tokens_sent(frame) -> None:
+    line = plots.hybrid_curve(frame).data[0]
+    assert (list(line.x), list(line.y)) == ([8], [18.5])
+
+
+def test_a_metric_without_values_is_an_error_that_names_it(frame) -> None:
+    with pytest.raises(ConfigError, match="figure: no row has a value for 'lpips'"):
+        plots.rate_distortion(frame, metric="lpips")
+
+
+def test_a_codec_has_one_colour_at_every_size() -> None:
+    assert plots.colour("avif/4") == plots.colour("avif") != plots.colour("vvc")
+
+
+def test_a_report_draws_only_what_was_measured(frame) -> None:
+    titles = [figure.layout.title.text for figure in plots.report_figures(frame)]
+    assert "Rate and psnr" in titles
+    assert "Rate and lpips" not in titles
+
+
+def test_the_report_loads_nothing_and_escapes_names(frame, tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    picture(64, 64).save(tmp_path / "t" / "small.webp")
+    picture(96, 64).save(tmp_path / "y.png")
+    shown = frame.assign(thumbnail=frame["thumbnail"].where(frame["psnr"].isna(), "t/small.webp"))
+    originals = {"<y>.png": tmp_path / "y.png"}
+    page = plots.write_report(shown, tmp_path, originals, ["lpips: <none>"]).read_text()
+    ours = page[page.index("</script></head>") :]
+    assert "&lt;none&gt;" in ours and "&lt;y&gt;.png" in ours
+    assert "not a picture" in ours
+    sources = re.findall(r'<(?:img|script|link|iframe)[^>]* (?:src|href)="([^"]*)"', page)
+    assert sources and all(s == "" or s.startswith("data:image/") for s in sources)
