@@ -89,6 +89,13 @@ class RowLog:
     def __init__(self, folder: Path, *, rank: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"rows-{rank:04d}.jsonl"
+        self._end_cut_line()
+
+    def _end_cut_line(self) -> None:
+        # What an interruption left unfinished must not swallow the next row.
+        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n")
 
     def append(self, rows: Iterable[Row]) -> None:
         text = "".join(json.dumps(row.flat()) + "\n" for row in rows)
@@ -97,7 +104,7 @@ class RowLog:
 
 
 def read_log(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every row of every rank. A last line cut off by an interruption is left out."""
+    """Every row of every rank. A line cut off by an interruption is left out."""
     for path in sorted(folder.glob("rows-*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             try:

@@ -47,8 +47,8 @@ PROTOCOL = (
     "jpeg2000@800",
     "vvc@63+60+56+52+48",
 )
-EQUAL_CODECS = ("jpeg", "j2k", "webp", "avif", "jxl", "vvc")
-BUDGETS_BYTES = (100, 200, 400, 700, 1000)
+EQUAL_CODECS = ("jpeg", "j2k", "webp", "jxl", "avif", "vvc")
+BUDGETS_BYTES = (100, 400, 700)
 HYBRID_TOKENS = (0, 4, 8, 16, 24, 32, 40, 48, 56, 64)
 
 
@@ -75,7 +75,7 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
         ),
         "classic": Study(
             about="the best that each classic codec does in N bytes, over all reduced sizes",
-            settings=lambda args: budget_settings(args.codecs or CLASSIC, args.budgets),
+            settings=lambda args: budget_settings(args.codecs or EQUAL_CODECS, args.budgets),
         ),
         "presets": Study(
             about="our modes at their presets",
