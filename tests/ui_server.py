@@ -46,7 +46,9 @@ class Server:
 
 
 @contextmanager
-def serve(model: Path, folder: Path, *, arguments: tuple[str, ...] = ("app.py",)) -> Iterator[Server]:
+def serve(
+    model: Path, folder: Path, *, arguments: tuple[str, ...] = ("app.py",)
+) -> Iterator[Server]:
     """Start `app.py`, wait until it answers, and stop it at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

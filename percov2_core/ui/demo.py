@@ -34,6 +34,8 @@ def build_demo(codec: PerCoV2, *, keep_files_s: int = KEEP_FILES_S) -> gr.Blocks
         plain_html(
             f'<header class="pc-top"><h1>{text.TITLE}</h1><p>{text.CLAIM} {text.INTRO}</p></header>'
         )
+        # First: gradio numbers names that are taken, and would take them for the page's own.
+        add_endpoints(codec, DEVICE)
         run = visitor_state(None)
         with gr.Tabs() as tabs:
             with gr.Tab("Compress", id="compress"):
@@ -48,6 +50,5 @@ def build_demo(codec: PerCoV2, *, keep_files_s: int = KEEP_FILES_S) -> gr.Blocks
             f'<footer class="pc-foot"><p>{text.SHORTCUTS}</p><p>{text.PRIVACY}</p>'
             f"<p>{text.NOT_EVIDENCE}</p></footer>"
         )
-        add_endpoints(codec, DEVICE)
         demo.unload(handlers.forget)
     return demo

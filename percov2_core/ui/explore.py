@@ -51,7 +51,9 @@ class Explore:
         reference = Reference(run.original, self.judge.device)
         own = self.judge.score(reference, run.decoded)
         label = f"PerCoV2 {run.stream.mode}"
-        note = f"{run.look.steps} steps, guidance {run.look.guidance:g}"
+        note = (
+            f"{run.look.steps} steps of {run.painted.step_s:.2f} s, guidance {run.look.guidance:g}"
+        )
         entries = [scores.Entry(label, note, run.size_bytes, run.decoded, own)]
         history = [*history, runs.measured(run, own)][-KEEP_RUNS:]
         yield scores.numbers_panel(entries, pending=True), history

@@ -17,7 +17,7 @@ from percov2_core.ui import bits, compare, runs, share, text
 from percov2_core.ui.html import bytes_in_words, empty
 from percov2_core.ui.intake import Chosen, read_upload
 from percov2_core.ui.limits import MAX_WORKING_PIXELS
-from percov2_core.ui.painting import Cancelled, Look, paint
+from percov2_core.ui.painting import Cancelled, Look, Painted, paint
 from percov2_core.ui.runs import Run, Settings
 
 _KEEP: Any = gr.skip()
@@ -138,13 +138,12 @@ class Handlers:
             headline = runs.headline(stream, chosen, png_bytes)
             yield View(headline, caption=caption)
             tag = bytes_in_words(sum(stream.sizes))
-            for frame, decoded in self._painted(stream, settings.look, cancel):
-                if decoded is None:
-                    yield View(stage=frame)
+            for stage, painted in self._painted(stream, settings.look, cancel):
+                if painted is None:
+                    yield View(stage=stage)
                     continue
-                shown = compare.compare(image, decoded, tag=tag, caption=caption)
-                look = settings.look
-                run = Run(chosen.name, caption, stream, look, headline, decoded, image)
+                shown = compare.compare(image, painted.picture, tag=tag, caption=caption)
+                run = Run(chosen.name, caption, stream, settings.look, headline, painted, image)
                 yield View(stage=shown, run=run)
 
     def _begin(self, request: gr.Request) -> threading.Event:
@@ -153,15 +152,15 @@ class Handlers:
 
     def _painted(
         self, stream: Stream, look: Look, cancel: threading.Event
-    ) -> Iterator[tuple[str, Any]]:
+    ) -> Iterator[tuple[str, Painted | None]]:
         """(HTML of the state, None) while painting; at the end ("", the picture)."""
         latest = None
         size = (stream.width, stream.height)
         with contextlib.suppress(Cancelled):
             for frame in paint(self.codec, stream, look, cancel=cancel):
                 latest = frame.picture or latest
-                if frame.finished:
-                    yield "", frame.picture
+                if frame.finished and frame.picture:
+                    yield "", Painted(frame.picture, frame.step_s)
                 else:
                     yield compare.painting(size, frame=frame, picture=latest), None
 
@@ -222,13 +221,13 @@ class Handlers:
         look = Look(preset.steps, preset.guidance)
         headline = runs.file_headline(stream)
         yield Opened(headline=headline)
-        for frame, decoded in self._painted(stream, look, self._begin(request)):
-            if decoded is None:
-                yield Opened(stage=frame)
+        for state, painted in self._painted(stream, look, self._begin(request)):
+            if painted is None:
+                yield Opened(stage=state)
                 continue
             tag = bytes_in_words(sum(stream.sizes))
             yield Opened(
-                stage=compare.single(decoded, tag=tag, caption=contents.caption),
-                details=bits.bits_panel(stream, contents, decoded),
-                run=Run(name, contents.caption, stream, look, headline, decoded),
+                stage=compare.single(painted.picture, tag=tag, caption=contents.caption),
+                details=bits.bits_panel(stream, contents, painted.picture),
+                run=Run(name, contents.caption, stream, look, headline, painted),
             )

@@ -141,5 +141,12 @@
     }
   });
 
+  // On a phone the result is below the controls.
+  document.addEventListener("click", (event) => {
+    if (innerWidth < 760 && event.target.closest?.("#pc-compress")) {
+      document.querySelector("#pc-head").scrollIntoView({ behavior: "smooth" });
+    }
+  });
+
   window.percov = { split, zoom, full, save, copy, show, tokens, stage, play };
 })();

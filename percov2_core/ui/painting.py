@@ -36,6 +36,13 @@ class Frame(NamedTuple):
     finished: bool = False
 
 
+class Painted(NamedTuple):
+    """The finished picture."""
+
+    picture: Image.Image
+    step_s: float  # seconds per step
+
+
 class Cancelled(Exception):
     """The visitor pressed Cancel."""
 

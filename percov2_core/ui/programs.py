@@ -1,4 +1,13 @@
-"""Endpoints for programs: `/compress`, `/decompress`, `/inspect`, over HTTP and as MCP tools."""
+"""Endpoints for programs: `/compress`, `/decompress`, `/inspect`, over HTTP and as MCP tools.
+
+from gradio_client import Client, handle_file
+
+client = Client("http://127.0.0.1:7860")
+stream = client.predict(handle_file("photo.jpg"), "ultra-low", api_name="/compress")
+facts = client.predict(handle_file(stream), api_name="/inspect")
+print(facts["bytes"], "bytes:", facts["caption"])
+picture = client.predict(handle_file(stream), api_name="/decompress")
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from percov2_core.ui import text
 from percov2_core.ui.budget import encode_within
 from percov2_core.ui.html import bytes_in_words, one_in
 from percov2_core.ui.intake import Chosen
-from percov2_core.ui.painting import Look
+from percov2_core.ui.painting import Look, Painted
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,12 @@ class Run:
     stream: Stream
     look: Look
     headline: str
-    decoded: Image.Image
+    painted: Painted
     original: Image.Image | None = None
+
+    @property
+    def decoded(self) -> Image.Image:
+        return self.painted.picture
 
     @property
     def size_bytes(self) -> int:

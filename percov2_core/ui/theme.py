@@ -28,7 +28,7 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700",
-        button_primary_background_fill_hover_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_800",
         button_primary_text_color="white",
         button_primary_text_color_dark="white",
         body_text_color_subdued="*neutral_600",
@@ -43,11 +43,12 @@ def theme() -> gr.themes.Base:
 
 def launch_options() -> dict[str, Any]:
     """Arguments of `gr.Blocks.launch` that belong to the page, whoever starts it."""
+    style = (_HERE / "page.css").read_text(encoding="utf-8")
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     return {
         "theme": theme(),
-        "css": (_HERE / "page.css").read_text(encoding="utf-8"),
-        "head": f"<script>{script}</script>",
+        # Not by `css`: gradio puts a prefix before every rule, which breaks those for phones.
+        "head": f"<style>{style}</style><script>{script}</script>",
         "max_file_size": MAX_UPLOAD_BYTES,
         "state_session_capacity": 200,
         "footer_links": ["api"],

@@ -1,0 +1,120 @@
+"""The page as programs see it, through its own client."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from percov2_core.bitstream import Stream
+from percov2_core.ui import programs
+from percov2_core.ui.demo import build_demo
+from percov2_core.ui.theme import launch_options
+from tests.tiny import picture, tiny_codec
+
+pytestmark = [
+    pytest.mark.ui,
+    pytest.mark.timeout(600),
+    # The test server leaves sockets and event loops to the interpreter's exit, and pandas warns
+    # about what gradio's queue asks of it.
+    pytest.mark.filterwarnings("ignore"),
+]
+README = Path(__file__).parents[1] / "README.md"
+
+
+def start(keep_files_s: int, folder: Path, patch: pytest.MonkeyPatch) -> Iterator[str]:
+    patch.setenv("GRADIO_TEMP_DIR", str(folder))
+    demo = build_demo(tiny_codec(), keep_files_s=keep_files_s)
+    _, address, _ = demo.launch(
+        prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **launch_options()
+    )
+    yield address
+    demo.close()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield from start(3600, tmp_path_factory.mktemp("files"), patch)
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    picture().save(tmp_path / "photo.jpg")
+    return tmp_path / "photo.jpg"
+
+
+def test_a_file_goes_out_and_comes_back(address: str, photo: Path) -> None:
+    client = Client(address, verbose=False)
+    path = client.predict(handle_file(photo), "extreme", "a cat", api_name="/compress")
+    data = Path(path).read_bytes()
+    expected = tiny_codec().encode(Image.open(photo), "extreme", caption="a cat")
+    assert data == expected.to_bytes()
+    decoded = client.predict(handle_file(path), api_name="/decompress")
+    assert Image.open(decoded).tobytes() == tiny_codec().decode(expected).tobytes()
+    facts = client.predict(handle_file(path), api_name="/inspect")
+    assert facts["caption"] == "a cat" and sum(facts["bits"].values()) == 8 * len(data)
+
+
+def test_only_the_three_endpoints_are_public(address: str) -> None:
+    named = Client(address, verbose=False).view_api(return_format="dict")["named_endpoints"]
+    assert set(named) == {"/compress", "/decompress", "/inspect"}
+
+
+def test_a_foreign_file_is_refused_in_words(address: str, photo: Path) -> None:
+    client = Client(address, verbose=False)
+    with pytest.raises(AppError, match="not a PerCoV2 file"):
+        client.predict(handle_file(photo), api_name="/inspect")
+
+
+def test_twenty_runs_of_five_clients_all_come_back_right(address: str, tmp_path: Path) -> None:
+    def visit(number: int) -> list[bytes]:
+        client, path = Client(address, verbose=False), tmp_path / f"{number}.png"
+        picture(seed=number).save(path)
+        jobs = [
+            client.submit(handle_file(path), "ultra-low", f"run {i}", api_name="/compress")
+            for i in range(4)
+        ]
+        return [Path(job.result()).read_bytes() for job in jobs]
+
+    with ThreadPoolExecutor(5) as pool:
+        visits = list(pool.map(visit, range(5)))
+    for number, files in enumerate(visits):
+        for i, data in enumerate(files):
+            expected = tiny_codec().encode(picture(seed=number), "ultra-low", caption=f"run {i}")
+            assert Stream.from_bytes(data) == expected
+
+
+def test_the_documented_snippet_runs(
+    address: str, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    snippet = re.sub(
+        r"^    ", "", (programs.__doc__ or "").partition("\n\n")[2], flags=re.M
+    ).strip()
+    if "gradio_client" in README.read_text(encoding="utf-8"):
+        assert snippet in README.read_text(encoding="utf-8")
+    monkeypatch.chdir(photo.parent)
+    exec(snippet.replace("http://127.0.0.1:7860", address), {})
+    assert "bytes:" in capsys.readouterr().out
+
+
+def test_temporary_files_are_removed(
+    tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "files"
+    for address in start(2, folder, monkeypatch):
+        client = Client(address, verbose=False)
+        client.predict(handle_file(photo), api_name="/compress")
+        for _ in range(120):
+            left = [path for path in folder.rglob("*") if path.is_file()]
+            if not left:
+                break
+            time.sleep(0.5)
+        assert left == []
