@@ -130,6 +130,7 @@ class Worker:
             chosen = f"{fit.codec.name}@{fit.quality}"
             return _File(codec=fit.codec, data=fit.data, seconds=seconds, chosen=chosen)
         codec, quality = self._codec(setting, unit.picture)
+        begun = time.perf_counter()  # again: the line above may have loaded a model
         data = codec.encode(image, quality)
         return _File(codec=codec, data=data, seconds=time.perf_counter() - begun)
 
