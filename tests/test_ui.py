@@ -128,19 +128,19 @@ def test_a_picture_of_a_wrong_size_is_refused_in_words(
 ) -> None:
     Image.new("1", size).save(tmp_path / "odd.png")
     with pytest.raises(ImageError, match=message):
-        intake.read_upload(tmp_path / "odd.png", name="odd.png")
+        intake.read_upload(tmp_path / "odd.png", "odd.png")
 
 
 def test_a_file_over_the_limit_is_refused_unread(tmp_path: Path) -> None:
     with (tmp_path / "big.png").open("wb") as file:
         file.truncate(MAX_UPLOAD_BYTES + 1)
     with pytest.raises(ImageError, match=r"20.0 MB; the page takes at most 20 MB"):
-        intake.read_upload(tmp_path / "big.png", name="big.png")
+        intake.read_upload(tmp_path / "big.png", "big.png")
 
 
 def test_a_large_picture_is_offered_smaller(tmp_path: Path) -> None:
     picture(3000, 1500).save(tmp_path / "wide.jpg")
-    chosen = intake.read_upload(tmp_path / "wide.jpg", name="wide.jpg")
+    chosen = intake.read_upload(tmp_path / "wide.jpg", "wide.jpg")
     assert chosen.large and chosen.kind == "JPEG"
     assert chosen.at(1024).image.size == (1024, 512)
     assert chosen.at(2048).image.size == (2048, 1024)
@@ -150,7 +150,7 @@ def test_a_turned_large_photo_stands_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     picture(3000, 1500).save(tmp_path / "turned.jpg", exif=exif)
-    assert intake.read_upload(tmp_path / "turned.jpg", name="t.jpg").image.size == (1024, 2048)
+    assert intake.read_upload(tmp_path / "turned.jpg", "t.jpg").image.size == (1024, 2048)
 
 
 def test_a_strangers_caption_cannot_bring_its_own_html(stream: Stream) -> None:

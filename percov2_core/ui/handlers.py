@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from percov2_core.bitstream import MAX_FILE_BYTES, Stream
+from percov2_core.bitstream import Stream
 from percov2_core.codec import PerCoV2
 from percov2_core.errors import BitstreamError, PerCoError
 from percov2_core.ui import bits, compare, runs, share, text
 from percov2_core.ui.html import bytes_in_words, empty
-from percov2_core.ui.intake import Chosen, read_upload
+from percov2_core.ui.intake import Chosen, Payload, file_of, read_stream, read_upload
 from percov2_core.ui.limits import MAX_WORKING_PIXELS
 from percov2_core.ui.painting import Cancelled, Look, Painted, paint
 from percov2_core.ui.runs import Run, Settings
@@ -86,13 +86,12 @@ class Handlers:
         """A click on a thumbnail -> the path of the example."""
         return str(self.examples[event.name])
 
-    def choose(self, payload: dict[str, Any] | None, captioner: str) -> Intake:
+    def choose(self, payload: Payload | None, captioner: str) -> Intake:
         """Read what was uploaded, and caption it at once. `payload` is gradio's own file data."""
         if payload is None:
             return Intake(None, "", "", gr.Button(interactive=False), gr.Radio(visible=False))
         with shown_to_user():
-            path = Path(payload["path"])
-            chosen = read_upload(path, name=payload.get("orig_name") or path.name)
+            chosen = read_upload(*file_of(payload))
             assert chosen.quick.png_bytes  # measured here, so that compressing need not wait for it
             caption = ""
             if captioner != "fixed":
@@ -189,14 +188,13 @@ class Handlers:
             share.share_panel(run.stream, address=address, name=run.name),
         )
 
-    def open_file(self, path: str | None, request: gr.Request) -> Iterator[Opened]:
+    def open_file(self, payload: Payload | None, request: gr.Request) -> Iterator[Opened]:
         """A `.pcv2` file was dropped in."""
-        if path is None:
+        if payload is None:
             return
         with shown_to_user():
-            with Path(path).open("rb") as file:
-                stream = Stream.from_bytes(file.read(MAX_FILE_BYTES + 1))
-            yield from self._open(stream, Path(path).stem, request)
+            file = file_of(payload)
+            yield from self._open(read_stream(file.path), Path(file.name).stem, request)
 
     def open_link(self, pasted: str, request: gr.Request) -> Iterator[Opened]:
         """A link was pasted."""

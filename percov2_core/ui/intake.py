@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from percov2_core import image_io
+from percov2_core.bitstream import MAX_FILE_BYTES, Stream
 from percov2_core.config import MIN_SIDE_PX
 from percov2_core.errors import ImageError
 from percov2_core.ui import text
@@ -65,7 +67,40 @@ class Chosen:
         return self.quick if side_px <= COMFORTABLE_SIDE_PX or not self.large else self.full
 
 
-def read_upload(path: Path, *, name: str) -> Chosen:
+Payload = Mapping[str, Any]  # gradio's own file data, for listeners without preprocessing:
+# its File leaves an empty temporary file behind, its Image fails on damaged pictures without words
+
+
+class Uploaded(NamedTuple):
+    """A file in gradio's cache, and what its owner calls it."""
+
+    path: Path
+    name: str
+
+
+def file_of(payload: Payload | None) -> Uploaded:
+    """What a listener without preprocessing gets of a file component.
+
+    Raises:
+        ImageError: if there is no file.
+    """
+    if payload is None:
+        raise ImageError(text.CHOOSE_FIRST)
+    path = Path(payload["path"])
+    return Uploaded(path, payload.get("orig_name") or path.name)
+
+
+def read_stream(path: Path) -> Stream:
+    """Parse an uploaded `.pcv2` file, however long it is.
+
+    Raises:
+        BitstreamError: if it is none.
+    """
+    with path.open("rb") as file:
+        return Stream.from_bytes(file.read(MAX_FILE_BYTES + 1))
+
+
+def read_upload(path: Path, name: str) -> Chosen:
     """Check and read an uploaded file.
 
     Raises:

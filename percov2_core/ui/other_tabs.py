@@ -38,7 +38,7 @@ def decode_tab(handlers: Handlers, demo: gr.Blocks, tabs: gr.Tabs, run: gr.State
             stage = plain_html(empty(text.EMPTY_FILE_STAGE), elem_id="pc-decoded-stage")
     details = plain_html(elem_id="pc-decoded-details")
     outputs = [tabs, headline, stage, details, run]
-    file.upload(handlers.open_file, file, outputs, **DEVICE)
+    file.upload(handlers.open_file, file, outputs, preprocess=False, **DEVICE)
     button.click(handlers.open_link, link, outputs, **DEVICE)
     demo.load(handlers.open_address, outputs=outputs, **DEVICE)
 

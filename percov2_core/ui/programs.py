@@ -11,17 +11,16 @@ picture = client.predict(handle_file(stream), api_name="/decompress")
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
-from percov2_core.bitstream import MAX_FILE_BYTES, SUFFIX, Stream
+from percov2_core.bitstream import SUFFIX
 from percov2_core.codec import PerCoV2
 from percov2_core.metrics.rate import bits_per_pixel
 from percov2_core.ui.handlers import check_paintable, shown_to_user
-from percov2_core.ui.intake import read_upload
+from percov2_core.ui.intake import Payload, file_of, read_stream, read_upload
 
 
 class Programs:
@@ -31,7 +30,7 @@ class Programs:
         self.codec = codec
         self.cache_dir = cache_dir
 
-    def compress(self, picture: str, mode: str = "ultra-low", caption: str = "") -> str:
+    def compress(self, picture: Payload | None, mode: str = "ultra-low", caption: str = "") -> str:
         """Compress a picture to a .pcv2 file.
 
         Args:
@@ -43,13 +42,13 @@ class Programs:
             The .pcv2 file.
         """
         with shown_to_user():
-            chosen = read_upload(Path(picture), name=Path(picture).name)
+            chosen = read_upload(*file_of(picture))
             stream = self.codec.encode(chosen.image, mode, caption=caption.strip() or None)
         data, name = stream.to_bytes(), f"{chosen.name}{SUFFIX}"
         path: str = save_bytes_to_cache(data, name, self.cache_dir)
         return path
 
-    def decompress(self, file: str, preset: str = "balanced", seed: int = 0) -> Any:
+    def decompress(self, file: Payload | None, preset: str = "balanced", seed: int = 0) -> Any:
         """Paint the picture of a .pcv2 file.
 
         Args:
@@ -61,11 +60,11 @@ class Programs:
             The picture, as PNG.
         """
         with shown_to_user():
-            stream = _read(file)
+            stream = read_stream(file_of(file).path)
             check_paintable(stream)
             return self.codec.decode(stream, preset=preset, seed=int(seed) or None)
 
-    def inspect(self, file: str) -> dict[str, Any]:
+    def inspect(self, file: Payload | None) -> dict[str, Any]:
         """Say what a .pcv2 file holds and where its bits went.
 
         Args:
@@ -75,7 +74,7 @@ class Programs:
             Size, mode, caption, tokens and bits of the parts.
         """
         with shown_to_user():
-            stream = _read(file)
+            stream = read_stream(file_of(file).path)
             contents = self.codec.read(stream)
         size_bytes = sum(stream.sizes)
         return {
@@ -92,11 +91,6 @@ class Programs:
         }
 
 
-def _read(file: str) -> Stream:
-    with Path(file).open("rb") as opened:
-        return Stream.from_bytes(opened.read(MAX_FILE_BYTES + 1))
-
-
 def add_endpoints(codec: PerCoV2, device: dict[str, Any]) -> None:
     """Hidden components, so that files travel as files and are swept like the others."""
     with gr.Row(visible=False):
@@ -111,7 +105,7 @@ def add_endpoints(codec: PerCoV2, device: dict[str, Any]) -> None:
         facts = gr.JSON(label="facts")
         button = gr.Button()
     programs = Programs(codec, stream.GRADIO_CACHE)
-    public = {**device, "api_visibility": "public"}
+    public = {**device, "api_visibility": "public", "preprocess": False}
     button.click(programs.compress, [picture, mode, caption], stream, api_name="compress", **public)
     button.click(
         programs.decompress, [file, preset, seed], decoded, api_name="decompress", **public
