@@ -10,7 +10,8 @@ A model folder holds
     RATE/entropy.safetensors        fixed-point twin of the masked image model
 
 for each RATE of `config.RATES`. Every file is loaded strictly: a missing, unknown or misshapen
-parameter is an error, never a silent random number.
+parameter is an error, never a silent random number. Weights are stored in half precision, or as
+8-bit integers with one scale per output (`pack`); they are computed with in float32.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-from safetensors.torch import load_file
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
 from percov2_core.caption.captioner import get_captioner
@@ -49,6 +50,10 @@ LANGUAGE_FILE = "caption_language.npz"
 ENTROPY_FILE = "entropy.safetensors"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 TEXT_WEIGHTS_FILE = "model.safetensors"
+
+PACKED_FROM = 4096  # numbers in a matrix from which it is stored in 8 bits
+SCALE_SUFFIX = ".per_row_scale"
+_WEIGHTS_FILES = (WEIGHTS_FILE, TEXT_WEIGHTS_FILE)
 
 _Part = TypeVar("_Part", bound=nn.Module)
 
@@ -132,7 +137,7 @@ def _load_text(folder: Path, device: torch.device) -> TextEncoder:
 def _fill(part: _Part, weights: Path) -> _Part:
     """Load every parameter, strictly, in float32."""
     try:
-        part.load_state_dict(load_file(_existing(weights)), strict=True)
+        part.load_state_dict(unpack(load_file(_existing(weights))), strict=True)
     except PerCoError:
         raise
     except Exception as error:  # safetensors and torch each raise their own kinds
@@ -140,6 +145,30 @@ def _fill(part: _Part, weights: Path) -> _Part:
         message = f"{str(weights)!r} does not fit {type(part).__name__}: {text}"
         raise WeightsError(message) from error
     return part.float().eval().requires_grad_(False)
+
+
+def pack(folder: Path) -> None:
+    """Store the large matrices of a saved part as 8-bit integers: half the size of halves."""
+    path = next(folder / name for name in _WEIGHTS_FILES if (folder / name).is_file())
+    packed: dict[str, Tensor] = {}
+    for name, value in load_file(path).items():
+        if value.ndim < 2 or value.numel() < PACKED_FROM:
+            packed[name] = value
+            continue
+        rows = value.float().flatten(1)
+        scale = (rows.abs().amax(dim=1) / 127).clamp_min(1e-12)  # (rows,)
+        packed[name] = (rows / scale[:, None]).round().to(torch.int8).reshape(value.shape)
+        packed[name + SCALE_SUFFIX] = scale
+    save_file(packed, path, metadata={"format": "pt"})
+
+
+def unpack(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `pack`: every 8-bit matrix times its scales."""
+    scales = {k.removesuffix(SCALE_SUFFIX): state.pop(k) for k in list(state) if SCALE_SUFFIX in k}
+    for name, scale in scales.items():
+        value = state[name].float()
+        state[name] = (value.flatten(1) * scale[:, None]).reshape(value.shape)
+    return state
 
 
 def _existing(path: Path) -> Path:

@@ -6,10 +6,11 @@ import json
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from percov2_core.errors import WeightsError
-from percov2_core.weights import WEIGHTS_FILE, load_codec, model_digest
+from percov2_core.weights import WEIGHTS_FILE, load_codec, model_digest, pack, unpack
 from tests.tiny import picture, tiny_codec, tiny_folder
 
 
@@ -61,6 +62,19 @@ def test_another_format_is_refused(folder):
     (folder / "model.json").write_text(json.dumps({**about, "format": 9}))
     with pytest.raises(WeightsError, match="format 9, this build reads 1"):
         load_codec(folder)
+
+
+def test_packing_halves_the_file_and_changes_each_weight_by_half_a_step(tmp_path):
+    weight = torch.randn(96, 64, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / WEIGHTS_FILE
+    save_file({"w": weight.half(), "b": torch.ones(3)}, path)
+    before = path.stat().st_size
+    pack(tmp_path)
+    found = unpack(load_file(path))
+    step = weight.abs().amax(dim=1, keepdim=True) / 127
+    assert path.stat().st_size < 0.65 * before
+    assert set(found) == {"w", "b"}
+    assert ((found["w"] - weight).abs() <= 0.51 * step).all()
 
 
 def test_presets_must_be_complete(folder):

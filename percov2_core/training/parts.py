@@ -19,6 +19,7 @@ from percov2_core.hyper.decoder import HyperDecoder
 from percov2_core.hyper.encoder import HyperEncoder
 from percov2_core.hyper.quantizer import VectorQuantizer
 from percov2_core.hyper.search import SearchConfig
+from percov2_core.weights import pack
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
@@ -132,6 +133,8 @@ def save(parts: RateParts, folder: Path) -> None:
     parts.flow.transformer.half().save_pretrained(folder / "transformer")
     parts.text.model.half().save_pretrained(folder / "text_encoder")
     parts.text.tokenizer.save_pretrained(folder / "tokenizer")
+    for name in ("hyper_encoder", "hyper_decoder", "transformer", "text_encoder"):
+        pack(folder / name)
     flow = json.dumps(dataclasses.asdict(parts.flow.config), indent=2)
     (folder / "flow.json").write_text(flow + "\n")
     search = json.dumps(dataclasses.asdict(parts.search), indent=2)

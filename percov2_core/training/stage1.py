@@ -34,6 +34,8 @@ from percov2_core.training.quantize import TrainingQuantizer
 
 GUIDANCE_MAX = 4.0
 TEXT_DROP = 0.1
+_SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+_SSIM_C2 = (0.03 * 2) ** 2  # pixels span 2
 
 
 class Crops(NamedTuple):
@@ -58,6 +60,7 @@ class Stage1Loss:
             uniform in (0, 1).
         perceptual: Weight of the feature distance at the least and the highest guidance.
         texture: Weight of the texture energy at the highest guidance; it is zero at the least.
+        structure: Weight of the structure distance.
         pixel_relief: Share of the pixel term that the highest guidance takes away.
         tune_painter: Train the autoencoder's decoder along, on what the flow gives it.
         freeze_tokens: True once the entropy model is trained on the tokens.
@@ -72,6 +75,7 @@ class Stage1Loss:
     whole_flow: float = 0.85
     perceptual: tuple[float, float] = (0.05, 0.6)
     texture: float = 0.0
+    structure: float = 0.0
     pixel_relief: float = 0.0
     tune_painter: bool = False
     freeze_tokens: bool = False
@@ -93,6 +97,21 @@ def _random_guidance(count: int) -> Tensor:
     """(B,) float: a third each at the least, at the highest, and anywhere between."""
     u = (1.5 * torch.rand(count) * 2 - 1).clamp(0, 1)
     return 1 + (GUIDANCE_MAX - 1) * u
+
+
+def structure_distance(y: Tensor, x: Tensor) -> Tensor:
+    """(B,) float: 1 - contrast and structure over five scales, after MS-SSIM (Wang et al. 2003).
+
+    Box windows of 8 px every 4 px instead of Gaussian ones at every pixel: an eighth of the time.
+    """
+    total = y.new_zeros(y.shape[0])
+    for weight in _SCALE_WEIGHTS:
+        my, mx, yy, xx, xy = (F.avg_pool2d(v, 8, 4) for v in (y, x, y * y, x * x, x * y))
+        variance = (yy - my * my) + (xx - mx * mx)
+        contrast = (2 * (xy - mx * my) + _SSIM_C2) / (variance + _SSIM_C2)
+        total = total + weight * (1 - contrast.mean(dim=(1, 2, 3)))
+        y, x = F.avg_pool2d(y, 2), F.avg_pool2d(x, 2)
+    return total
 
 
 def texture_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
@@ -190,6 +209,10 @@ class Stage1System(nn.Module):
         mse = (y - x[:n]).square().mean(dim=(1, 2, 3))
         loss = (w.pixel * (1 - w.pixel_relief * u) * mse).mean()
         logs = {"mse": mse.mean().item()}
+        if w.structure:
+            structure = structure_distance(y, x[:n]).mean()
+            loss = loss + w.structure * structure
+            logs["structure"] = structure.item()
         if isinstance(features, SqueezeNetFeatures):
             n = math.ceil(w.feature_share * n)
             with torch.no_grad():
