@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-MAX_UPLOAD_BYTES = 20 * 10**6
+MAX_UPLOAD_BYTES = 20 * 2**20
 MAX_UPLOAD_PIXELS = 25 * 10**6
 COMFORTABLE_SIDE_PX = 1024  # above it, a resize is offered
 MAX_WORKING_SIDE_PX = 2048

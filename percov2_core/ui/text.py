@@ -103,8 +103,8 @@ NOT_EVIDENCE = (
 
 def too_many_bytes(size_bytes: int) -> str:
     return (
-        f"This file has {size_bytes / 1e6:.1f} MB; the page takes at most "
-        f"{MAX_UPLOAD_BYTES / 1e6:.0f} MB. Save it smaller, or use the command line."
+        f"This file has {size_bytes / 2**20:.1f} MB; the page takes at most "
+        f"{MAX_UPLOAD_BYTES / 2**20:.0f} MB. Save it smaller, or use the command line."
     )
 
 

@@ -1,0 +1,77 @@
+"""Pictures of the page for the README: `python -m tests.screenshots [MODEL_FOLDER] [OUTPUT]`.
+
+Every tab at 1440 x 900 and 390 x 844, light and dark; look at them after each change of the page.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from percov2_core.weights import EMBEDDED_DIR
+from tests.ui_server import ROOT, Server, choose_example, compress, launch, open_tab, serve
+
+EXAMPLE = 7
+SIZES = {"desktop": (1440, 900), "phone": (390, 844)}
+WAIT_MS = 180_000
+
+
+def main(model: Path, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    with (
+        TemporaryDirectory() as folder,
+        serve(model, Path(folder)) as server,
+        sync_playwright() as playwright,
+    ):
+        browser = launch(playwright)
+        for scheme in ("light", "dark"):
+            for name, size in SIZES.items():
+                _visit(browser, server, size, scheme, out / f"{name}-{scheme}")
+
+
+def _visit(
+    browser: Browser, server: Server, size: tuple[int, int], scheme: str, stem: Path
+) -> None:
+    page = browser.new_page(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
+    page.set_default_timeout(WAIT_MS)
+    page.goto(f"{server.address}?__theme={scheme}")
+    page.wait_for_selector("#pc-compress")
+    _shoot(page, stem, "empty")
+    choose_example(page, EXAMPLE)
+    compress(page)
+    page.wait_for_selector("#pc-bits .pc-bar")
+    page.screenshot(path=f"{stem}-compress.png")
+    _shoot(page, stem, "bits")
+    open_tab(page, "File and QR")
+    _shoot(page, stem, "share")
+    link = page.locator("#pc-link").input_value()
+    open_tab(page, "In numbers")
+    page.wait_for_selector("#pc-numbers .pc-ours")
+    page.locator("#pc-numbers [role=status]").wait_for(state="detached")
+    _shoot(page, stem, "numbers")
+    open_tab(page, "Invented?")
+    page.locator("#pc-vary").click()
+    page.get_by_text("On average the four").wait_for()
+    _shoot(page, stem, "invented")
+    open_tab(page, "Trade-off")
+    page.wait_for_function("document.querySelector('#pc-plot .js-plotly-plot')?.listened")
+    _shoot(page, stem, "trade-off")
+    open_tab(page, "Open a file")
+    page.locator("#pc-link-box textarea").fill(link)
+    page.locator("#pc-open-link").click()
+    page.wait_for_selector("#pc-decoded-stage .pc-tools button")
+    _shoot(page, stem, "open")
+    page.close()
+
+
+def _shoot(page: Page, stem: Path, name: str) -> None:
+    page.wait_for_timeout(800)  # fades and fonts
+    page.screenshot(path=f"{stem}-{name}.png", full_page=True)
+
+
+if __name__ == "__main__":
+    given = dict(enumerate(map(Path, sys.argv[1:])))
+    main(given.get(0, EMBEDDED_DIR), given.get(1, ROOT / "assets" / "screenshots"))
