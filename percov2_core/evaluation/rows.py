@@ -132,7 +132,7 @@ def write_tables(frame: pd.DataFrame, out: Path, *, stem: str = "rows") -> None:
 def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     """Means over pictures: one line per setting, with counts of pictures and of errors."""
     measured = ["size_bytes", "bpp", "header_bits", "caption_bits", "token_bits"]
-    numbers = [*measured, *METRICS, "encode_s", "decode_s"]
+    numbers = [c for c in (*measured, *METRICS, "encode_s", "decode_s") if c in frame]
     groups = frame.groupby("key", sort=False)
     first = groups[["label", *Setting.__dataclass_fields__]].first()
     counts = groups.agg(pictures=("bpp", "count"), errors=("error", "count"))

@@ -188,7 +188,9 @@ def _command(name: str, args: argparse.Namespace) -> str:
 
 def _write(frame: pd.DataFrame, study: Study, path: Path, *, command: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = frame.drop(columns=["thumbnail"]).dropna(axis=1, how="all")
+    # Seconds say more about the machine and its other work than about a codec: see `bench`.
+    frame = frame.drop(columns=["thumbnail", "encode_s", "decode_s"])
+    rows = frame.dropna(axis=1, how="all")
     rows.to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g")
     table = summarise(frame)
     if "deflate_bits" in frame:
