@@ -65,7 +65,7 @@ class CompressTab(NamedTuple):
 
     controls: Controls
     results: Results
-    compressed: Any  # gradio's dependency
+    explained: Any  # gradio's event at the end of a run: measuring waits for it
 
 
 def compress_tab(handlers: Handlers, codec: PerCoV2, run: gr.State) -> CompressTab:
@@ -224,7 +224,7 @@ def _connect_compress(
         outputs=[results.headline, results.stage, controls.caption, run],
         **DEVICE,
     )
-    compressed.success(handlers.explain, run, [results.bits, results.share], **DEVICE)
+    explained = compressed.success(handlers.explain, run, [results.bits, results.share], **DEVICE)
     controls.cancel.click(
         handlers.cancel,
         outputs=[results.headline, results.stage],
@@ -232,4 +232,4 @@ def _connect_compress(
         queue=False,
         **FREE,
     )
-    return compressed
+    return explained

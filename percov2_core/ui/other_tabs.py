@@ -80,7 +80,7 @@ def plot_tab(
 
     controls, results = main.controls, main.results
     drawing = ([history, x, y], [plot, note, table])
-    measured = main.compressed.success(
+    measured = main.explained.success(
         explore.measure, [run, history], [results.numbers, history], **MEASURE
     )
     measured.success(explore.draw, *drawing, **FREE)
