@@ -22,11 +22,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def grids(kodak, tmp_path_factory):
+# Every n-th picture: a few on each run, all 24 with `pytest -m slow`.
+@pytest.fixture(scope="module", params=[12, pytest.param(1, marks=pytest.mark.slow)])
+def grids(request, kodak, tmp_path_factory):
     """Tokens and captions of the Kodak pictures, made once: what varies comes after them."""
     codec = load_codec(device="cpu")
-    pictures = [centre_square(Image.open(path)) for path in kodak]
+    pictures = [centre_square(Image.open(path)) for path in kodak[:: request.param]]
     read = {r: [codec.read(codec.encode(p, r)) for p in pictures] for r in RATES}
     path = tmp_path_factory.mktemp("exact") / "grids.npz"
     tokens = {r: np.stack([c.tokens for c in contents]) for r, contents in read.items()}
@@ -50,7 +51,7 @@ def reference(grids):
 
 
 def test_every_picture_at_both_rates_has_a_digest_of_its_own(reference):
-    assert len(reference) == len(set(reference)) == 48
+    assert len(reference) == len(set(reference)) >= 4
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from percov2_core.cli.common import Commands, add_model
 from percov2_core.config import MODES
 
 
+EXAMPLE = Path(__file__).parents[2] / "assets" / "examples" / "kodim23-parrots.jpg"
+
+
 def add_parser(commands: Commands) -> None:
     parser = commands.add_parser("bench", help="time every box of encode and decode")
-    parser.add_argument("picture", metavar="IN", help="picture to use")
+    parser.add_argument("picture", nargs="?", metavar="IN", default=EXAMPLE, help="picture to use")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["ultra-low", "extreme"])
     parser.add_argument("--steps", type=int, help="steps of the flow; default: the preset's")
     parser.add_argument("--guidance", type=float)

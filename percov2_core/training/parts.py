@@ -21,6 +21,7 @@ from percov2_core.hyper.quantizer import VectorQuantizer
 from percov2_core.hyper.search import SearchConfig
 from percov2_core.weights import pack
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
     """Sizes of one rate's modules. Encoder widths run fine to coarse, decoder ones back."""
