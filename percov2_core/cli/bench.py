@@ -8,7 +8,6 @@ from pathlib import Path
 from percov2_core.cli.common import Commands, add_model
 from percov2_core.config import MODES
 
-
 EXAMPLE = Path(__file__).parents[2] / "assets" / "examples" / "kodim23-parrots.jpg"
 
 
