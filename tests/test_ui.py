@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from percov2_core.config import MODES, PRESETS, SCHEDULES
 from percov2_core.errors import BitstreamError, ConfigError, ImageError
 from percov2_core.evaluation.judge import Scores
 from percov2_core.ui import bits, budget, compare, html, intake, invented, runs, share, text
+from percov2_core.ui.handlers import Handlers
 from percov2_core.ui.limits import MAX_UPLOAD_BYTES
 from percov2_core.ui.painting import Cancelled, Look, Painted, paint
 from percov2_core.ui.tradeoff import Measurements, figure, run_of, runs_csv, runs_table
@@ -108,6 +110,16 @@ def test_painting_stops_when_it_is_cancelled(stream: Stream) -> None:
     cancel.set()
     with pytest.raises(Cancelled):
         list(frames)
+
+
+def test_cancelling_is_confirmed_even_if_the_run_is_already_dropped(stream: Stream) -> None:
+    handlers, visitor = Handlers(tiny_codec(), {}), SimpleNamespace(session_hash="a")
+    states = handlers._open(stream, "sea", visitor)
+    next(states), next(states)
+    states.close()  # gradio does this first
+    assert text.CANCELLED in handlers.cancel(visitor)[0]
+    list(handlers._open(stream, "sea", visitor))
+    assert text.CANCELLED not in str(handlers.cancel(visitor)[0])
 
 
 def test_an_error_while_painting_reaches_the_visitor(stream: Stream) -> None:

@@ -149,6 +149,11 @@ class Handlers:
         cancel = self._running[request.session_hash or ""] = threading.Event()
         return cancel
 
+    def _end(self, cancel: threading.Event) -> None:
+        """The painting is done: nothing is left to cancel."""
+        for session in [key for key, event in self._running.items() if event is cancel]:
+            self._running.pop(session, None)
+
     def _painted(
         self, stream: Stream, look: Look, cancel: threading.Event
     ) -> Iterator[tuple[str, Painted | None]]:
@@ -159,6 +164,7 @@ class Handlers:
             for frame in paint(self.codec, stream, look, cancel=cancel):
                 latest = frame.picture or latest
                 if frame.finished and frame.picture:
+                    self._end(cancel)
                     yield "", Painted(frame.picture, frame.step_s)
                 else:
                     yield compare.painting(size, frame=frame, picture=latest), None
@@ -166,7 +172,7 @@ class Handlers:
     def cancel(self, request: gr.Request) -> tuple[Any, Any]:
         """Stop the visitor's own painting."""
         running = self._running.pop(request.session_hash or "", None)
-        if running is None or running.is_set():  # `paint` sets it at its end, too
+        if running is None:
             return _KEEP, _KEEP
         running.set()
         return runs.plain_headline(text.CANCELLED, ""), empty(text.EMPTY_STAGE)
