@@ -54,7 +54,7 @@ EMBEDDED = MappingProxyType(
             decoder_depths=(5,),
             noise_scale=0.6,
             text_guidance=0.0,
-            search=SearchConfig(rounds=2, curvature=60.0),
+            search=SearchConfig(rounds=3, curvature=60.0),
         ),
         "ultra-low": Sizes(
             encoder_widths=(96, 160, 224),
