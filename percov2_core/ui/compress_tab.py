@@ -105,7 +105,7 @@ def _controls(handlers: Handlers, codec: PerCoV2) -> Controls:
         side=gr.Radio(
             list(text.SIZES.items()), value=COMFORTABLE_SIDE_PX, label=text.SIZE_INFO, visible=False
         ),
-        mode=gr.Radio(list(text.MODES.items()), value="ultra-low", label="Mode", elem_id="pc-mode"),
+        mode=gr.Radio(list(text.MODES.items()), value="extreme", label="Mode", elem_id="pc-mode"),
         caption=gr.Textbox(
             label=text.CAPTION_LABEL,
             placeholder=text.CAPTION_PLACEHOLDER,
@@ -129,7 +129,7 @@ def _buttons() -> dict[str, gr.Button]:
 
 
 def _advanced(codec: PerCoV2) -> Advanced:
-    default = codec.presets["ultra-low"]["balanced"]
+    default = codec.presets["extreme"]["balanced"]
     with gr.Accordion("Advanced", open=False, elem_id="pc-advanced"):
         return Advanced(
             captioner=gr.Radio(
