@@ -1,6 +1,6 @@
 """How much of a picture's layout a caption alone carries: PSNR of 4 x 4 box means at k = 0.
 
-    python -m tests.layout KODAK [--preset faithful]
+python -m tests.layout KODAK [--preset faithful]
 """
 
 from __future__ import annotations
