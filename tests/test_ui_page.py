@@ -202,6 +202,7 @@ def test_a_target_size_is_kept(page: Page) -> None:
 
 def test_variations_and_fewer_tokens_need_no_new_encoding(page: Page) -> None:
     choose_example(page, 0)
+    page.get_by_label("Ultra-low", exact=True).check()
     compress(page)
     open_tab(page, "Invented?")
     page.locator("#pc-vary").click()

@@ -74,7 +74,8 @@ def test_packing_halves_the_file_and_changes_each_weight_by_half_a_step(tmp_path
     step = weight.abs().amax(dim=1, keepdim=True) / 127
     assert path.stat().st_size < 0.65 * before
     assert set(found) == {"w", "b"}
-    assert ((found["w"] - weight).abs() <= 0.51 * step).all()
+    rounding = 2e-3  # of the half precision that is packed
+    assert ((found["w"] - weight).abs() <= 0.5 * step + rounding).all()
 
 
 def test_presets_must_be_complete(folder):
