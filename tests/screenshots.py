@@ -41,6 +41,7 @@ def _visit(
     page.wait_for_selector("#pc-compress")
     _shoot(page, stem, "empty")
     choose_example(page, EXAMPLE)
+    page.get_by_label("Ultra-low", exact=True).check()  # the token slider needs it
     compress(page)
     page.wait_for_selector("#pc-bits .pc-bar")
     page.screenshot(path=f"{stem}-compress.png")
