@@ -188,7 +188,7 @@ class PerCoV2:
 
     def _search(self, tokens: Tensor, modules: RateModules, x: Tensor) -> Tensor:
         """Improve tokens by what the hyper-decoder's start decodes to, tile by tile."""
-        tokens = tokens.clone()
+        tokens, least = tokens.clone(), torch.ones(1, device=x.device)
         stride = x.shape[-1] // tokens.shape[-1]
         size = SEARCH_TILE_PX // stride
         for top in range(0, tokens.shape[1], size):
@@ -197,7 +197,7 @@ class PerCoV2:
                 tokens[:, rows, columns] = search_tokens(
                     tokens[:, rows, columns],
                     modules.quantizer,
-                    lambda codes: self.vae.decode(modules.decoder(codes).start),
+                    lambda codes: self.vae.decode(modules.decoder(codes, least).start),
                     x[..., _scaled(rows, stride), _scaled(columns, stride)],
                     config=modules.search,
                 )
@@ -268,7 +268,8 @@ class PerCoV2:
         modules = self.rates[MODES[stream.mode].rate]
 
         codes = modules.quantizer.lookup(torch.from_numpy(tokens)[None].to(self.device))
-        start, features = modules.decoder(codes)  # (1, 16, H/8, W/8), (1, C, H/8, W/8)
+        told = torch.full((1,), guidance, device=codes.device)
+        start, features = modules.decoder(codes, told)  # (1, 16, H/8, W/8), (1, C, H/8, W/8)
         latent = sample(
             modules.flow,
             Conditions(start, features, modules.text.encode([caption])),

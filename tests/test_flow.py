@@ -10,7 +10,8 @@ from percov2_core.errors import ConfigError
 from percov2_core.flow.sampler import draw_noise, sample
 from percov2_core.flow.text import TextEmbedding, small_text_encoder
 from percov2_core.flow.tiling import blend, tiles
-from percov2_core.flow.transformer import Conditions, FlowConfig, FlowModel, guidance_features
+from percov2_core.flow.transformer import Conditions, FlowConfig, FlowModel
+from percov2_core.guidance import guidance_features
 
 
 class Recorder(torch.nn.Module):

@@ -43,7 +43,7 @@ def test_encoder_and_decoder_meet_on_the_latent_grid(count, stride):
     decoder = HyperDecoder(16, 4, (8,) * count, (1,) * count, 6)
     vectors = encoder(torch.randn(1, 16, 4 * stride, 3 * stride))
     assert vectors.shape == (1, 6, 4, 3)
-    start, features = decoder(vectors)
+    start, features = decoder(vectors, torch.ones(len(vectors)))
     assert start.shape == (1, 16, 4 * stride, 3 * stride)
     assert features.shape == (1, 4, 4 * stride, 3 * stride)
 
@@ -71,3 +71,15 @@ def test_no_rounds_leave_the_tokens_as_they_are(quantizer):
         tokens, quantizer, blurred, torch.zeros(1, 3, 16, 16), config=SearchConfig()
     )
     assert torch.equal(found, tokens)
+
+
+def test_a_styled_decoder_starts_neutral_and_then_hears_the_guidance():
+    decoder = HyperDecoder(16, 4, (8, 8), (2, 1), 6, guidance_width=4)
+    codes, low, high = torch.randn(1, 6, 3, 3), torch.tensor([1.0]), torch.tensor([4.0])
+    for block in (b for blocks in decoder.blocks for b in blocks):
+        torch.nn.init.normal_(block.narrow.weight)
+    assert torch.equal(decoder(codes, low).start, decoder(codes, high).start)
+    for layer in (s for styles in decoder.styles for s in styles):
+        torch.nn.init.normal_(layer.weight)
+    assert not torch.allclose(decoder(codes, low).start, decoder(codes, high).start)
+    assert torch.equal(decoder(codes, high).start, decoder(codes, 3 * high).start)

@@ -7,7 +7,6 @@ codes is its newest description. B batch, H' x W' latent grid, t in (0, 1].
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from percov2_core.errors import ConfigError
 from percov2_core.flow.text import TextEmbedding
+from percov2_core.guidance import guidance_features
 
 TIMESTEPS = 1000  # SD3 embeds time as 1000 t
 
@@ -45,14 +45,6 @@ class FlowConfig:
             raise ConfigError(f"flow start must be 'codes' or 'noise', got {self.start!r}")
         if self.noise_scale <= 0:
             raise ConfigError(f"flow noise_scale must be above 0, got {self.noise_scale}")
-
-
-def guidance_features(guidance: Tensor, width: int) -> Tensor:
-    """(B,) float guidance >= 1 -> (B, width) float: sines and cosines of log2(guidance)."""
-    angles = torch.log2(guidance.clamp_min(1.0))[:, None] * (
-        math.pi / 4 * torch.arange(1, width // 2 + 1, device=guidance.device)
-    )
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class Conditions(NamedTuple):

@@ -49,9 +49,9 @@ EMBEDDED = MappingProxyType(
     {
         "extreme": Sizes(
             encoder_widths=(192,),
-            encoder_depths=(4,),
+            encoder_depths=(6,),
             decoder_widths=(256,),
-            decoder_depths=(5,),
+            decoder_depths=(10,),
             noise_scale=0.6,
             text_guidance=0.0,
             search=SearchConfig(rounds=3, curvature=60.0),
@@ -119,6 +119,7 @@ def build(sizes: Sizes) -> RateParts:
             sizes.decoder_widths,
             sizes.decoder_depths,
             sizes.code_dim,
+            sizes.guidance_width,
         ),
         text,
         FlowModel(transformer, flow),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from percov2_core.caption.describer import describe
 from percov2_core.errors import ConfigError
+from percov2_core.guidance import TOLD_MAX
 from percov2_core.latent.autoencoder import LatentAutoencoder
 from percov2_core.metrics.distortion import to_8bit
 from percov2_core.metrics.features import SqueezeNetFeatures
@@ -20,7 +21,6 @@ from percov2_core.training.loop import CHECKPOINT, LoopConfig, run
 from percov2_core.training.quantize import TrainingQuantizer
 from percov2_core.training.scoring import Scorer
 from percov2_core.training.stage1 import (
-    GUIDANCE_MAX,
     Stage1Loss,
     Stage1Parts,
     Stage1System,
@@ -48,7 +48,11 @@ def build_system(
 
 
 def continue_from(system: Stage1System, folder: Path) -> None:
-    """Load the averaged weights of another run's checkpoint, strictly."""
+    """Load the averaged weights of another run's checkpoint.
+
+    Strictly, but that encoder and decoder may have grown: blocks and styles that the earlier run
+    did not have start as "no change".
+    """
     path = folder / CHECKPOINT
     if not path.is_file():
         raise ConfigError(f"init: no checkpoint at {str(path)!r}")
@@ -56,7 +60,12 @@ def continue_from(system: Stage1System, folder: Path) -> None:
     # The autoencoder's decoder comes with the autoencoder, tuned by the earlier run or not.
     others = {k: v for k, v in weights.items() if not k.startswith("painter.")}
     own = {k: v for k, v in system.state_dict().items() if k.startswith("painter.")}
-    system.load_state_dict({**others, **own}, strict=True)
+    grown = {k: v for k, v in system.state_dict().items() if _may_grow(k) and k not in weights}
+    system.load_state_dict({**others, **own, **grown}, strict=True)
+
+
+def _may_grow(key: str) -> bool:
+    return key.startswith(("encoder.blocks.", "decoder.blocks.", "decoder.styles."))
 
 
 def train_rate(
@@ -113,7 +122,7 @@ def score(system: Stage1System, scorer: Scorer, out: Path, step: int) -> dict[st
         return system.reconstruct(x, describe(Image.fromarray(pixels)), guidance=guidance)
 
     rows = {}
-    for name, guidance in (("faithful", 1.0), ("vivid", GUIDANCE_MAX)):
+    for name, guidance in (("faithful", 1.0), ("vivid", TOLD_MAX)):
         sheet = out / f"sheet-{step:06d}-{name}.jpg"
         row = scorer.score(lambda x, g=guidance: reconstruct(x, g), sheet)  # type: ignore[misc]
         rows.update({f"{name}_{k}": v for k, v in row.items()})

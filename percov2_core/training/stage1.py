@@ -23,6 +23,7 @@ from percov2_core.caption.describer import describe
 from percov2_core.flow.sampler import draw_noise, sample
 from percov2_core.flow.text import TextEmbedding, TextEncoder
 from percov2_core.flow.transformer import Conditions, FlowModel
+from percov2_core.guidance import TOLD_MAX
 from percov2_core.hyper.decoder import HyperDecoder
 from percov2_core.hyper.encoder import HyperEncoder
 from percov2_core.latent.autoencoder import LatentAutoencoder
@@ -32,7 +33,6 @@ from percov2_core.training.data import CropPlan, Photos, crop_batch
 from percov2_core.training.loop import StepLoss
 from percov2_core.training.quantize import TrainingQuantizer
 
-GUIDANCE_MAX = 4.0
 TEXT_DROP = 0.1
 _SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _SSIM_C2 = (0.03 * 2) ** 2  # pixels span 2
@@ -55,7 +55,8 @@ class Stage1Loss:
 
     Attributes:
         pixel_share: Share of each batch that is decoded to pixels (0: latents only).
-        feature_share: Share of those crops on which the perceptual terms are computed.
+        feature_share: Share of those crops on which the perceptual terms are computed, those
+            of the highest guidance.
         whole_flow: Share of samples at t = 1, where one step has to do it all; the others are
             uniform in (0, 1).
         perceptual: Weight of the feature distance at the least and the highest guidance.
@@ -98,9 +99,9 @@ class Stage1Parts:
 
 
 def _random_guidance(count: int) -> Tensor:
-    """(B,) float: a third each at the least, at the highest, and anywhere between."""
+    """(B,) float, falling: a third each at the least, at the highest, and anywhere between."""
     u = (1.5 * torch.rand(count) * 2 - 1).clamp(0, 1)
-    return 1 + (GUIDANCE_MAX - 1) * u
+    return (1 + (TOLD_MAX - 1) * u).sort(descending=True).values
 
 
 def structure_distance(y: Tensor, x: Tensor) -> Tensor:
@@ -156,8 +157,8 @@ class Stage1System(nn.Module):
         assert isinstance(vae, LatentAutoencoder)
         return vae
 
-    def conditions(self, codes: Tensor, text: TextEmbedding) -> Conditions:
-        start, features = self.decoder(codes)
+    def conditions(self, codes: Tensor, text: TextEmbedding, guidance: Tensor) -> Conditions:
+        start, features = self.decoder(codes, guidance)
         return Conditions(start, features, text)
 
     def forward(self, batch: Crops, progress: float) -> StepLoss:
@@ -174,8 +175,8 @@ class Stage1System(nn.Module):
             codes, _, commitment = self.quantizer(self.encoder(z))
         dropped = torch.rand(b) < TEXT_DROP
         captions = ["" if drop else c for c, drop in zip(batch.captions, dropped, strict=True)]
-        c = self.conditions(codes, self.text.encode(captions))
         guidance = _random_guidance(b).to(device)
+        c = self.conditions(codes, self.text.encode(captions), guidance)
         w = self.weights
         t = torch.where(
             torch.rand(b, device=device) < w.whole_flow, 1.0, torch.rand(b, device=device)
@@ -221,7 +222,7 @@ class Stage1System(nn.Module):
             reached = first - self.flow(first, whole, c, guidance)
         x_t = (1 - tt) * reached + tt * first
         estimate = x_t - tt * self.flow(x_t, t, c, guidance)
-        u = (guidance - 1) / (GUIDANCE_MAX - 1)
+        u = (guidance - 1) / (TOLD_MAX - 1)
         error = (estimate - z).square().mean(dim=(1, 2, 3)) / self.flow.config.noise_scale**2
         return estimate, ((1 - self.weights.pixel_relief * u) * error).mean()
 
@@ -231,7 +232,7 @@ class Stage1System(nn.Module):
         w, features = self.weights, self._frozen[1]
         n = math.ceil(w.pixel_share * x.shape[0])
         y = self.vae.decode(estimate[:n])
-        u = (guidance[:n] - 1) / (GUIDANCE_MAX - 1)
+        u = (guidance[:n] - 1) / (TOLD_MAX - 1)
         mse = (y - x[:n]).square().mean(dim=(1, 2, 3))
         loss = (w.pixel * (1 - w.pixel_relief * u) * mse).mean()
         logs = {"mse": mse.mean().item()}
@@ -262,7 +263,7 @@ class Stage1System(nn.Module):
         codes = q.lookup(q.tokens(self.encoder(z)))
         z_hat = sample(
             self.flow,
-            self.conditions(codes, self.text.encode([caption])),
+            self.conditions(codes, self.text.encode([caption]), x.new_full((1,), guidance)),
             self.text.encode([""]),
             steps=steps,
             guidance=guidance,
