@@ -1,6 +1,7 @@
 """The training loop that every stage shares: precision, EMA, clipping, checkpoints, scores.
 
-A stage brings a module whose `forward(batch, progress)` returns a loss and named numbers.
+A stage brings a module whose `forward(batch, progress)` returns a loss and named numbers. One
+process or several under `accelerate launch`: each draws its own batches and its own noise.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,22 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from percov2_core.errors import ConfigError
+from percov2_core.training import checkpoint
+from percov2_core.training.checkpoint import CHECKPOINT
 
-CHECKPOINT = "checkpoint.pt"
+__all__ = ["CHECKPOINT", "Ema", "LoopConfig", "StepLoss", "learning_rate", "run"]
+
+LOG_EVERY = 20  # steps
+LOSSES, SCORES = "losses.csv", "scores.csv"
+
+Batch = Any  # whatever the stage's module takes
+Evaluate = Callable[[nn.Module, int], dict[str, float]]
+Groups = Callable[[nn.Module], Iterable[dict[str, Any]]]
 
 
 class StepLoss(NamedTuple):
@@ -44,7 +55,9 @@ class LoopConfig:
     Attributes:
         minutes: Wall-clock length of the run over all resumes; ignored if `steps` is set.
         steps: Length in optimiser steps (reproducible runs), or None.
-        lr: Peak learning rate of AdamW; cosine to a twentieth of it, 100 steps of warm-up.
+        lr: Peak learning rate of AdamW.
+        floor: Share of `lr` that the cosine ends at; 1 keeps the rate constant.
+        warmup_steps: Steps of linear growth to `lr`.
         ema: Decay of the weight average that is saved and evaluated.
         save_every_s: Seconds between checkpoints.
         evaluate_every_s: Seconds between evaluations.
@@ -53,6 +66,8 @@ class LoopConfig:
     minutes: float = 10.0
     steps: int | None = None
     lr: float = 6e-4
+    floor: float = 0.05
+    warmup_steps: int = 100
     weight_decay: float = 0.01
     ema: float = 0.999
     clip: float = 1.0
@@ -67,36 +82,213 @@ class LoopConfig:
 
 
 class Ema:
-    """Exponential moving average of the parameters and buffers of a module."""
+    """Exponential moving average of what a checkpoint keeps of a module."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.shadow = {k: v.detach().clone() for k, v in module.state_dict().items()}
+        self.shadow = {k: v.clone() for k, v in checkpoint.kept(module).items()}
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in module.state_dict().items():
+        for name, value in checkpoint.kept(module).items():
             shadow = self.shadow[name]
             if shadow.is_floating_point():
-                shadow.lerp_(value.detach().to(shadow.dtype), 1 - decay)
+                shadow.lerp_(value.to(shadow.dtype), 1 - decay)
             else:
                 shadow.copy_(value)
 
 
-def learning_rate(progress: float, step: int, peak: float) -> float:
-    """Linear warm-up over 100 steps, then cosine from `peak` to `peak` / 20."""
+def learning_rate(progress: float, step: int, config: LoopConfig) -> float:
+    """Linear warm-up, then cosine from `lr` to `floor` of it."""
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return peak * min(1.0, (step + 1) / 100) * (0.05 + 0.95 * cosine)
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return config.lr * warm * (config.floor + (1 - config.floor) * cosine)
 
 
-def _prefetch(make: Callable[[int], Any], start: int, depth: int = 3) -> Iterator[Any]:
-    with ThreadPoolExecutor(1) as pool:
-        pending = [pool.submit(make, start + i) for i in range(depth)]
-        step = start + depth
+def run(
+    system: nn.Module,
+    make_batch: Callable[[int], Batch],
+    out: Path,
+    *,
+    config: LoopConfig,
+    resume: bool = False,
+    evaluate: Evaluate | None = None,
+    groups: Groups | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+) -> nn.Module:
+    """Train `system` and leave the averaged weights in it.
+
+    Args:
+        make_batch: Called on another thread; what it returns must depend on its number alone, so
+            that a resumed run sees the batches that an unbroken one would have seen.
+        out: Receives `checkpoint.pt`, `losses.csv` and `scores.csv`.
+        evaluate: Named scores of the averaged weights, every `evaluate_every_s` and at the end.
+        groups: Parameter groups of AdamW, each with `lr_scale` or `weight_decay` of its own;
+            without it, one group of everything that requires a gradient.
+        on_step: Told the steps and the seconds of this sitting after each step.
+
+    Raises:
+        ConfigError: if there is nothing to resume from.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
+    trainer = _Trainer(system, out, config, groups)
+    if resume:
+        trainer.load()
+    trainer.train(make_batch, evaluate, on_step)
+    checkpoint.fill(trainer.module, trainer.ema.shadow)
+    return trainer.module
+
+
+class _Trainer:
+    """A run: the module, what follows it, and how far both have come."""
+
+    def __init__(
+        self, system: nn.Module, out: Path, config: LoopConfig, groups: Groups | None
+    ) -> None:
+        self.out, self.config = out, config
+        cpu = config.device == "cpu" or not torch.cuda.is_available()
+        self.accelerator = Accelerator(cpu=cpu, mixed_precision="bf16")
+        optimizer = torch.optim.AdamW(
+            groups(system) if groups else [p for p in system.parameters() if p.requires_grad],
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.98),
+        )
+        self.wrapped, self.optimizer = self.accelerator.prepare(system, optimizer)
+        self.module: nn.Module = self.accelerator.unwrap_model(self.wrapped)
+        self.ema = Ema(self.module, config.ema)
+        self.step, self.elapsed = 0, 0.0
+
+    @property
+    def progress(self) -> float:
+        if self.config.steps:
+            return self.step / self.config.steps
+        return self.elapsed / (60 * self.config.minutes)
+
+    def train(
+        self,
+        make_batch: Callable[[int], Batch],
+        evaluate: Evaluate | None,
+        on_step: Callable[[int, float], None] | None,
+    ) -> None:
+        """Take steps to the end of the run."""
+        began, before, first = self._clock(), self.elapsed, self.step
+        save = _Timer(self.config.save_every_s, began)
+        score = _Timer(self.config.evaluate_every_s, began)
+        bar = tqdm(total=self.config.steps, initial=first, desc=self.out.name, disable=None)
+        for batch in _prefetch(make_batch, self._numbers()):
+            if self.progress >= 1:
+                break
+            result, norm = self.take_step(batch)
+            now = self._clock()
+            self.elapsed = before + now - began
+            bar.update()
+            self._log(result, norm, bar)
+            if on_step:
+                on_step(self.step - first, now - began)
+            if save.due(now):
+                self.save()
+            if evaluate and score.due(now):
+                self.score(evaluate)
+        self.save()
+        if evaluate:
+            self.score(evaluate)
+
+    def take_step(self, batch: Batch) -> tuple[StepLoss, float]:
+        """One update; the loss of its batch and the length of the gradient."""
+        config, rank = self.config, self.accelerator.process_index
+        rate = learning_rate(self.progress, self.step, config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        torch.manual_seed(config.seed * 1_000_003 + self.step + rank * 1_000_000_007)
+        result: StepLoss = self.wrapped(batch, self.progress)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(result.loss)
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = self.accelerator.clip_grad_norm_(trained, config.clip)
+        self.optimizer.step()
+        self.ema.update(self.module, self.step)
+        self.step += 1
+        return result, float(norm or 0.0)
+
+    def save(self) -> None:
+        checkpoint.save(
+            self.out / CHECKPOINT,
+            module=self.module,
+            optimizer=self.optimizer,
+            average=self.ema.shadow,
+            reached=checkpoint.Reached(self.step, self.elapsed),
+            write=self.accelerator.is_main_process,
+        )
+
+    def load(self) -> None:
+        self.step, self.elapsed = checkpoint.load(
+            self.out / CHECKPOINT,
+            module=self.module,
+            optimizer=self.optimizer,
+            average=self.ema.shadow,
+        )
+
+    def score(self, evaluate: Evaluate) -> None:
+        """Evaluate with the averaged weights, then put the raw ones back."""
+        raw = {k: v.clone() for k, v in checkpoint.kept(self.module).items()}
+        checkpoint.fill(self.module, self.ema.shadow)
+        self.module.eval()
+        with torch.inference_mode(), self.accelerator.autocast():
+            scores = evaluate(self.module, self.step)
+        self.module.train()
+        checkpoint.fill(self.module, raw)
+        self._write(SCORES, scores)
+
+    def _log(self, result: StepLoss, norm: float, bar: Any) -> None:
+        if self.step % LOG_EVERY == 0 or self.step == self.config.steps:
+            logs = {"loss": result.loss.item(), "grad_norm": norm, **result.logs}
+            self._write(LOSSES, logs)
+            bar.set_postfix({k: f"{v:.4f}" for k, v in list(logs.items())[:4]})
+
+    def _write(self, name: str, values: Mapping[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            row = {"step": self.step, "seconds": round(self.elapsed, 1), **values}
+            _append(self.out / name, row)
+
+    def _numbers(self) -> Iterator[int]:
+        """Numbers of this process's batches."""
+        step, count = self.step, self.accelerator.num_processes
         while True:
-            pending.append(pool.submit(make, step))
+            yield step * count + self.accelerator.process_index
             step += 1
+
+    def _clock(self) -> float:
+        """Seconds; those of the first process in all, so that all stop at the same step."""
+        now = time.monotonic()
+        if self.accelerator.num_processes == 1:
+            return now
+        told = torch.tensor(now, dtype=torch.float64, device=self.accelerator.device)
+        return float(broadcast(told))
+
+
+class _Timer:
+    """Due once every so many seconds."""
+
+    def __init__(self, seconds: float, now: float) -> None:
+        self.seconds, self.last = seconds, now
+
+    def due(self, now: float) -> bool:
+        if now - self.last <= self.seconds:
+            return False
+        self.last = now
+        return True
+
+
+def _prefetch(
+    make: Callable[[int], Batch], numbers: Iterator[int], depth: int = 3
+) -> Iterator[Batch]:
+    with ThreadPoolExecutor(1) as pool:
+        pending = [pool.submit(make, next(numbers)) for _ in range(depth)]
+        while True:
+            pending.append(pool.submit(make, next(numbers)))
             yield pending.pop(0).result()
 
 
@@ -113,119 +305,3 @@ def _append(path: Path, row: Mapping[str, Any]) -> None:
         if new:
             writer.writeheader()
         writer.writerow(row)
-
-
-def run(
-    system: nn.Module,
-    make_batch: Callable[[int], Any],
-    out: Path,
-    *,
-    config: LoopConfig,
-    resume: bool = False,
-    evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,
-) -> nn.Module:
-    """Train `system` and leave the averaged weights in it.
-
-    `make_batch(step)` is called on another thread and must depend on `step` alone, so that a
-    resumed run sees the batches that an unbroken one would have seen. `out` receives
-    `checkpoint.pt`, `losses.csv` and `scores.csv`.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(config.seed)
-    cpu = config.device == "cpu" or not torch.cuda.is_available()
-    accelerator = Accelerator(cpu=cpu, mixed_precision="bf16")
-    trainable = [p for p in system.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trainable, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)
-    )
-    wrapped, optimizer = accelerator.prepare(system, optimizer)
-    module: nn.Module = accelerator.unwrap_model(wrapped)
-    ema = Ema(module, config.ema)
-    step, elapsed = 0, 0.0
-    if resume:
-        step, elapsed = _load(out / CHECKPOINT, module, optimizer, ema)
-    saved = evaluated = begun = time.monotonic()
-    before = elapsed
-
-    def save() -> None:
-        if accelerator.is_main_process:
-            _save(out / CHECKPOINT, module, optimizer, ema, step, elapsed)
-
-    bar = tqdm(total=config.steps, initial=step, desc=out.name, disable=None)
-    for batch in _prefetch(make_batch, step):
-        progress = step / config.steps if config.steps else elapsed / (60 * config.minutes)
-        if progress >= 1:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(progress, step, config.lr)
-        torch.manual_seed(config.seed * 1_000_003 + step)
-        result = wrapped(batch, progress)
-        optimizer.zero_grad(set_to_none=True)
-        accelerator.backward(result.loss)
-        norm = accelerator.clip_grad_norm_(trainable, config.clip)
-        optimizer.step()
-        ema.update(module, step)
-        now = time.monotonic()
-        step, elapsed = step + 1, before + now - begun
-        bar.update()
-        if step % 20 == 0 or step == config.steps:
-            logs = {"loss": result.loss.item(), "grad_norm": float(norm or 0.0), **result.logs}
-            _append(out / "losses.csv", {"step": step, "seconds": round(elapsed, 1), **logs})
-            bar.set_postfix({k: f"{v:.4f}" for k, v in list(logs.items())[:4]})
-        if now - saved > config.save_every_s:
-            save()
-            saved = time.monotonic()
-        if evaluate and now - evaluated > config.evaluate_every_s:
-            _score(module, ema, out, step, elapsed, evaluate)
-            evaluated = time.monotonic()
-    save()
-    if evaluate and accelerator.is_main_process:
-        _score(module, ema, out, step, elapsed, evaluate)
-    module.load_state_dict(ema.shadow, strict=True)
-    return module
-
-
-def _score(
-    module: nn.Module,
-    ema: Ema,
-    out: Path,
-    step: int,
-    elapsed: float,
-    evaluate: Callable[[nn.Module, int], dict[str, float]],
-) -> None:
-    """Evaluate with the averaged weights, then put the raw ones back."""
-    raw = {k: v.detach().clone() for k, v in module.state_dict().items()}
-    module.load_state_dict(ema.shadow, strict=True)
-    module.eval()
-    device = next(module.parameters()).device.type
-    with torch.inference_mode(), torch.autocast(device, dtype=torch.bfloat16):
-        scores = evaluate(module, step)
-    module.train()
-    module.load_state_dict(raw, strict=True)
-    _append(out / "scores.csv", {"step": step, "seconds": round(elapsed, 1), **scores})
-
-
-def _save(
-    path: Path, module: nn.Module, optimizer: Any, ema: Ema, step: int, elapsed: float
-) -> None:
-    state = {
-        "module": module.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "ema": ema.shadow,
-        "step": step,
-        "elapsed": elapsed,
-    }
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
-
-
-def _load(path: Path, module: nn.Module, optimizer: Any, ema: Ema) -> tuple[int, float]:
-    if not path.is_file():
-        raise ConfigError(f"resume: no checkpoint at {str(path)!r}; start without --resume")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    module.load_state_dict(state["module"], strict=True)
-    optimizer.load_state_dict(state["optimizer"])
-    device = next(module.parameters()).device
-    ema.shadow = {k: v.to(device) for k, v in state["ema"].items()}
-    return int(state["step"]), float(state["elapsed"])
