@@ -1,0 +1,94 @@
+"""Where a model rests and in which precision: one setting each, from the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from percov2_core.errors import ConfigError
+
+OFFLOADS = ("none", "t5", "text")
+DTYPES = ("auto", "bfloat16", "float32")
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Residency:
+    """How a large model lives on a machine. Each field has the environment variable named.
+
+    Attributes:
+        device: PERCOV2_DEVICE, a torch device; empty takes a GPU if there is one.
+        dtype: PERCOV2_DTYPE, of the large networks; "auto" is bfloat16 on a GPU, float32 elsewhere.
+        t5: PERCOV2_T5, whether to load the third text encoder where the checkpoint uses it.
+        offload: PERCOV2_OFFLOAD, what rests in the CPU's memory and visits the GPU for each
+            caption: "none", "t5" or "text" (all three text encoders).
+        compile: PERCOV2_COMPILE, whether to run the transformer through `torch.compile`.
+        warm_up: PERCOV2_WARM_UP, whether to paint one small picture right after loading.
+    """
+
+    device: str = ""
+    dtype: str = "auto"
+    t5: bool = True
+    offload: str = "none"
+    compile: bool = False
+    warm_up: bool = False
+
+    def __post_init__(self) -> None:
+        _check("dtype", self.dtype, DTYPES)
+        _check("offload", self.offload, OFFLOADS)
+
+    @classmethod
+    def from_environment(
+        cls, environment: Mapping[str, str] | None = None, *, device: str | None = None
+    ) -> Residency:
+        """Read the variables; `device` goes before PERCOV2_DEVICE.
+
+        Raises:
+            ConfigError: if a variable holds something else than its field can.
+        """
+        values = os.environ if environment is None else environment
+        found = cls(
+            device=values.get("PERCOV2_DEVICE", ""),
+            dtype=values.get("PERCOV2_DTYPE", "auto"),
+            t5=_switch(values, "PERCOV2_T5", True),
+            offload=values.get("PERCOV2_OFFLOAD", "none"),
+            compile=_switch(values, "PERCOV2_COMPILE", False),
+            warm_up=_switch(values, "PERCOV2_WARM_UP", False),
+        )
+        return replace(found, device=device) if device else found
+
+    @property
+    def target(self) -> torch.device:
+        """Where the networks run."""
+        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @property
+    def precision(self) -> torch.dtype:
+        """What the large networks compute in."""
+        if self.dtype == "auto":
+            return torch.float32 if self.target.type == "cpu" else torch.bfloat16
+        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
+
+    def rest(self, part: str) -> torch.device:
+        """Where a text encoder ("clip" or "t5") rests."""
+        offloaded = self.offload == "text" or self.offload == part
+        return torch.device("cpu") if offloaded else self.target
+
+
+def _switch(values: Mapping[str, str], name: str, default: bool) -> bool:
+    text = values.get(name, "").strip().lower()
+    if not text:
+        return default
+    if text not in (*_TRUE, *_FALSE):
+        raise ConfigError(f"{name} must be 1 or 0, got {values[name]!r}")
+    return text in _TRUE
+
+
+def _check(field: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(
+            f"PERCOV2_{field.upper()} must be one of {', '.join(allowed)}, got {value!r}"
+        )
