@@ -1,4 +1,5 @@
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 
 from percov2_core.entropy.masked_model import UNKNOWN_WORD, MaskedModelConfig
 from percov2_core.errors import ConfigError, WeightsError
-from percov2_core.training.masked import _Loop, load_model, train_masked
+from percov2_core.training.masked import load_model, train_masked
 from percov2_core.training.token_batches import (
     BatchMaker,
     MaskedTraining,
@@ -34,40 +35,72 @@ def grids(tmp_path):
     return path
 
 
-def loop(path):
-    return _Loop(CONFIG, BatchMaker([load_grids(path)], CONFIG, SETTINGS), SETTINGS, "cpu")
+def train(path, out, **values):
+    settings = replace(SETTINGS, **values)
+    return train_masked([path], out, config=CONFIG, settings=settings)
 
 
-def test_the_bits_fall_far_below_uniform(grids):
-    trainer = loop(grids)
-    for _ in range(40):
-        trainer.take_step()
-    assert trainer.validate()[0] < 2.0
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
-def test_training_goes_on_after_a_break_as_if_there_had_been_none(grids, tmp_path):
-    torch.manual_seed(3)
-    first = loop(grids)
-    for _ in range(3):
-        first.take_step()
-    first.save(tmp_path / "last.pt")
-    wanted = [first.take_step() for _ in range(3)]
-    torch.manual_seed(4)
-    second = loop(grids)
-    second.load(tmp_path / "last.pt")
-    assert [second.take_step() for _ in range(3)] == wanted
+def test_the_bits_fall_far_below_uniform(grids, tmp_path):
+    train(grids, tmp_path / "run", steps=40)
+    assert float(rows(tmp_path / "run" / "scores.csv")[-1]["held_out_0"]) < 2.0
 
 
-def test_a_run_leaves_losses_a_checkpoint_and_a_model_that_loads(grids, tmp_path):
-    settings = MaskedTraining(minutes=0.004, batch_tokens=64, held_out=2)
-    model = train_masked([grids], tmp_path / "run", config=CONFIG, settings=settings)
-    loaded = load_model(tmp_path / "run" / "masked.safetensors")
-    with (tmp_path / "run" / "losses.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert int(rows[-1]["step"]) > 0 and 0 < float(rows[-1]["held_out_0"]) < 9
+def test_training_goes_on_after_a_break_as_if_there_had_been_none(grids, tmp_path, monkeypatch):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    first = train(grids, whole, steps=6, validate_minutes=0.0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(BatchMaker, "draw", drawing_within(0, 3, BatchMaker.draw))
+        train(grids, broken, steps=6, validate_minutes=0.0)
+    monkeypatch.setattr(BatchMaker, "draw", drawing_within(3, 20, BatchMaker.draw))
+    settings = replace(SETTINGS, steps=6, validate_minutes=0.0)
+    second = train_masked([grids], broken, config=CONFIG, settings=settings, resume=True)
+    a, b = (float(rows(out / "losses.csv")[-1]["loss"]) for out in (whole, broken))
+    assert a == b
+    assert all(
+        torch.equal(x, y) for x, y in zip(first.parameters(), second.parameters(), strict=True)
+    )
+
+
+def drawing_within(first, end, draw):
+    def drawn(self, step):
+        if not first <= step < end:
+            raise KeyboardInterrupt
+        return draw(self, step)
+
+    return drawn
+
+
+def test_a_run_leaves_losses_scores_a_checkpoint_and_a_model_that_loads(grids, tmp_path):
+    out = tmp_path / "run"
+    model = train(grids, out, minutes=0.004, batch_tokens=64)
+    loaded = load_model(out / "masked.safetensors")
+    assert int(rows(out / "scores.csv")[-1]["step"]) > 0
+    assert 0 < float(rows(out / "scores.csv")[-1]["held_out_0"]) < 9
     assert loaded.config == model.config
     assert torch.equal(loaded.out.weight, model.out.weight)
-    assert (tmp_path / "run" / "last.pt").exists()
+    assert (out / "checkpoint.pt").exists()
+
+
+def test_a_run_starts_where_an_earlier_one_ended(grids, tmp_path):
+    train(grids, tmp_path / "first", steps=30)
+    settings = replace(SETTINGS, steps=1, learning_rate=0.0)
+    empty = replace(CONFIG, vocabulary=())
+    then = train_masked(
+        [grids], tmp_path / "then", config=empty, settings=settings, init=tmp_path / "first"
+    )
+    first = load_model(tmp_path / "first" / "masked.safetensors")
+    assert then.config.vocabulary == CONFIG.vocabulary
+    assert torch.equal(then.out.weight, first.out.weight)
+    other = replace(CONFIG, hidden=32)
+    with pytest.raises(ConfigError, match=r"init: the earlier run has .*hidden=16"):
+        train_masked(
+            [grids], tmp_path / "x", config=other, settings=settings, init=tmp_path / "first"
+        )
 
 
 def test_a_batch_is_the_same_for_the_same_step_only(grids):

@@ -5,23 +5,22 @@ The averaged model that comes out is what `entropy.exporter` turns into the inte
 
 from __future__ import annotations
 
-import copy
-import csv
 import json
-import logging
-import time
-from collections.abc import Sequence
-from dataclasses import asdict
-from math import cos, pi
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfig
-from percov2_core.errors import WeightsError
+from percov2_core.errors import ConfigError, WeightsError
+from percov2_core.training.loop import LoopConfig, StepLoss, run
 from percov2_core.training.token_batches import (
+    Batch,
     BatchMaker,
     MaskedTraining,
     collect_vocabulary,
@@ -30,11 +29,9 @@ from percov2_core.training.token_batches import (
 
 __all__ = ["MaskedModelConfig", "MaskedTraining", "load_model", "save_model", "train_masked"]
 
-log = logging.getLogger(__name__)
-
-CHECKPOINT_NAME = "last.pt"
 MODEL_NAME = "masked.safetensors"
-LOSSES_NAME = "losses.csv"
+_FLOOR = 0.01  # share of the learning rate that is left at the end
+_HELD_OUT_AT_ONCE = 8  # grids
 
 
 def train_masked(
@@ -44,147 +41,112 @@ def train_masked(
     config: MaskedModelConfig,
     settings: MaskedTraining,
     device: str = "cpu",
-    resume: bool = True,
+    init: Path | None = None,
+    resume: bool = False,
 ) -> MaskedImageModel:
-    """Train until the time is used up; write losses, checkpoint and the averaged model.
+    """Train to the end of the budget; write losses, scores, checkpoint and the averaged model.
 
     Args:
         files: What `load_grids` reads. An empty vocabulary in `config` is filled from them.
-        out_dir: Gets `losses.csv`, `last.pt` and `masked.safetensors`.
-        resume: Go on from `last.pt` if it is there.
+        out_dir: Gets what `loop.run` writes and `masked.safetensors`.
+        init: Folder of an earlier run to start from, of the same sizes; it gives the vocabulary.
+        resume: Go on from the checkpoint in `out_dir`.
 
     Returns:
         The averaged model, in evaluation mode, on the CPU.
+
+    Raises:
+        ConfigError: if there is nothing to resume from, or the sizes differ from those of `init`.
+        WeightsError: if `init` holds no model.
     """
     sets = [load_grids(path) for path in files]
+    start = load_model(init / MODEL_NAME) if init else None
     if not config.vocabulary:
-        vocabulary = collect_vocabulary([caption for s in sets for caption in s.captions])
-        config = MaskedModelConfig(**{**asdict(config), "vocabulary": vocabulary})
-    out_dir.mkdir(parents=True, exist_ok=True)
-    loop = _Loop(config, BatchMaker(sets, config, settings), settings, device)
-    if resume and (out_dir / CHECKPOINT_NAME).exists():
-        loop.load(out_dir / CHECKPOINT_NAME)
-    loop.run(out_dir)
-    average = loop.average.cpu().eval()
-    save_model(average, out_dir / MODEL_NAME)
-    return average
+        words = [caption for s in sets for caption in s.captions]
+        vocabulary = start.config.vocabulary if start else collect_vocabulary(words)
+        config = replace(config, vocabulary=vocabulary)
+    system = MaskedSystem(_fresh(config, settings.seed, start))
+    batches = BatchMaker(sets, config, settings)
+    run(
+        system,
+        batches.draw,
+        out_dir,
+        config=_loop_config(settings, device),
+        resume=resume,
+        evaluate=lambda module, step: held_out_bits(system.model, batches.held_out),
+        groups=lambda module: _groups(module, settings.weight_decay),
+    )
+    model = system.model.cpu().eval().requires_grad_(False)
+    save_model(model, out_dir / MODEL_NAME)
+    return model
 
 
-class _Loop:
-    """Everything that a checkpoint holds."""
+class MaskedSystem(nn.Module):
+    """The model and its loss: mean bits per token."""
 
-    def __init__(
-        self, config: MaskedModelConfig, batches: BatchMaker, settings: MaskedTraining, device: str
-    ) -> None:
-        self.batches, self.settings, self.device = batches, settings, device
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            self.model = MaskedImageModel(config).to(device)
-        self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
-        matrices = [p for p in self.model.parameters() if p.ndim > 1]
-        others = [p for p in self.model.parameters() if p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": settings.weight_decay},
-                {"params": others, "weight_decay": 0.0},
-            ],
-            lr=settings.learning_rate,
-            betas=(0.9, 0.98),
-        )
-        self.step, self.seconds = 0, 0.0
+    def __init__(self, model: MaskedImageModel) -> None:
+        super().__init__()
+        self.model = model
 
-    def run(self, out_dir: Path) -> None:
-        """Train to the end of the budget."""
-        budget, pause = 60 * self.settings.minutes, 60 * self.settings.validate_minutes
-        due, mean = self.seconds + pause, 0.0
-        while self.seconds < budget:
-            began = time.perf_counter()
-            bits = self.take_step()
-            self.seconds += time.perf_counter() - began
-            mean = bits if not mean else 0.98 * mean + 0.02 * bits
-            if self.seconds >= min(due, budget):
-                due = self.seconds + pause
-                self._report(out_dir / LOSSES_NAME, mean)
-                self.save(out_dir / CHECKPOINT_NAME)
+    def forward(self, batch: Batch, progress: float) -> StepLoss:
+        device = self.model.codes.weight.device
+        bits = self.model.bits(*(t.to(device) for t in batch)).mean()
+        return StepLoss(bits, {})
 
-    def take_step(self) -> float:
-        """One update; returns the mean bits per token of its batch."""
-        share = self.seconds / (60 * self.settings.minutes)
-        rate = min(1.0, (self.step + 1) / self.settings.warmup_steps) * 0.5 * (1 + cos(pi * share))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * max(rate, 0.01)
-        batch = self.batches.draw(self.step)
-        self.model.train()
-        with torch.autocast(self.device, dtype=torch.bfloat16):
-            bits = self.model.bits(*(t.to(self.device) for t in batch)).mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        bits.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.step += 1
-        self._follow()
-        return float(bits.detach())
 
-    @torch.no_grad()
-    def _follow(self) -> None:
-        keep = min(self.settings.ema, (1 + self.step) / (10 + self.step))
-        pairs = zip(self.average.parameters(), self.model.parameters(), strict=True)
-        for old, new in pairs:
-            old.lerp_(new, 1 - keep)
-
-    @torch.no_grad()
-    def validate(self) -> list[float]:
-        """Mean bits per token of the averaged model on the grids held out of each file, `qlds`."""
-        found = []
-        for tokens, words, stage_map in self.batches.held_out:
+def held_out_bits(model: MaskedImageModel, held_out: Sequence[Batch]) -> dict[str, float]:
+    """Mean bits per token on the grids held out of each file, in the order `qlds`."""
+    device = model.codes.weight.device
+    found = {}
+    # Precisely, as the integer twin will compute.
+    with torch.autocast(device.type, enabled=False):
+        for i, (tokens, words, stage_map) in enumerate(held_out):
+            chunks = zip(*(torch.split(t, _HELD_OUT_AT_ONCE) for t in (tokens, words)), strict=True)
             parts = [
-                self.average.bits(
-                    t.to(self.device), w.to(self.device), stage_map.to(self.device)
-                ).mean()
-                for t, w in zip(torch.split(tokens, 8), torch.split(words, 8), strict=True)
+                model.bits(t.to(device), w.to(device), stage_map.to(device)).flatten()
+                for t, w in chunks
             ]
-            found.append(float(torch.stack(parts).mean()))
-        return found
+            found[f"held_out_{i}"] = round(float(torch.cat(parts).mean()), 4)
+    return found
 
-    def _report(self, path: Path, mean: float) -> None:
-        held_out = self.validate()
-        row = [
-            self.step,
-            f"{self.seconds / 60:.2f}",
-            f"{mean:.4f}",
-            *(f"{b:.4f}" for b in held_out),
-        ]
-        log.info("step %s, %s min, training bits %s, held-out bits %s", *row[:3], row[3:])
-        fresh = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if fresh:
-                names = [f"held_out_{i}" for i in range(len(held_out))]
-                writer.writerow(["step", "minutes", "training_bits", *names])
-            writer.writerow(row)
 
-    def save(self, path: Path) -> None:
-        """Write a checkpoint; a broken write leaves the old one."""
-        state = {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "random": torch.get_rng_state(),
-        }
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(path)
+def _fresh(
+    config: MaskedModelConfig, seed: int, start: MaskedImageModel | None
+) -> MaskedImageModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MaskedImageModel(config)
+    if start is not None:
+        if replace(start.config, dropout=config.dropout) != config:
+            raise ConfigError(f"init: the earlier run has {start.config}, this one {config}")
+        model.load_state_dict(start.state_dict(), strict=True)
+    return model
 
-    def load(self, path: Path) -> None:
-        """Go on from what `save` wrote."""
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = int(state["step"]), float(state["seconds"])
-        torch.set_rng_state(state["random"].cpu())
+
+def _loop_config(settings: MaskedTraining, device: str) -> LoopConfig:
+    pause = 60 * settings.validate_minutes
+    return LoopConfig(
+        minutes=settings.minutes,
+        steps=settings.steps,
+        lr=settings.learning_rate,
+        floor=_FLOOR,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        ema=settings.ema,
+        seed=settings.seed,
+        device=device,
+        save_every_s=pause,
+        evaluate_every_s=pause,
+    )
+
+
+def _groups(module: nn.Module, weight_decay: float) -> Iterable[dict[str, Any]]:
+    """Matrices decay; biases, gains and the like do not."""
+    parameters = list(module.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
 
 
 def save_model(model: MaskedImageModel, path: Path) -> None:

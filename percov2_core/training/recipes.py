@@ -191,15 +191,17 @@ def run_masked(job: Job, rate: str) -> None:
         quantizer=load_part(VectorQuantizer, folder / "quantizer", device),
         plan=settings(tokens.GridPlan, plan, "plan"),
     )
-    limits = {"minutes": job.minutes} if job.minutes else {"minutes": 12.0}
+    said = {k: v for k, v in (("minutes", job.minutes), ("steps", job.steps)) if v is not None}
+    loop = {"minutes": 12.0, **job.recipe.get("loop", {}), **said}
     model = masked.train_masked(
         files,
         job.out,
         config=settings(
             masked.MaskedModelConfig, {**_MASKED[rate], **job.recipe.get("model", {})}, "model"
         ),
-        settings=settings(masked.MaskedTraining, {**job.recipe.get("loop", {}), **limits}, "loop"),
+        settings=settings(masked.MaskedTraining, loop, "loop"),
         device=str(device),
+        init=job.init,
         resume=job.resume,
     )
     export(model).save(job.out / "entropy.safetensors")

@@ -31,7 +31,8 @@ class MaskedTraining:
     """How long and how to train.
 
     Attributes:
-        minutes: Wall-clock budget over all sittings; the learning rate falls to zero with it.
+        minutes: Wall-clock budget over all sittings; the learning rate falls with it.
+        steps: Length in steps instead (repeatable runs), or None.
         batch_tokens: Tokens in one step; grids per batch follow from their size.
         learning_rate: Peak of AdamW.
         weight_decay: Of AdamW, on matrices only.
@@ -47,6 +48,7 @@ class MaskedTraining:
     """
 
     minutes: float
+    steps: int | None = None
     batch_tokens: int = 6144
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
