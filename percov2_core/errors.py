@@ -5,6 +5,7 @@
     |- ImageError         (ValueError)    the picture cannot be coded
     |- BitstreamError     (ValueError)    the file is damaged, foreign or of another model
     |- WeightsError       (RuntimeError)  weights are missing or do not fit
+    |- DeployError        (RuntimeError)  the host cannot be reached or refuses
     `- UnavailableError   (RuntimeError)  an optional part cannot be had here
 
 `ui` and `cli` catch `PerCoError` and show its text; anything else is a bug.
@@ -31,6 +32,10 @@ class BitstreamError(PerCoError, ValueError):
 
 class WeightsError(PerCoError, RuntimeError):
     """Weights are missing, incomplete or of another shape or version."""
+
+
+class DeployError(PerCoError, RuntimeError):
+    """The host of the Space cannot be reached, refuses, or does not start it."""
 
 
 class UnavailableError(PerCoError, RuntimeError):
