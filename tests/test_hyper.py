@@ -11,6 +11,7 @@ from percov2_core.hyper.decoder import HyperDecoder
 from percov2_core.hyper.encoder import HyperEncoder
 from percov2_core.hyper.quantizer import VectorQuantizer
 from percov2_core.hyper.search import SearchConfig, search_tokens
+from percov2_core.metrics.structure import structure_distance
 
 
 @pytest.fixture
@@ -63,6 +64,26 @@ def test_the_search_comes_closer_to_the_picture_than_the_nearest_codes(quantizer
         found = search_tokens(tokens, quantizer, blurred, x, config=config)
         errors.append(float((blurred(quantizer.lookup(found)) - x).square().mean()))
     assert errors[0] > 1.2 * errors[1] > 1.2 * errors[2]
+
+
+def striped(codes):
+    """A decoder with 16 px a token: brightness from one number, stripes from another."""
+    level, strength = (F.interpolate(codes[:, i : i + 1], scale_factor=16) for i in (0, 1))
+    stripes = torch.arange(level.shape[-1]).remainder(4).sub(1.5).sign()
+    return (level + strength * stripes).expand(-1, 3, -1, -1)
+
+
+def test_the_search_can_weigh_structure(quantizer):
+    x = 0.5 * striped(quantizer.lookup(torch.randint(32, (1, 8, 8)))) + 0.3 * torch.randn(
+        1, 3, 128, 128
+    )
+    tokens = torch.randint(32, (1, 8, 8))
+    distances = []
+    for weight in (0.0, 1.0):
+        config = SearchConfig(rounds=8, curvature=20.0, structure=weight)
+        tokens = search_tokens(tokens, quantizer, striped, x, config=config)
+        distances.append(float(structure_distance(striped(quantizer.lookup(tokens)), x)))
+    assert distances[1] < 0.95 * distances[0]
 
 
 def test_no_rounds_leave_the_tokens_as_they_are(quantizer):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from scipy.ndimage import correlate1d
 from skimage.metrics import peak_signal_noise_ratio
@@ -13,6 +14,7 @@ from percov2_core.metrics.distortion import ms_ssim, psnr, to_8bit
 from percov2_core.metrics.features import feature_distance
 from percov2_core.metrics.inception import fid_kid
 from percov2_core.metrics.rate import bits_per_pixel
+from percov2_core.metrics.structure import structure_distance, structure_maps
 from percov2_core.metrics.swd import descriptors, patch_swd, set_swd
 from tests.tiny import picture
 
@@ -151,3 +153,21 @@ def test_fid_without_its_library_is_unavailable_in_words(monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torchmetrics.image.fid", None)
     with pytest.raises(UnavailableError, match="FID and KID are unavailable: install torchmetrics"):
         fid_kid([], [], count=50)
+
+
+def test_structure_distance_follows_ms_ssim():
+    torch.manual_seed(0)
+    x = F.avg_pool2d(torch.randn(1, 3, 262, 262), 7, 1) * 3
+    made = [x + s * torch.randn_like(x) for s in (0.05, 0.1, 0.2)] + [
+        F.avg_pool2d(x, 5, 1, 2),
+        0 * x,
+    ]
+    ours = [float(structure_distance(y, x)) for y in made]
+    theirs = [float(1 - ms_ssim(to_8bit(y), to_8bit(x))) for y in made]
+    assert structure_distance(x, x).item() == pytest.approx(0, abs=1e-6)
+    assert sorted(range(5), key=ours.__getitem__) == sorted(range(5), key=theirs.__getitem__)
+
+
+def test_structure_maps_leave_out_scales_smaller_than_a_window():
+    x = torch.rand(2, 3, 24, 40)
+    assert [m.shape for m in structure_maps(x, x)] == [(2, 1, 5, 9), (2, 1, 2, 4)]

@@ -1,9 +1,10 @@
 """Encoder-side search: tokens that decode closer to the picture than the nearest codes do.
 
 The nearest code of each hyper-latent vector is not the best token, because neighbouring codes
-are decoded together. Each round takes the gradient of the squared error by the codes, moves every
-second token (like the squares of a chessboard) to the code that this gradient and a curvature
-term promise most from, and keeps the moves after which their own patch of the picture is closer.
+are decoded together. Each round takes the gradient of the error (squared error and structure) by
+the codes, moves every second token (like the squares of a chessboard) to the code that this
+gradient and a curvature term promise most from, and keeps the moves after which their own patch of
+the picture is closer.
 No bit of the format depends on it. B batch (here 1), D code width, h x w token grid, K codebook
 size, H x W pixels.
 """
@@ -18,6 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from percov2_core.hyper.quantizer import VectorQuantizer
+from percov2_core.metrics.structure import structure_distance, structure_maps
+
+FINE_SCALES = 3  # of the structure maps, that tell one token from the next
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,10 +32,13 @@ class SearchConfig:
         rounds: Rounds of one gradient each; 0 keeps the nearest codes.
         curvature: Squared error, summed over channels and pixels, that a move of unit length is
             expected to cost beyond its gradient.
+        structure: Weight of the structure distance (`metrics.structure`) beside the mean squared
+            error.
     """
 
     rounds: int = 0
     curvature: float = 60.0
+    structure: float = 0.0
 
 
 def search_tokens(
@@ -42,7 +49,7 @@ def search_tokens(
     *,
     config: SearchConfig,
 ) -> Tensor:
-    """Improve tokens for the squared error.
+    """Improve tokens for the squared error and the structure.
 
     Args:
         tokens: (1, h, w) int64 to start from.
@@ -52,21 +59,19 @@ def search_tokens(
     Returns:
         (1, h, w) int64; each patch decodes at least as close in the round that moved its token.
     """
-    stride = x.shape[-1] // tokens.shape[-1]
     rows, columns = (torch.arange(n, device=x.device) for n in tokens.shape[-2:])
     parity = (rows[:, None] + columns) % 2  # (h, w)
     for i in range(config.rounds):
         with torch.enable_grad():
             codes = quantizer.lookup(tokens).requires_grad_()
             y = decode(codes)
-            (gradient,) = torch.autograd.grad((y - x).square().sum(), codes)
+            (gradient,) = torch.autograd.grad(x.numel() * _error(y, x, config), codes)
         promised, best = _promises(
             codes.detach(), gradient, quantizer.codebook.float(), config.curvature
         )
         moved = torch.where((parity == i % 2) & (promised > 0), best, tokens)
-        before, after = (
-            _patch_error(v, x, stride) for v in (y.detach(), decode(quantizer.lookup(moved)))
-        )
+        before = _error_map(y.detach(), x, tokens, config)
+        after = _error_map(decode(quantizer.lookup(moved)), x, tokens, config)
         tokens = torch.where(after < before, moved, tokens)
     return tokens
 
@@ -81,6 +86,16 @@ def _promises(
     return -least, best
 
 
-def _patch_error(y: Tensor, x: Tensor, stride: int) -> Tensor:
-    """(1, h, w) squared error of the pixels under each token."""
-    return F.avg_pool2d((y - x).square().mean(dim=1), stride)
+def _error(y: Tensor, x: Tensor, config: SearchConfig) -> Tensor:
+    """() what the search lowers."""
+    error = (y - x).square().mean()
+    return error + config.structure * structure_distance(y, x)[0] if config.structure else error
+
+
+def _error_map(y: Tensor, x: Tensor, tokens: Tensor, config: SearchConfig) -> Tensor:
+    """(1, h, w) the same error around each token."""
+    grid = tokens.shape[-2:]
+    error = F.avg_pool2d((y - x).square().mean(dim=1, keepdim=True), x.shape[-1] // grid[-1])
+    for values in structure_maps(y, x)[:FINE_SCALES] if config.structure else ():
+        error = error + config.structure * F.interpolate(values, grid, mode="bilinear")
+    return error[:, 0]
