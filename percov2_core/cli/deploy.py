@@ -1,0 +1,49 @@
+"""`deploy`: the demo as a hosted Space, as the Spacefile says."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from percov2_core.cli.common import Commands
+
+
+def add_parser(commands: Commands) -> None:
+    parser = commands.add_parser("deploy", help="publish the demo as a hosted Space")
+    parser.add_argument(
+        "--space", metavar="OWNER/NAME", help="default: the Spacefile's name, the token's owner"
+    )
+    parser.add_argument("--hardware", help="default: the Spacefile's")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--dry-run", action="store_true", help="print the plan; nothing is sent")
+    what.add_argument(
+        "--update-readme",
+        action="store_true",
+        help="write the front matter of README.md from the Spacefile; nothing is sent",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    # Plain HTTP for large files too: it keeps to our time-outs. Read when the client is loaded.
+    os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
+    # Loads the Hub's client, which takes a while: only when it is wanted.
+    from percov2_core.deploy.manifest import ROOT, read_manifest, update_readme
+    from percov2_core.deploy.plan import make_plan
+    from percov2_core.deploy.publish import check_hardware, publish
+
+    manifest = read_manifest()
+    if args.update_readme:
+        update_readme(manifest)
+        return
+    plan = make_plan(manifest, ROOT, space=args.space, hardware=args.hardware)
+    check_hardware(plan.hardware)
+    if args.dry_run:
+        print(*plan.lines(), sep="\n")
+        return
+    print(f"running: {publish(plan, report=_say)}")
+
+
+def _say(line: str) -> None:
+    # At once: the next step may take minutes.
+    print(line, flush=True)
