@@ -1,14 +1,25 @@
-"""The web demo: load the codec, build the page, launch."""
+"""The web demo: load the codec, build the page, serve it."""
 
 import os
 
-from percov2_core import PerCoError, load_codec
-from percov2_core.ui.demo import build_demo
-from percov2_core.ui.theme import launch_options
+from percov2_core.errors import PerCoError
+from percov2_core.ui import host
 
-if __name__ == "__main__":
+
+def main() -> None:
+    host.prepare()
+    # Only now: they look for their folders, and for a GPU, when they are imported.
+    from percov2_core.ui.demo import build_demo
+    from percov2_core.ui.serving import serve
+    from percov2_core.ui.theme import launch_options
+    from percov2_core.weights import load_codec
+
     try:
         codec = load_codec(os.environ.get("PERCOV2_MODEL", "embedded"))
     except PerCoError as error:
         raise SystemExit(f"percov2: {error}") from None
-    build_demo(codec).launch(**launch_options())
+    serve(build_demo(codec), **launch_options())
+
+
+if __name__ == "__main__":
+    main()
