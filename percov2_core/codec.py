@@ -41,7 +41,7 @@ from percov2_core.entropy.coder import SymbolReader, SymbolWriter
 from percov2_core.entropy.prior import CutPoint, TokenPrior, coding_order, stage_map
 from percov2_core.errors import BitstreamError, ConfigError
 from percov2_core.flow.sampler import SamplerStep, draw_noise, sample
-from percov2_core.flow.text import TextEncoder
+from percov2_core.flow.text import TextEmbedder
 from percov2_core.flow.transformer import Conditions, FlowModel
 from percov2_core.hyper.decoder import HyperDecoder
 from percov2_core.hyper.encoder import HyperEncoder
@@ -69,7 +69,7 @@ class RateModules:
     quantizer: VectorQuantizer
     prior: TokenPrior
     decoder: HyperDecoder
-    text: TextEncoder
+    text: TextEmbedder
     flow: FlowModel
     search: SearchConfig
 

@@ -5,7 +5,7 @@ B batch, L caption length in tokens (padding included), C width, P pooled width.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
@@ -19,6 +19,13 @@ class TextEmbedding(NamedTuple):
 
     sequence: Tensor  # (B, L, C) float
     pooled: Tensor  # (B, P) float
+
+
+class TextEmbedder(Protocol):
+    """What turns captions into embeddings: `TextEncoder` or `sd3_text.SD3TextEncoder`."""
+
+    def encode(self, captions: list[str]) -> TextEmbedding:
+        """Captions -> embedding, on the model's device."""
 
 
 class TextEncoder(nn.Module):

@@ -14,14 +14,10 @@ parameter is an error, never a silent random number. Weights are stored in half 
 8-bit integers with one scale per output (`pack`); they are computed with in float32.
 """
 
-from percov2_core.weights.checkpoint import (
-    EMBEDDED_DIR,
-    ENTROPY_FILE,
-    LANGUAGE_FILE,
-    load_codec,
-    model_digest,
-)
+from percov2_core.weights.about import ENTROPY_FILE, LANGUAGE_FILE, model_digest
+from percov2_core.weights.checkpoint import load_codec
 from percov2_core.weights.files import SCALE_SUFFIX, WEIGHTS_FILE, load_part, pack, unpack
+from percov2_core.weights.places import EMBEDDED_DIR
 
 __all__ = [
     "EMBEDDED_DIR",

@@ -27,6 +27,7 @@ from percov2_core.weights import sizes
 from percov2_core.weights.files import TEXT_WEIGHTS_FILE, WEIGHTS_FILE, existing, read_json
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.shards import load_large
+from percov2_core.weights.sizes import BaseModel
 
 INDEX_FILE = "model_index.json"
 
@@ -76,8 +77,13 @@ def load_base(
         vae=LatentAutoencoder(_diffusers_part(AutoencoderKL, folder / "vae", home)),
         transformer=load_transformer(folder / "transformer", home) if transformer else None,
         text=load_text(folder, home, t5_tokens=t5),
-        shift=float(read_json(folder / "scheduler" / "scheduler_config.json").get("shift", 1.0)),
+        shift=load_shift(folder),
     )
+
+
+def load_shift(folder: Path) -> float:
+    """The shift of the flow's time of a base folder."""
+    return float(read_json(folder / "scheduler" / "scheduler_config.json").get("shift", 1.0))
 
 
 def load_transformer(folder: Path, residency: Residency) -> SD3Transformer2DModel:
@@ -99,28 +105,25 @@ def load_text(folder: Path, residency: Residency, *, t5_tokens: int) -> SD3TextE
 
 
 def random_base(
-    name: str = "sd3-medium", *, residency: Residency, t5_tokens: int = sizes.T5_TOKENS
+    model: BaseModel, *, residency: Residency, t5_tokens: int = sizes.T5_TOKENS
 ) -> SD3Base:
     """The published sizes with random weights, for measuring: speed and memory are the same.
 
     Captions become the numbers of a small vocabulary: the real tokenizers cannot be had here.
     """
-    model = sizes.find_base_model(name)
-    config = {**sizes.TRANSFORMER, **model.transformer}
     clip_l, clip_g = (
-        _random_tower(CLIPTextModelWithProjection, CLIPTextConfig(**c), residency, "clip")
-        for c in (sizes.CLIP_L, sizes.CLIP_G)
+        _random_tower(CLIPTextModelWithProjection, CLIPTextConfig(**config), residency, "clip")
+        for config in (model.clip_l, model.clip_g)
     )
     t5 = None
     if t5_tokens and residency.t5:
-        t5 = _random_tower(T5EncoderModel, T5Config(**sizes.T5_XXL), residency, "t5", t5_tokens)
+        t5 = _random_tower(T5EncoderModel, T5Config(**model.t5), residency, "t5", t5_tokens)
+    width = model.transformer["joint_attention_dim"]
     return SD3Base(
-        name=name,
-        vae=LatentAutoencoder(_random(lambda: AutoencoderKL(**sizes.VAE), residency)),
-        transformer=_random(lambda: SD3Transformer2DModel(**config), residency),
-        text=SD3TextEncoder(
-            clip_l, clip_g, t5, width=config["joint_attention_dim"], device=residency.target
-        ),
+        name=model.name,
+        vae=LatentAutoencoder(_random(lambda: AutoencoderKL(**model.vae), residency)),
+        transformer=_random(lambda: SD3Transformer2DModel(**model.transformer), residency),
+        text=SD3TextEncoder(clip_l, clip_g, t5, width=width, device=residency.target),
         shift=sizes.SHIFT,
     )
 

@@ -1,123 +1,99 @@
-"""A model folder -> the codec. `load_codec()` is what everybody calls."""
+"""A model by its name -> the codec. `load_codec()` is what everybody calls."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
-from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast
+from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler
 
 from percov2_core.caption.captioner import get_captioner
-from percov2_core.caption.language import load_language
-from percov2_core.codec import PerCoV2, Preset, RateModules
-from percov2_core.config import MODES, PRESETS, RATES
-from percov2_core.entropy.exact import ExactModel
-from percov2_core.entropy.prior import TokenPrior
+from percov2_core.caption.language import CaptionLanguage, load_language
+from percov2_core.codec import PerCoV2, RateModules
+from percov2_core.config import RATES
 from percov2_core.errors import WeightsError
-from percov2_core.flow.text import TextEncoder
-from percov2_core.flow.transformer import FlowConfig, FlowModel
-from percov2_core.hyper.decoder import HyperDecoder
-from percov2_core.hyper.encoder import HyperEncoder
-from percov2_core.hyper.quantizer import VectorQuantizer
-from percov2_core.hyper.search import SearchConfig
 from percov2_core.latent.autoencoder import LatentAutoencoder
-from percov2_core.weights.files import (
-    TEXT_WEIGHTS_FILE,
-    WEIGHTS_FILE,
-    existing,
-    fill,
-    load_part,
-    read_json,
-)
-
-FORMAT = 1
-EMBEDDED_DIR = Path(__file__).parents[2] / "assets" / "models" / "embedded"
-LANGUAGE_FILE = "caption_language.npz"
-ENTROPY_FILE = "entropy.safetensors"
+from percov2_core.weights.about import LANGUAGE_FILE, About, checked_digest, read_about
+from percov2_core.weights.base import load_base
+from percov2_core.weights.files import existing, load_part
+from percov2_core.weights.places import base_of, find_base, find_model
+from percov2_core.weights.rates import load_own_rate, load_sd3_rate
+from percov2_core.weights.residency import Residency
 
 
-def load_codec(name: str | Path = "embedded", *, device: str | None = None) -> PerCoV2:
+def load_codec(
+    name: str | Path = "embedded",
+    *,
+    device: str | None = None,
+    residency: Residency | None = None,
+) -> PerCoV2:
     """Load a model once and keep it on its device.
 
     Args:
-        name: "embedded", or a folder of the layout above.
-        device: A torch device; None takes a GPU if there is one.
+        name: "embedded"; a model folder; or "sd3-medium:CHECKPOINT", "sd3.5-medium:CHECKPOINT",
+            where CHECKPOINT is a folder or the OWNER/NAME of a Hub repository.
+        device: A torch device; None takes PERCOV2_DEVICE, or a GPU if there is one.
+        residency: How a large model lives here; None reads the environment.
 
     Raises:
         WeightsError: if a file is missing, unknown, damaged or of another version.
+        ConfigError: if a setting in the environment is wrong.
     """
-    folder = EMBEDDED_DIR if str(name) == "embedded" else Path(name)
-    about = read_json(folder / "model.json")
-    if about.get("format") != FORMAT:
-        raise WeightsError(
-            f"model {str(folder)!r}: format {about.get('format')!r}, this build reads {FORMAT}"
-        )
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    vae = LatentAutoencoder(load_part(AutoencoderDC, folder / "vae", target))
-    rates = {rate: _load_rate(folder / rate, target) for rate in RATES}
-    return PerCoV2(
-        name=str(about["name"]),
-        digest=model_digest(folder),
+    home = residency or Residency.from_environment(device=device)
+    folder = find_model(str(name))
+    about = read_about(folder)
+    if (wanted := base_of(str(name))) not in ("", about.base):
+        raise WeightsError(f"model {str(folder)!r}: base is {about.base!r}, expected {wanted!r}")
+    vae, rates = _over_base(folder, about, home) if about.base else _own(folder, home)
+    return assemble(
+        about,
+        digest=checked_digest(about, folder),
         vae=vae,
         rates=rates,
         language=load_language(existing(folder / LANGUAGE_FILE)),
-        captioners=partial(get_captioner, device=str(target)),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=float(about.get("shift", 1.0))),
-        presets=_presets(about),
+        home=home,
     )
 
 
-def model_digest(folder: Path) -> bytes:
-    """SHA-256 over what gives a file its meaning: caption tables, codebooks, entropy models.
-
-    The decoder's other weights may improve without making old files unreadable.
-    """
-    digest = hashlib.sha256()
-    per_rate = (ENTROPY_FILE, f"quantizer/{WEIGHTS_FILE}")
-    for name in (LANGUAGE_FILE, *(f"{rate}/{part}" for rate in RATES for part in per_rate)):
-        data = existing(folder / name).read_bytes()
-        digest.update(len(data).to_bytes(8, "big") + data)
-    return digest.digest()
-
-
-def _load_rate(folder: Path, device: torch.device) -> RateModules:
-    transformer = load_part(SD3Transformer2DModel, folder / "transformer", device)
-    try:
-        prior = TokenPrior(ExactModel.load(existing(folder / ENTROPY_FILE), device=str(device)))
-    except (ValueError, KeyError) as error:
-        raise WeightsError(f"{str(folder / ENTROPY_FILE)!r}: {error}") from error
-    return RateModules(
-        encoder=load_part(HyperEncoder, folder / "hyper_encoder", device),
-        quantizer=load_part(VectorQuantizer, folder / "quantizer", device),
-        prior=prior,
-        decoder=load_part(HyperDecoder, folder / "hyper_decoder", device),
-        text=_load_text(folder, device),
-        search=SearchConfig(**read_json(folder / "search.json")),
-        flow=FlowModel(transformer, FlowConfig(**read_json(folder / "flow.json"))).eval(),
+def assemble(
+    about: About,
+    *,
+    digest: bytes,
+    vae: LatentAutoencoder,
+    rates: Mapping[str, RateModules],
+    language: CaptionLanguage,
+    home: Residency,
+) -> PerCoV2:
+    """The codec from its loaded parts."""
+    if home.compile_allowed:
+        for modules in rates.values():
+            modules.flow.transformer.compile()
+    return PerCoV2(
+        name=about.name,
+        digest=digest,
+        vae=vae,
+        rates=rates,
+        language=language,
+        captioners=partial(get_captioner, device=str(home.target)),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=about.shift),
+        presets=about.presets,
     )
 
 
-def _load_text(folder: Path, device: torch.device) -> TextEncoder:
-    config = CLIPTextConfig(**read_json(folder / "text_encoder" / "config.json"))
-    model = fill(CLIPTextModelWithProjection(config), folder / "text_encoder" / TEXT_WEIGHTS_FILE)
-    existing(folder / "tokenizer" / "tokenizer.json")
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
-    return TextEncoder(model.to(device), tokenizer)
+def _own(folder: Path, home: Residency) -> tuple[LatentAutoencoder, dict[str, RateModules]]:
+    """A folder that holds its own base, as the embedded model's does."""
+    vae = LatentAutoencoder(load_part(AutoencoderDC, folder / "vae", home.target))
+    return vae, {rate: load_own_rate(folder / rate, home) for rate in RATES}
 
 
-def _presets(about: Mapping[str, Any]) -> dict[str, dict[str, Preset]]:
-    """Named steps and guidance per mode, checked to be complete."""
-    found = about.get("presets", {})
-    missing = [f"{m}/{p}" for m in MODES for p in PRESETS if p not in found.get(m, {})]
-    if missing:
-        raise WeightsError(f"model.json: presets lack {', '.join(missing)}")
-    return {mode: {p: _preset(found[mode][p]) for p in PRESETS} for mode in MODES}
-
-
-def _preset(values: Mapping[str, Any]) -> Preset:
-    return Preset(int(values["steps"]), float(values["guidance"]))
+def _over_base(
+    folder: Path, about: About, home: Residency
+) -> tuple[LatentAutoencoder, dict[str, RateModules]]:
+    """A folder that holds what differs from Stable Diffusion 3."""
+    place = find_base(about.base, t5=home.t5 and about.t5_tokens > 0)
+    base = load_base(
+        place, name=about.base, residency=home, transformer=False, t5_tokens=about.t5_tokens
+    )
+    rates = {rate: load_sd3_rate(folder / rate, place, base.text, home) for rate in RATES}
+    return base.vae, rates

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from percov2_core.errors import PerCoError, WeightsError
+from percov2_core.errors import ConfigError, PerCoError, WeightsError
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 TEXT_WEIGHTS_FILE = "model.safetensors"
@@ -19,6 +19,7 @@ SCALE_SUFFIX = ".per_row_scale"
 _WEIGHTS_FILES = (WEIGHTS_FILE, TEXT_WEIGHTS_FILE)
 
 _Part = TypeVar("_Part", bound=nn.Module)
+_Settings = TypeVar("_Settings")
 
 
 def load_part(kind: type[_Part], folder: Path, device: torch.device) -> _Part:
@@ -89,3 +90,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise WeightsError(f"{str(path)!r}: expected an object, got {type(value).__name__}")
     return value
+
+
+def read_settings(kind: type[_Settings], path: Path) -> _Settings:
+    """A dataclass of settings from a JSON file of its fields.
+
+    Raises:
+        WeightsError: if a field is unknown or holds something that it cannot.
+    """
+    try:
+        return kind(**read_json(path))
+    except (TypeError, ConfigError) as error:
+        raise WeightsError(f"{str(path)!r}: {error}") from error
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write an object for `read_json`."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

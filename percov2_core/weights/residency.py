@@ -60,6 +60,10 @@ class Residency:
         )
         return replace(found, device=device) if device else found
 
+    def without_t5(self) -> Residency:
+        """The same without the third text encoder."""
+        return replace(self, t5=False)
+
     @property
     def target(self) -> torch.device:
         """Where the networks run."""
@@ -72,10 +76,20 @@ class Residency:
             return torch.float32 if self.target.type == "cpu" else torch.bfloat16
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
 
+    @property
+    def compile_allowed(self) -> bool:
+        """Whether to compile: asked for, and not on a hosted shared GPU, which cannot."""
+        return self.compile and not on_shared_gpu()
+
     def rest(self, part: str) -> torch.device:
         """Where a text encoder ("clip" or "t5") rests."""
         offloaded = self.offload == "text" or self.offload == part
         return torch.device("cpu") if offloaded else self.target
+
+
+def on_shared_gpu() -> bool:
+    """Whether this is a hosted machine that lends its GPU call by call."""
+    return bool(os.environ.get("SPACES_ZERO_GPU"))
 
 
 def _switch(values: Mapping[str, str], name: str, default: bool) -> bool:

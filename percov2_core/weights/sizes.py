@@ -6,9 +6,10 @@ where no weights can be had (bench, memory, parameter counts).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 from percov2_core.errors import ConfigError
 
@@ -16,22 +17,26 @@ CLIP_TOKENS = 77
 T5_TOKENS = 256
 
 
+Settings: TypeAlias = Mapping[str, Any]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BaseModel:
-    """One model of the family.
+class HyperSizes:
+    """Sizes of our modules between latent and tokens; widths run fine to coarse."""
 
-    Attributes:
-        name: What `load_codec` and `model.json` call it.
-        repository: Its diffusers layout on the Hub; gated.
-        transformer: Settings in which its transformer differs from `TRANSFORMER`.
-    """
-
-    name: str
-    repository: str
-    transformer: MappingProxyType[str, Any]
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    code_dim: int = 16
+    features: int = 32
 
 
-TRANSFORMER = MappingProxyType(
+HYPER: Mapping[str, HyperSizes] = MappingProxyType(
+    {
+        "ultra-low": HyperSizes(widths=(192, 256, 320), depths=(2, 3, 3)),
+        "extreme": HyperSizes(widths=(320,), depths=(6,)),
+    }
+)
+TRANSFORMER: Settings = MappingProxyType(
     {
         "sample_size": 128,
         "patch_size": 2,
@@ -46,7 +51,7 @@ TRANSFORMER = MappingProxyType(
         "pos_embed_max_size": 192,
     }
 )
-VAE = MappingProxyType(
+VAE: Settings = MappingProxyType(
     {
         "in_channels": 3,
         "out_channels": 3,
@@ -66,7 +71,7 @@ VAE = MappingProxyType(
 )
 _CLIP = {"vocab_size": 49408, "max_position_embeddings": CLIP_TOKENS, "bos_token_id": 0}
 _CLIP |= {"eos_token_id": 2, "pad_token_id": 1}
-CLIP_L = MappingProxyType(
+CLIP_L: Settings = MappingProxyType(
     {
         **_CLIP,
         "hidden_size": 768,
@@ -77,7 +82,7 @@ CLIP_L = MappingProxyType(
         "hidden_act": "quick_gelu",
     }
 )
-CLIP_G = MappingProxyType(
+CLIP_G: Settings = MappingProxyType(
     {
         **_CLIP,
         "hidden_size": 1280,
@@ -88,7 +93,7 @@ CLIP_G = MappingProxyType(
         "hidden_act": "gelu",
     }
 )
-T5_XXL = MappingProxyType(
+T5_XXL: Settings = MappingProxyType(
     {
         "d_model": 4096,
         "d_kv": 64,
@@ -101,33 +106,95 @@ T5_XXL = MappingProxyType(
 )
 SHIFT = 3.0  # of the flow's time, towards its noisy end
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseModel:
+    """One model of the family: settings of its parts, and of ours over it.
+
+    Attributes:
+        name: What `load_codec` and `model.json` call it.
+        repository: Its diffusers layout on the Hub; gated.
+        hyper: Sizes of our modules, by rate.
+    """
+
+    name: str
+    repository: str
+    transformer: Settings
+    vae: Settings
+    clip_l: Settings
+    clip_g: Settings
+    t5: Settings
+    hyper: Mapping[str, HyperSizes]
+
+
+def _medium(name: str, repository: str, **changes: Any) -> BaseModel:
+    return BaseModel(
+        name=name,
+        repository=repository,
+        transformer=MappingProxyType({**TRANSFORMER, **changes}),
+        vae=VAE,
+        clip_l=CLIP_L,
+        clip_g=CLIP_G,
+        t5=T5_XXL,
+        hyper=HYPER,
+    )
+
+
 BASES = MappingProxyType(
     {
         base.name: base
         for base in (
-            BaseModel(
-                name="sd3-medium",
-                repository="stabilityai/stable-diffusion-3-medium-diffusers",
-                transformer=MappingProxyType({}),
-            ),
-            BaseModel(
-                name="sd3.5-medium",
-                repository="stabilityai/stable-diffusion-3.5-medium",
-                transformer=MappingProxyType(
-                    {
-                        "pos_embed_max_size": 384,
-                        "qk_norm": "rms_norm",
-                        "dual_attention_layers": tuple(range(13)),
-                    }
-                ),
+            _medium("sd3-medium", "stabilityai/stable-diffusion-3-medium-diffusers"),
+            _medium(
+                "sd3.5-medium",
+                "stabilityai/stable-diffusion-3.5-medium",
+                pos_embed_max_size=384,
+                qk_norm="rms_norm",
+                dual_attention_layers=tuple(range(13)),
             ),
         )
     }
 )
 
 
+def _tiny_clip(settings: Settings, width: int) -> Settings:
+    small = {"hidden_size": width, "intermediate_size": 2 * width, "projection_dim": width}
+    return {**settings, **small, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+# The same parts at toy size: what runs through them in a test runs through the real ones.
+TINY = BaseModel(
+    name="tiny-random",
+    repository="",
+    transformer={
+        **TRANSFORMER,
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 96,
+        "caption_projection_dim": 16,
+        "pooled_projection_dim": 24 + 40,
+        "pos_embed_max_size": 64,
+    },
+    vae={
+        **VAE,
+        "block_out_channels": (8, 8, 8, 8),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "sample_size": 256,
+    },
+    clip_l=_tiny_clip(CLIP_L, 24),
+    clip_g=_tiny_clip(CLIP_G, 40),
+    t5={**T5_XXL, "d_model": 96, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2},
+    hyper={
+        "ultra-low": HyperSizes(widths=(8, 8, 8), depths=(1, 1, 1), code_dim=4, features=4),
+        "extreme": HyperSizes(widths=(8,), depths=(1,), code_dim=4, features=4),
+    },
+)
+
+
 def find_base_model(name: str) -> BaseModel:
-    """Look up a base by its name.
+    """Look up a published base by its name.
 
     Raises:
         ConfigError: if there is no such base.
