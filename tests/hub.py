@@ -1,4 +1,4 @@
-"""A stand-in for the Hub's HTTP API, as far as publishing a Space needs it, on this machine only."""
+"""A stand-in for the Hub's HTTP API, as far as publishing a Space needs it."""
 
 from __future__ import annotations
 

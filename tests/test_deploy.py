@@ -32,7 +32,11 @@ def deploy(
 ) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own: the client reads its settings once."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": "/nonexistent", "PYTHONWARNINGS": "error"}
+    environment |= {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": "/nonexistent",
+        "PYTHONWARNINGS": "error::UserWarning",
+    }
     if token is not None:
         environment["HF_TOKEN"] = token
     return subprocess.run(
@@ -227,7 +231,7 @@ def test_a_wrong_field_of_the_spacefile_is_named(
     group = changed[place] if place else changed
     assert isinstance(group, dict)
     group[key] = value
-    with pytest.raises(ConfigError, match="^Spacefile: ") as caught:
+    with pytest.raises(ConfigError, match=r"^Spacefile: ") as caught:
         parse_manifest(changed)
     assert words in str(caught.value)
 
@@ -282,7 +286,7 @@ def test_too_much_to_upload_is_refused(tmp_path: Path) -> None:
 def test_a_stale_readme_is_refused(tmp_path: Path) -> None:
     root = small_repository(tmp_path)
     (root / "README.md").write_text("---\ntitle: other\n---\n\n# Title\n")
-    with pytest.raises(ConfigError, match="README.md: its front matter .* --update-readme"):
+    with pytest.raises(ConfigError, match=r"README.md: its front matter .* --update-readme"):
         make_plan(read_manifest(root), root)
 
 
