@@ -11,14 +11,16 @@ def main() -> None:
     # Only now: they look for their folders, and for a GPU, when they are imported.
     from percov2_core.ui.demo import build_demo
     from percov2_core.ui.serving import serve
+    from percov2_core.ui.shared_gpu import with_shared_gpu
     from percov2_core.ui.theme import launch_options
-    from percov2_core.weights import load_codec
+    from percov2_core.weights import load_codec, warm_up
 
     try:
         codec = load_codec(os.environ.get("PERCOV2_MODEL", "embedded"))
+        warm_up(codec)
     except PerCoError as error:
         raise SystemExit(f"percov2: {error}") from None
-    serve(build_demo(codec), **launch_options())
+    serve(build_demo(with_shared_gpu(codec)), **launch_options())
 
 
 if __name__ == "__main__":

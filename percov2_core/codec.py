@@ -116,6 +116,7 @@ class PerCoV2:
         captioners: Callable[[str], Captioner],
         scheduler: FlowMatchEulerDiscreteScheduler,
         presets: Mapping[str, Mapping[str, Preset]],
+        captioner: str = "describer",
     ) -> None:
         self.name = name
         self.digest = digest
@@ -123,6 +124,7 @@ class PerCoV2:
         self.rates = rates
         self.language = language
         self.captioners = captioners
+        self.captioner = captioner
         self.scheduler = scheduler
         self.presets = presets
 
@@ -144,7 +146,7 @@ class PerCoV2:
         caption: str | None = None,
         schedule: str = DEFAULT_SCHEDULE,
         tokens: int | None = None,
-        captioner: str = "describer",
+        captioner: str | None = None,
         seed: int = 0,
     ) -> Stream:
         """Compress a picture.
@@ -153,6 +155,7 @@ class PerCoV2:
             image: Any PIL image with sides of 64 to 4096 px.
             mode: Key into `config.MODES`.
             caption: Text to send; None asks the captioner.
+            captioner: Key of `caption.captioner.CAPTIONERS`; None takes the model's.
             schedule: One of `config.SCHEDULES`.
             tokens: Hybrid only: how many tokens to send, 0 (the default) to all.
             seed: Seed of the decoder's noise; other than 0 it costs bytes.
@@ -203,9 +206,9 @@ class PerCoV2:
                 )
         return tokens
 
-    def describe(self, image: Image.Image, *, captioner: str = "describer") -> str:
-        """Ask a captioner for a caption."""
-        text: str = self.captioners(captioner)(image_io.normalise(image))
+    def describe(self, image: Image.Image, *, captioner: str | None = None) -> str:
+        """Ask a captioner for a caption, by default the one that the model was trained with."""
+        text: str = self.captioners(captioner or self.captioner)(image_io.normalise(image))
         return text
 
     def caption_bits(self, text: str) -> float:

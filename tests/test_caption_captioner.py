@@ -80,7 +80,7 @@ def test_fixed_says_the_users_text():
     ("name", "message"),
     [
         ("fixed", "captioner 'fixed' needs a text, got none"),
-        ("clip", "captioner must be one of describer, fixed, blip, got 'clip'"),
+        ("clip", "captioner must be one of auto, describer, fixed, blip, got 'clip'"),
     ],
 )
 def test_a_captioner_that_cannot_be_made_says_why(name, message):

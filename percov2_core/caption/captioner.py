@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from percov2_core.errors import ConfigError, UnavailableError
 BLIP_MODEL = "Salesforce/blip-image-captioning-base"
 MAX_NEW_TOKENS = 32
 DOWNLOAD_VARIABLE = "PERCOV2_ALLOW_DOWNLOAD"
+BLIP_VARIABLE = "PERCOV2_BLIP"  # folder or Hub name of BLIP or BLIP-2, in place of BLIP_MODEL
+
+_log = logging.getLogger(__name__)
 
 
 class Captioner(Protocol):
@@ -52,14 +56,15 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Blip:
-    """A BLIP captioning network, decoded greedily."""
+    """A BLIP or BLIP-2 captioning network, decoded greedily."""
 
     processor: Any
     model: Any
     name: str = "blip"
 
     def __call__(self, image: Image.Image) -> str:
-        inputs = self.processor(images=image, return_tensors="pt").to(self.model.device)
+        inputs = self.processor(images=image, return_tensors="pt")
+        inputs = inputs.to(self.model.device, self.model.dtype)
         ids = self.model.generate(
             **inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, num_beams=1
         )
@@ -68,14 +73,14 @@ class Blip:
 
 
 def get_captioner(
-    name: str, *, text: str | None = None, blip: str = BLIP_MODEL, device: str = "cpu"
+    name: str, *, text: str | None = None, blip: str | None = None, device: str = "cpu"
 ) -> Captioner:
     """Find a captioner by its name.
 
     Args:
-        name: A key of `CAPTIONERS`.
+        name: A key of `CAPTIONERS`; `auto` is `blip` where its weights are, else `describer`.
         text: What `fixed` says.
-        blip: Folder or Hub name of the weights of `blip`.
+        blip: Folder or Hub name of the weights of `blip`; None takes PERCOV2_BLIP or BLIP_MODEL.
         device: Where `blip` runs.
 
     Raises:
@@ -84,7 +89,7 @@ def get_captioner(
     """
     if name not in CAPTIONERS:
         raise ConfigError(f"captioner must be one of {', '.join(CAPTIONERS)}, got {name!r}")
-    return CAPTIONERS[name](text, blip, device)
+    return CAPTIONERS[name](text, blip or os.environ.get(BLIP_VARIABLE) or BLIP_MODEL, device)
 
 
 def _fixed(text: str | None, blip: str, device: str) -> Captioner:
@@ -93,22 +98,37 @@ def _fixed(text: str | None, blip: str, device: str) -> Captioner:
     return Fixed(text)
 
 
+def _auto(text: str | None, blip: str, device: str) -> Captioner:
+    try:
+        return load_blip(blip, device)
+    except UnavailableError as error:
+        _log.info("the describer writes the caption: %s", error)
+        return Describer()
+
+
 @lru_cache(maxsize=1)  # a second picture must not load the weights again
 def load_blip(source: str, device: str) -> Blip:
-    """Load BLIP from a local folder, the local cache, or, if allowed, the Hub.
+    """Load BLIP or BLIP-2 from a local folder, the local cache, or, if allowed, the Hub.
+
+    It computes in bfloat16 on a GPU, in float32 elsewhere.
 
     Raises:
         UnavailableError: if it is not there, or a library is missing.
     """
     local_only = os.environ.get(DOWNLOAD_VARIABLE) != "1"
     try:
-        from transformers import AutoProcessor, BlipForConditionalGeneration
+        import torch
+        from transformers import AutoModelForImageTextToText, AutoProcessor
 
         # The PIL backend on every machine: the other one resizes to other pixels.
         processor = AutoProcessor.from_pretrained(
             source, backend="pil", local_files_only=local_only
         )
-        model = BlipForConditionalGeneration.from_pretrained(source, local_files_only=local_only)
+        model = AutoModelForImageTextToText.from_pretrained(
+            source,
+            local_files_only=local_only,
+            dtype=torch.float32 if device == "cpu" else torch.bfloat16,
+        )
     except (ImportError, OSError, ValueError) as error:
         hint = f" (set {DOWNLOAD_VARIABLE}=1 to fetch it)" if local_only else ""
         reason = str(error).strip().split("\n")[0]
@@ -119,6 +139,7 @@ def load_blip(source: str, device: str) -> Blip:
 
 
 CAPTIONERS: dict[str, Callable[[str | None, str, str], Captioner]] = {
+    "auto": _auto,
     "describer": lambda text, blip, device: Describer(),
     "fixed": _fixed,
     "blip": lambda text, blip, device: load_blip(blip, device),

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from percov2_core.cli import bench, compress, decompress, deploy, evaluate, inspect, train
+from percov2_core.cli import bench, compress, decompress, deploy, evaluate, inspect, train, weights
 from percov2_core.errors import ConfigError, PerCoError
 
 # Each adds one command, and loads heavy libraries only when that command runs.
@@ -23,6 +23,7 @@ COMMANDS = (
     evaluate.add_parser,
     bench.add_parser,
     train.add_parser,
+    weights.add_parser,
     deploy.add_parser,
 )
 

@@ -11,7 +11,7 @@ from percov2_core.errors import ConfigError
 from percov2_core.metrics.rate import bits_per_pixel
 
 # The names that `caption.captioner` knows; importing them from there would pull in torch.
-CAPTIONERS = ("describer", "blip", "fixed")
+CAPTIONERS = ("auto", "describer", "blip", "fixed")
 
 
 def add_parser(commands: Commands) -> None:
@@ -52,10 +52,10 @@ def run(args: argparse.Namespace) -> None:
     report(f"{image.width}x{image.height}: {len(data)} bytes, {bpp:.5f} bpp", output=args.output)
 
 
-def _captioner(name: str | None, caption: str | None) -> str:
+def _captioner(name: str | None, caption: str | None) -> str | None:
     """Whom to ask; an own caption and another captioner exclude each other."""
     if caption is None and name == "fixed":
         raise ConfigError("--captioner fixed: needs --caption TEXT, got none")
     if caption is not None and name not in (None, "fixed"):
         raise ConfigError(f"--caption: takes the place of --captioner {name}, got both")
-    return name or "describer"
+    return name

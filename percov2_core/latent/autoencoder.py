@@ -8,15 +8,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 
 class LatentAutoencoder(nn.Module):
-    """One face for `AutoencoderKL` (Stable Diffusion 3) and `AutoencoderDC` (embedded)."""
+    """One face for `AutoencoderKL` (Stable Diffusion 3) and `AutoencoderDC` (embedded).
+
+    `AutoencoderKL` works in blended tiles of its own size (1024 px a side as published) on
+    anything longer, which bounds the memory of its activations.
+    """
 
     def __init__(self, vae: nn.Module) -> None:
         super().__init__()
         self.vae: Any = vae
+        if isinstance(vae, AutoencoderKL):
+            vae.enable_tiling()
         config: Any = vae.config
         self.scale = float(config.scaling_factor)
         self.shift = float(config.get("shift_factor") or 0.0)

@@ -15,7 +15,7 @@ parameter is an error, never a silent random number. Weights are stored in half 
 """
 
 from percov2_core.weights.about import ENTROPY_FILE, LANGUAGE_FILE, model_digest
-from percov2_core.weights.checkpoint import load_codec
+from percov2_core.weights.checkpoint import load_codec, warm_up
 from percov2_core.weights.files import SCALE_SUFFIX, WEIGHTS_FILE, load_part, pack, unpack
 from percov2_core.weights.places import EMBEDDED_DIR
 
@@ -30,4 +30,5 @@ __all__ = [
     "model_digest",
     "pack",
     "unpack",
+    "warm_up",
 ]

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler
+from PIL import Image
 
 from percov2_core.caption.captioner import get_captioner
 from percov2_core.caption.language import CaptionLanguage, load_language
@@ -20,6 +21,8 @@ from percov2_core.weights.files import existing, load_part
 from percov2_core.weights.places import base_of, find_base, find_model
 from percov2_core.weights.rates import load_own_rate, load_sd3_rate
 from percov2_core.weights.residency import Residency
+
+WARM_UP_PX = 512
 
 
 def load_codec(
@@ -78,7 +81,20 @@ def assemble(
         captioners=partial(get_captioner, device=str(home.target)),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=about.shift),
         presets=about.presets,
+        captioner=about.captioner,
     )
+
+
+def warm_up(codec: PerCoV2, home: Residency | None = None) -> None:
+    """Paint one grey picture per rate, if `home` (None reads the environment) asks for it.
+
+    The first run on a GPU chooses kernels and takes memory, which no visitor should wait for.
+    """
+    if not (home or Residency.from_environment()).warms_up:
+        return
+    grey = Image.new("RGB", (WARM_UP_PX, WARM_UP_PX), (128, 128, 128))
+    for mode in codec.rates:  # the rates' names are those of the modes that send all tokens
+        codec.decode(codec.encode(grey, mode, caption=""), steps=1, guidance=2.0)
 
 
 def _own(folder: Path, home: Residency) -> tuple[LatentAutoencoder, dict[str, RateModules]]:

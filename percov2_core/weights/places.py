@@ -17,6 +17,16 @@ MODELS_DIR = Path(__file__).parents[2] / "assets" / "models"
 EMBEDDED_DIR = MODELS_DIR / "embedded"
 BASE_VARIABLE = "PERCOV2_SD3_BASE"
 CHECKPOINT_FILES = ["*.json", "*.npz", "*.safetensors", "*.txt", "*.md"]
+BLIP_FILES = ["*.json", "*.txt", "model.safetensors", "model-*.safetensors"]
+# Not `*.safetensors`: the Hub's folders hold a second copy of the text encoders, "model.fp16...".
+_STEMS = (
+    "config.json",
+    "*.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model-*.safetensors",
+    "model.safetensors",
+    "model-*.safetensors",
+)
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -46,7 +56,7 @@ def find_model(name: str) -> Path:
             f"{base!r}: no trained checkpoint ships, and none is at {str(folder)!r}: train one "
             f"(README, 'With Stable Diffusion 3') and say {base}:FOLDER"
         )
-    if not _REPOSITORY.fullmatch(place):
+    if not repository_of(name):
         raise WeightsError(f"{name!r}: no folder {place!r}")
     return _fetched(name, place, CHECKPOINT_FILES, ABOUT_FILE)
 
@@ -69,24 +79,24 @@ def find_base(name: str, *, t5: bool) -> Path:
     return _fetched(name, repository, base_files(t5=t5), INDEX_FILE)
 
 
+def repository_of(name: str) -> str:
+    """The OWNER/NAME of the checkpoint in a model's name, or "" if it is a folder or none."""
+    place = name.partition(":")[2] if base_of(name) else ""
+    return place if _REPOSITORY.fullmatch(place) and not Path(place).is_dir() else ""
+
+
 def base_files(*, t5: bool) -> list[str]:
     """Patterns of the files of a base that are used; others double the download."""
+    tokenizers = ["tokenizer/*", "tokenizer_2/*", *(["tokenizer_3/*"] if t5 else [])]
+    weights = [pattern for patterns in base_parts(t5=t5).values() for pattern in patterns]
+    return [INDEX_FILE, "scheduler/*.json", *tokenizers, *weights]
+
+
+def base_parts(*, t5: bool) -> dict[str, list[str]]:
+    """Patterns of the files of each network of a base."""
     parts = ["vae", "transformer", "text_encoder", "text_encoder_2"]
     parts += ["text_encoder_3"] if t5 else []
-    weights = [f"{part}/{stem}" for part in parts for stem in _STEMS]
-    tokenizers = ["tokenizer/*", "tokenizer_2/*", *(["tokenizer_3/*"] if t5 else [])]
-    return [INDEX_FILE, "scheduler/*.json", *weights, *tokenizers]
-
-
-# Not `*.safetensors`: the Hub's folders hold a second copy of the text encoders, "model.fp16...".
-_STEMS = (
-    "config.json",
-    "*.safetensors.index.json",
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model-*.safetensors",
-    "model.safetensors",
-    "model-*.safetensors",
-)
+    return {part: [f"{part}/{stem}" for stem in _STEMS] for part in parts}
 
 
 def _fetched(name: str, repository: str, patterns: list[str], probe: str) -> Path:

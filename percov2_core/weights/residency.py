@@ -26,7 +26,8 @@ class Residency:
         offload: PERCOV2_OFFLOAD, what rests in the CPU's memory and visits the GPU for each
             caption: "none", "t5" or "text" (all three text encoders).
         compile: PERCOV2_COMPILE, whether to run the transformer through `torch.compile`.
-        warm_up: PERCOV2_WARM_UP, whether to paint one small picture right after loading.
+        warm_up: PERCOV2_WARM_UP, whether the page paints one picture per rate before it opens;
+            None does so on a GPU of one's own, where the first run is the slow one.
     """
 
     device: str = ""
@@ -34,11 +35,15 @@ class Residency:
     t5: bool = True
     offload: str = "none"
     compile: bool = False
-    warm_up: bool = False
+    warm_up: bool | None = None
 
     def __post_init__(self) -> None:
         _check("dtype", self.dtype, DTYPES)
         _check("offload", self.offload, OFFLOADS)
+        try:
+            torch.device(self.device or "cpu")
+        except RuntimeError as error:
+            raise ConfigError(f"device must be cpu, cuda or cuda:N, got {self.device!r}") from error
 
     @classmethod
     def from_environment(
@@ -53,10 +58,10 @@ class Residency:
         found = cls(
             device=values.get("PERCOV2_DEVICE", ""),
             dtype=values.get("PERCOV2_DTYPE", "auto"),
-            t5=_switch(values, "PERCOV2_T5", True),
+            t5=_switch(values, "PERCOV2_T5") is not False,
             offload=values.get("PERCOV2_OFFLOAD", "none"),
-            compile=_switch(values, "PERCOV2_COMPILE", False),
-            warm_up=_switch(values, "PERCOV2_WARM_UP", False),
+            compile=_switch(values, "PERCOV2_COMPILE") is True,
+            warm_up=_switch(values, "PERCOV2_WARM_UP"),
         )
         return replace(found, device=device) if device else found
 
@@ -81,6 +86,13 @@ class Residency:
         """Whether to compile: asked for, and not on a hosted shared GPU, which cannot."""
         return self.compile and not on_shared_gpu()
 
+    @property
+    def warms_up(self) -> bool:
+        """Whether the page paints before it opens."""
+        if self.warm_up is None:
+            return self.target.type != "cpu" and not on_shared_gpu()
+        return self.warm_up
+
     def rest(self, part: str) -> torch.device:
         """Where a text encoder ("clip" or "t5") rests."""
         offloaded = self.offload == "text" or self.offload == part
@@ -92,13 +104,13 @@ def on_shared_gpu() -> bool:
     return bool(os.environ.get("SPACES_ZERO_GPU"))
 
 
-def _switch(values: Mapping[str, str], name: str, default: bool) -> bool:
+def _switch(values: Mapping[str, str], name: str) -> bool | None:
     text = values.get(name, "").strip().lower()
-    if not text:
-        return default
-    if text not in (*_TRUE, *_FALSE):
+    if text in (*_TRUE, *_FALSE):
+        return text in _TRUE
+    if text:
         raise ConfigError(f"{name} must be 1 or 0, got {values[name]!r}")
-    return text in _TRUE
+    return None
 
 
 def _check(field: str, value: str, allowed: tuple[str, ...]) -> None:
