@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from html import escape
 from urllib.parse import parse_qs, urlsplit, urlunsplit
@@ -14,14 +15,32 @@ from percov2_core.errors import BitstreamError
 from percov2_core.ui.html import bytes_in_words, data_uri
 
 PARAMETER = "pcv2"
+PREFIX_VARIABLE = "GRADIO_ROOT_PATH"  # set by hosts that serve the page below a path
 QUIET_MODULES = 4  # the white margin that scanners expect
 
 
 def page_address(headers: Mapping[str, str]) -> str:
-    """Where this page is, as the visitor's browser sees it, without query and fragment."""
-    seen = headers.get("referer") or headers.get("origin") or f"http://{headers.get('host', '')}"
-    parts = urlsplit(seen)
-    return urlunsplit((parts.scheme, parts.netloc, parts.path or "/", "", ""))
+    """Where this page is, as the visitor's browser sees it, without query and fragment.
+
+    Browsers that do not say it leave the host's word: its forwarded name, and its path prefix in
+    the environment.
+    """
+    if seen := headers.get("referer"):
+        parts = urlsplit(seen)
+        return urlunsplit((parts.scheme, parts.netloc, parts.path or "/", "", ""))
+    prefix = os.environ.get(PREFIX_VARIABLE, "").strip("/")
+    if "://" in prefix:
+        return f"{prefix}/"
+    origin = headers.get("origin", "null")
+    if origin == "null":  # what browsers send from inside some frames
+        host = _first(headers.get("x-forwarded-host")) or headers.get("host", "")
+        origin = f"{_first(headers.get('x-forwarded-proto')) or 'http'}://{host}"
+    return f"{origin}/{prefix}/" if prefix else f"{origin}/"
+
+
+def _first(listed: str | None) -> str:
+    """What the outermost of several proxies said."""
+    return (listed or "").partition(",")[0].strip()
 
 
 def link(stream: Stream, address: str) -> str:
