@@ -15,7 +15,6 @@ from percov2_core.entropy.exact import ExactModel
 from percov2_core.entropy.prior import TokenPrior
 from percov2_core.errors import WeightsError
 from percov2_core.flow.extension import extend_patch_embedding
-from percov2_core.flow.sd3_text import SD3TextEncoder
 from percov2_core.flow.text import TextEmbedder, TextEncoder
 from percov2_core.flow.transformer import FlowConfig, FlowModel
 from percov2_core.hyper.decoder import HyperDecoder
@@ -48,7 +47,7 @@ def load_own_rate(folder: Path, home: Residency) -> RateModules:
 
 
 def load_sd3_rate(
-    folder: Path, base: Path, text: SD3TextEncoder, home: Residency, *, merge: bool = True
+    folder: Path, base: Path, text: TextEmbedder, home: Residency, *, merge: bool = True
 ) -> RateModules:
     """A rate over Stable Diffusion 3.
 
