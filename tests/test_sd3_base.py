@@ -1,0 +1,248 @@
+"""A base folder loads strictly and computes what diffusers' own pipeline computes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
+from safetensors.torch import load_file, save_file
+
+from percov2_core.errors import ConfigError, WeightsError
+from percov2_core.flow.extension import extend_patch_embedding
+from percov2_core.flow.sampler import draw_noise, sample
+from percov2_core.flow.transformer import Conditions, FlowConfig, FlowModel
+from percov2_core.latent.autoencoder import LatentAutoencoder
+from percov2_core.weights.base import load_base, load_transformer
+from percov2_core.weights.files import TEXT_WEIGHTS_FILE, WEIGHTS_FILE
+from percov2_core.weights.residency import Residency
+from percov2_core.weights.sizes import BASES, TINY, find_base_model
+from tests.tiny_sd3 import tiny_sd3_folder
+
+CPU = Residency(device="cpu")
+CAPTION = "A red house, by the sea."
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return shutil.copytree(tiny_sd3_folder(), tmp_path / "base")
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return StableDiffusion3Pipeline.from_pretrained(tiny_sd3_folder(), local_files_only=True)
+
+
+def change_weights(path, change):
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+
+
+def numbers(module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_captions_are_embedded_as_by_the_published_pipeline(pipeline):
+    base = load_base(tiny_sd3_folder(), residency=CPU, t5_tokens=24)
+    ours = base.text.encode([CAPTION, ""])
+    theirs, _, pooled, _ = pipeline.encode_prompt(
+        [CAPTION, ""], None, None, do_classifier_free_guidance=False, max_sequence_length=24
+    )
+    assert ours.sequence.shape == (2, 77 + 24, 96)
+    assert torch.allclose(ours.sequence, theirs, atol=1e-6)
+    assert torch.allclose(ours.pooled, pooled, atol=1e-6)
+
+
+def test_without_the_third_encoder_the_sequence_ends_before_its_part():
+    whole = load_base(tiny_sd3_folder(), residency=CPU, t5_tokens=24).text.encode([CAPTION])
+    short = load_base(tiny_sd3_folder(), residency=CPU.without_t5(), t5_tokens=24).text
+    assert torch.equal(short.encode([CAPTION]).sequence, whole.sequence[:, :77])
+    assert len(short.models) == 2
+
+
+def test_the_empty_caption_is_embedded_once_and_may_condition_training():
+    text = load_base(tiny_sd3_folder(), residency=CPU, t5_tokens=8).text
+    with torch.inference_mode():
+        first = text.encode([""])
+    assert text.encode([""]).sequence is first.sequence
+    weight = torch.ones(1, requires_grad=True)
+    (first.sequence * weight).sum().backward()  # an inference tensor would raise
+    assert weight.grad is not None
+
+
+def test_a_caption_longer_than_the_encoders_is_cut():
+    text = load_base(tiny_sd3_folder(), residency=CPU, t5_tokens=8).text
+    assert text.encode(["sea " * 300]).sequence.shape[1] == 77 + 8
+
+
+def test_the_untrained_flow_paints_what_the_published_pipeline_paints(pipeline):
+    steps, guidance = 3, 4.0
+    base = load_base(tiny_sd3_folder(), residency=CPU, t5_tokens=24)
+    flow = FlowModel(extend_patch_embedding(base.transformer, 4), FlowConfig(start="noise"))
+    noise = draw_noise((1, 16, 8, 8), 3, torch.device("cpu"))
+    features = draw_noise((1, 4, 8, 8), 4, torch.device("cpu"))
+    with torch.no_grad():
+        ours = sample(
+            flow,
+            Conditions(torch.zeros_like(noise), features, base.text.encode([CAPTION])),
+            base.text.encode([""]),
+            steps=steps,
+            guidance=guidance,
+            noise=noise,
+            scheduler=type(pipeline.scheduler)(shift=base.shift),
+        )
+    theirs = pipeline(
+        CAPTION,
+        height=64,
+        width=64,
+        sigmas=np.linspace(1.0, 1.0 / steps, steps).tolist(),
+        guidance_scale=guidance,
+        latents=noise,
+        max_sequence_length=24,
+        output_type="latent",
+    ).images
+    assert torch.allclose(ours, theirs, atol=1e-4)
+    assert not torch.allclose(ours, noise, atol=1e-1)
+
+
+def test_new_input_channels_change_nothing_before_training():
+    plain = load_transformer(tiny_sd3_folder() / "transformer", CPU)
+    wide = extend_patch_embedding(load_transformer(tiny_sd3_folder() / "transformer", CPU), 5)
+    text = load_base(tiny_sd3_folder(), residency=CPU, transformer=False, t5_tokens=8).text
+    embedding, t = text.encode([CAPTION]), torch.tensor([0.7])
+    x, extra = torch.randn(1, 16, 8, 8), 100 * torch.randn(1, 5, 8, 8)
+
+    def velocity(network, channels):
+        return network(channels, embedding.sequence, embedding.pooled, 1000 * t).sample
+
+    with torch.no_grad():
+        before = velocity(plain, x)
+        after = velocity(wide, torch.cat([x, extra], dim=1))
+    assert torch.allclose(before, after, atol=1e-6)
+    assert before.std() > 0.01
+    assert (wide.config.in_channels, wide.pos_embed.proj.in_channels) == (21, 21)
+
+
+@pytest.mark.parametrize(("name", "millions"), [("sd3-medium", 2028), ("sd3.5-medium", 2243)])
+def test_the_published_size_differs_in_the_patch_embedding_alone(name, millions):
+    model = find_base_model(name)
+    with torch.device("meta"):
+        plain = SD3Transformer2DModel(**model.transformer)
+        wide = extend_patch_embedding(SD3Transformer2DModel(**model.transformer), 32)
+        vae = AutoencoderKL(**model.vae)
+    assert round(numbers(plain) / 1e6) == millions
+    assert round(numbers(vae) / 1e6) == 84
+    shapes = {n: p.shape for n, p in plain.named_parameters()}
+    changed = {n: tuple(p.shape) for n, p in wide.named_parameters() if p.shape != shapes[n]}
+    assert changed == {"pos_embed.proj.weight": (1536, 48, 2, 2)}
+    assert shapes["pos_embed.proj.weight"] == (1536, 16, 2, 2)
+
+
+def test_the_autoencoder_scales_latents_as_published():
+    vae = load_base(tiny_sd3_folder(), residency=CPU, transformer=False, t5_tokens=0).vae
+    assert (vae.scale, vae.shift) == (1.5305, 0.0609)
+    x = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        mean = vae.vae.encode(x).latent_dist.mean
+        assert torch.equal(vae.encode(x), (mean - 0.0609) * 1.5305)
+
+
+def test_a_picture_longer_than_a_tile_is_coded_and_painted_in_tiles():
+    vae = LatentAutoencoder(AutoencoderKL(**{**TINY.vae, "sample_size": 64})).eval()
+    seen = {"encoder": [], "decoder": []}
+    for name, sides in seen.items():
+        part = getattr(vae.vae, name)
+        part.register_forward_hook(
+            lambda _, inputs, __, sides=sides: sides.append(max(inputs[0].shape[-2:]))
+        )
+    with torch.no_grad():
+        z = vae.encode(torch.rand(1, 3, 64, 160))
+        y = vae.decode(z)
+    assert (z.shape, y.shape) == ((1, 16, 8, 20), (1, 3, 64, 160))
+    assert min(len(sides) for sides in seen.values()) > 2
+    assert (max(seen["encoder"]), max(seen["decoder"])) == (64, 8)
+
+
+def test_shards_of_an_index_are_all_read(folder):
+    place = folder / "text_encoder_3"
+    weights = load_file(place / TEXT_WEIGHTS_FILE)
+    (place / TEXT_WEIGHTS_FILE).unlink()
+    files = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(weights)}
+    for file in set(files.values()):
+        part = {name: value for name, value in weights.items() if files[name] == file}
+        save_file(part, place / file)
+    (place / f"{TEXT_WEIGHTS_FILE}.index.json").write_text(json.dumps({"weight_map": files}))
+    before = load_base(tiny_sd3_folder(), residency=CPU, t5_tokens=8).text.encode([CAPTION])
+    after = load_base(folder, residency=CPU, t5_tokens=8).text.encode([CAPTION])
+    assert torch.equal(before.sequence, after.sequence)
+    (place / file).unlink()
+    with pytest.raises(WeightsError, match=rf"weights: no file at .*{file}"):
+        load_base(folder, residency=CPU)
+
+
+def test_numbers_of_positions_in_older_files_are_no_parameter(folder):
+    path = folder / "text_encoder" / TEXT_WEIGHTS_FILE
+    name = "text_model.embeddings.position_ids"
+    change_weights(path, lambda w: w.update({name: torch.arange(77)[None]}))
+    load_base(folder, residency=CPU, t5_tokens=0)
+
+
+def rename(weights, old, new):
+    weights[new] = weights.pop(old)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        (
+            f"transformer/{WEIGHTS_FILE}",
+            lambda w: rename(w, "proj_out.bias", "proj_out.bais"),
+            r"transformer/.*: unknown parameters proj_out\.bais$",
+        ),
+        (
+            f"vae/{WEIGHTS_FILE}",
+            lambda w: w.pop("decoder.conv_in.weight"),
+            r"vae': no parameters decoder\.conv_in\.weight$",
+        ),
+        (
+            f"text_encoder_2/{TEXT_WEIGHTS_FILE}",
+            lambda w: w.update({"text_projection.weight": torch.zeros(2, 2)}),
+            r"text_projection\.weight has shape \(2, 2\), expected \(40, 40\)$",
+        ),
+        (
+            f"text_encoder_3/{TEXT_WEIGHTS_FILE}",
+            lambda w: w.pop("shared.weight"),
+            r"text_encoder_3': no parameters encoder\.embed_tokens\.weight, shared\.weight$",
+        ),
+    ],
+)
+def test_a_parameter_that_does_not_fit_is_named(folder, part, change, message):
+    change_weights(folder / part, change)
+    with pytest.raises(WeightsError, match=message) as caught:
+        load_base(folder, residency=CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_file_and_a_missing_tokenizer_are_named(folder):
+    shutil.rmtree(folder / "tokenizer_3")
+    with pytest.raises(WeightsError, match=r"weights: no file at .*tokenizer_3"):
+        load_base(folder, residency=CPU)
+    path = folder / "transformer" / WEIGHTS_FILE
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(WeightsError, match=r"transformer/.*' cannot be read"):
+        load_base(folder, residency=CPU)
+
+
+def test_a_folder_without_an_index_is_no_base(tmp_path):
+    with pytest.raises(WeightsError, match=r"base 'sd3-medium': no model_index\.json in folder"):
+        load_base(tmp_path, residency=CPU)
+
+
+def test_an_unknown_base_is_named():
+    with pytest.raises(ConfigError, match=r"base must be one of sd3-medium, sd3\.5-medium, got"):
+        find_base_model("sd4")
+    assert all(base.repository.startswith("stabilityai/") for base in BASES.values())
