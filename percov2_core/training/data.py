@@ -83,6 +83,31 @@ def random_crop(photo: NDArray[np.uint8], side: int, rng: np.random.Generator) -
     return np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)
 
 
+def shrunk_crop(photo: NDArray[np.uint8], side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """(side, side, 3) uint8: half of the time of a photo that was reduced to about that side."""
+    short = min(photo.shape[:2])
+    if short > side and rng.random() < 0.5:
+        image = Image.fromarray(photo)
+        scale = side / short
+        size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
+        photo = np.asarray(image.resize(size, Image.Resampling.LANCZOS))
+    return random_crop(photo, side, rng)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridPlan:
+    """Which crops are taken once and for all: how many of each side in pixels."""
+
+    sides: tuple[int, ...]
+    counts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.sides) != len(self.counts):
+            raise ConfigError(
+                f"crop plan: {len(self.sides)} sides but {len(self.counts)} counts, need as many"
+            )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CropPlan:
     """Which crop sizes a run sees, and how many pixels make a batch.

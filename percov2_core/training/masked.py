@@ -6,9 +6,10 @@ The averaged model that comes out is what `entropy.exporter` turns into the inte
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,6 +30,18 @@ from percov2_core.training.token_batches import (
 
 __all__ = ["MaskedModelConfig", "MaskedTraining", "load_model", "save_model", "train_masked"]
 
+EMBEDDED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "extreme": {"width": 192, "heads": 6, "content_layers": 2, "query_layers": 3},
+        "ultra-low": {
+            "width": 160,
+            "heads": 5,
+            "content_layers": 2,
+            "query_layers": 3,
+            "dropout": 0.1,
+        },
+    }
+)
 MODEL_NAME = "masked.safetensors"
 _FLOOR = 0.01  # share of the learning rate that is left at the end
 _HELD_OUT_AT_ONCE = 8  # grids

@@ -1,115 +1,27 @@
 """One function per training stage of the command line, from a recipe of plain settings.
 
-A recipe is a JSON object with the optional keys `loop`, `plan`, `loss`, `model`; each holds fields
-of the stage's own dataclasses. What is left out has the value that the embedded model was
-trained with.
+What a recipe leaves out has the value that the embedded model was trained with. Stages over
+Stable Diffusion 3 are in `sd3_recipes`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
 
 from percov2_core.config import RATES
 from percov2_core.errors import ConfigError
-from percov2_core.metrics.features import SqueezeNetFeatures
-from percov2_core.training.data import CropPlan, Photos, open_photos
-from percov2_core.training.loop import LoopConfig
-from percov2_core.training.scoring import Scorer
+from percov2_core.training import sd3_recipes
+from percov2_core.training.data import CropPlan, GridPlan
+from percov2_core.training.jobs import Job, read_recipe, settings
 
-_Settings = TypeVar("_Settings")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What the command line says about one run.
-
-    Attributes:
-        data: Folder of photos (stage `caption`: its sibling `captions` is used as well).
-        out: Folder of the run.
-        recipe: Settings, see the module.
-        vae: Folder of the trained autoencoder.
-        parts: Folder of the rate's trained modules (stages `masked`).
-        init: Folder of an earlier run of the same stage to go on from.
-        perceptual: SqueezeNet weights, or None to train and score without.
-        pictures: Folder of evaluation pictures, or None not to score.
-        captions: Gzipped captions, one a line (stage `caption`).
-    """
-
-    data: Path
-    out: Path
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    minutes: float | None = None
-    steps: int | None = None
-    device: str | None = None
-    resume: bool = False
-    vae: Path | None = None
-    parts: Path | None = None
-    init: Path | None = None
-    perceptual: Path | None = None
-    pictures: Path | None = None
-    captions: Path | None = None
-
-    def photos(self) -> Photos:
-        return open_photos(self.data, self.out.parent / "photos")
-
-    def features(self) -> SqueezeNetFeatures | None:
-        return SqueezeNetFeatures(self.perceptual) if self.perceptual else None
-
-    def scorer(self) -> Scorer | None:
-        return Scorer(self.pictures, self.features()) if self.pictures else None
-
-    def loop(self, **defaults: Any) -> LoopConfig:
-        given = {"minutes": self.minutes, "steps": self.steps, "device": self.device}
-        said = {k: v for k, v in given.items() if v is not None}
-        return settings(LoopConfig, {**defaults, **self.recipe.get("loop", {}), **said}, "loop")
-
-    def needs(self, name: str) -> Path:
-        value = getattr(self, name)
-        if value is None:
-            raise ConfigError(f"--{name} is needed for this stage, got none")
-        return Path(value)
-
-
-def settings(kind: type[_Settings], values: Mapping[str, Any], where: str) -> _Settings:
-    """A dataclass from recipe values.
-
-    Raises:
-        ConfigError: if a name is unknown.
-    """
-    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - known):
-        raise ConfigError(
-            f"recipe {where}: expected {', '.join(sorted(known))}, got {unknown[0]!r}"
-        )
-    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return kind(**tuples)
-
-
-def read_recipe(path: Path | None) -> dict[str, Any]:
-    """The JSON object at `path`, or an empty one.
-
-    Raises:
-        ConfigError: if it is not a JSON object.
-    """
-    if path is None:
-        return {}
-    try:
-        recipe = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"recipe {str(path)!r} is not JSON: {error}") from error
-    if not isinstance(recipe, dict):
-        raise ConfigError(f"recipe {str(path)!r} must be an object, got {type(recipe).__name__}")
-    return recipe
+__all__ = ["STAGES", "Job", "read_recipe", "settings"]
 
 
 def run_autoencoder(job: Job) -> None:
+    _refuse_base(job, "autoencoder")
     from percov2_core.training import autoencoder as stage
 
     plan = {"sides": (192,), "weights": (1.0,), "batch_px": 16 * 192 * 192}
@@ -135,6 +47,8 @@ _PLANS = MappingProxyType(
 
 
 def run_rate(job: Job, rate: str) -> None:
+    if job.model:
+        return sd3_recipes.run_rate(job, rate)
     from percov2_core.training import parts
     from percov2_core.training import rate as stage
     from percov2_core.training.stage1 import Stage1Loss
@@ -157,21 +71,9 @@ def run_rate(job: Job, rate: str) -> None:
     )
 
 
-_MASKED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "extreme": {"width": 192, "heads": 6, "content_layers": 2, "query_layers": 3},
-        "ultra-low": {
-            "width": 160,
-            "heads": 5,
-            "content_layers": 2,
-            "query_layers": 3,
-            "dropout": 0.1,
-        },
-    }
-)
-
-
 def run_masked(job: Job, rate: str) -> None:
+    if job.model:
+        return sd3_recipes.run_masked(job, rate)
     import torch
 
     from percov2_core.entropy.exporter import export
@@ -189,15 +91,16 @@ def run_masked(job: Job, rate: str) -> None:
         vae=stage.open_vae(job.needs("vae")),
         encoder=load_part(HyperEncoder, folder / "hyper_encoder", device),
         quantizer=load_part(VectorQuantizer, folder / "quantizer", device),
-        plan=settings(tokens.GridPlan, plan, "plan"),
+        plan=settings(GridPlan, plan, "plan"),
     )
-    said = {k: v for k, v in (("minutes", job.minutes), ("steps", job.steps)) if v is not None}
-    loop = {"minutes": 12.0, **job.recipe.get("loop", {}), **said}
+    loop = {"minutes": 12.0, **job.recipe.get("loop", {}), **job.length()}
     model = masked.train_masked(
         files,
         job.out,
         config=settings(
-            masked.MaskedModelConfig, {**_MASKED[rate], **job.recipe.get("model", {})}, "model"
+            masked.MaskedModelConfig,
+            {**masked.EMBEDDED[rate], **job.recipe.get("model", {})},
+            "model",
         ),
         settings=settings(masked.MaskedTraining, loop, "loop"),
         device=str(device),
@@ -208,10 +111,18 @@ def run_masked(job: Job, rate: str) -> None:
 
 
 def run_caption(job: Job) -> None:
+    _refuse_base(job, "caption")
     from percov2_core.training.caption_language import train_caption_language
 
     job.out.mkdir(parents=True, exist_ok=True)
-    train_caption_language(job.needs("captions"), job.data, job.out / "caption_language.npz")
+    train_caption_language(
+        job.needs("captions"), job.needs("data"), job.out / "caption_language.npz"
+    )
+
+
+def _refuse_base(job: Job, stage: str) -> None:
+    if job.model:
+        raise ConfigError(f"stage {stage!r} trains no part over a base, got --model {job.model}")
 
 
 STAGES: Mapping[str, Callable[[Job], None]] = MappingProxyType(
@@ -220,5 +131,6 @@ STAGES: Mapping[str, Callable[[Job], None]] = MappingProxyType(
         **{rate: partial(run_rate, rate=rate) for rate in RATES},
         **{f"masked-{rate}": partial(run_masked, rate=rate) for rate in RATES},
         "caption": run_caption,
+        "cache": sd3_recipes.run_cache,
     }
 )

@@ -5,12 +5,10 @@ S grids, h x w tokens in each.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 from tqdm import tqdm
@@ -19,17 +17,9 @@ from percov2_core.caption.describer import describe
 from percov2_core.hyper.quantizer import VectorQuantizer
 from percov2_core.latent.autoencoder import LatentAutoencoder
 from percov2_core.training.autoencoder import to_float
-from percov2_core.training.data import Photos, random_crop
+from percov2_core.training.data import GridPlan, Photos, shrunk_crop
 
 _BATCH_PX = 4 * 512 * 512
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GridPlan:
-    """Which crops are turned into tokens: how many of each side in pixels."""
-
-    sides: tuple[int, ...]
-    counts: tuple[int, ...]
 
 
 EMBEDDED = {
@@ -63,7 +53,7 @@ def write_grids(
         picks = np.concatenate([rng.permutation(len(photos)) for _ in range(rounds)])[:count]
         chunks = np.array_split(picks, max(1, len(picks) * side * side // _BATCH_PX))
         for chunk in tqdm(chunks, desc=path.stem, disable=None):
-            crops = np.stack([_shrunk_crop(photos[int(i)], side, rng) for i in chunk])
+            crops = np.stack([shrunk_crop(photos[int(i)], side, rng) for i in chunk])
             captions += [describe(Image.fromarray(crop)) for crop in crops]
             with torch.autocast(vae.device.type, dtype=torch.bfloat16):
                 latent = vae.encode(to_float(crops).to(vae.device))
@@ -71,16 +61,3 @@ def write_grids(
             grids.append(quantizer.tokens(vectors).to(torch.uint8).cpu().numpy())
         np.savez_compressed(path, tokens=np.concatenate(grids), captions=np.array(captions))
     return files
-
-
-def _shrunk_crop(
-    photo: NDArray[np.uint8], side: int, rng: np.random.Generator
-) -> NDArray[np.uint8]:
-    """A random square, half of the time of a photo that was reduced to about that side."""
-    short = min(photo.shape[:2])
-    if short > side and rng.random() < 0.5:
-        image = Image.fromarray(photo)
-        scale = side / short
-        size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
-        photo = np.asarray(image.resize(size, Image.Resampling.LANCZOS))
-    return random_crop(photo, side, rng)
