@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from percov2_core.entropy import masked_model as mm
@@ -128,10 +128,11 @@ class ExactModel:
         return digest.digest()
 
     def save(self, path: Path) -> None:
-        """Write tables and config to one safetensors file."""
+        """Write tables and config to one safetensors file; the same model gives the same bytes."""
         tables = {name: t.cpu().contiguous() for name, t in self.tables.items()}
         settings = json.dumps(asdict(self.config), sort_keys=True)
-        save_file(tables, path, metadata={"format": FORMAT, "config": settings})
+        data = save(tables, metadata={"format": FORMAT, "config": settings})
+        path.write_bytes(_in_order(data))
 
     @classmethod
     def load(cls, path: Path, *, device: str = "cpu") -> ExactModel:
@@ -182,6 +183,17 @@ class ExactModel:
             mixed_scale=2.0**mixed_bits / (WEIGHT_TOTAL * 2**VALUE_BITS),
             hidden_limit=hidden_limit,
         )
+
+
+def _in_order(data: bytes) -> bytes:
+    """The same safetensors file with its header sorted, whose order the library leaves to chance.
+
+    A model's digest, and with it the fingerprint in every file, is taken over these bytes.
+    """
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:start]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[start:]
 
 
 def _prove(name: str, bound: float, limit: float) -> None:
