@@ -1,0 +1,262 @@
+"""Checkpoints over Stable Diffusion 3: written fresh, changed, saved, loaded strictly, used."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from percov2_core.bitstream import Stream
+from percov2_core.codec import RateModules
+from percov2_core.config import MODES, RATES
+from percov2_core.errors import UnavailableError, WeightsError
+from percov2_core.flow.transformer import Conditions
+from percov2_core.weights import load_codec
+from percov2_core.weights.about import read_about, write_about
+from percov2_core.weights.base import load_text
+from percov2_core.weights.files import WEIGHTS_FILE
+from percov2_core.weights.fresh import random_codec, write_fresh_checkpoint
+from percov2_core.weights.lora import ADAPTER_FILE
+from percov2_core.weights.rates import load_sd3_rate, save_sd3_rate
+from percov2_core.weights.residency import Residency
+from percov2_core.weights.sizes import TINY
+from tests.tiny import picture
+from tests.tiny_sd3 import tiny_sd3_folder
+
+CPU = Residency(device="cpu")
+RANKS = {"lora": 2, "full": 0}
+T5_TOKENS = 8
+
+
+@pytest.fixture(autouse=True)
+def base(monkeypatch):
+    monkeypatch.setenv("PERCOV2_SD3_BASE", str(tiny_sd3_folder()))
+    return tiny_sd3_folder()
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory):
+    """An untrained checkpoint of each kind."""
+    return {
+        kind: write_fresh_checkpoint(
+            tmp_path_factory.mktemp(kind),
+            tiny_sd3_folder(),
+            lora_rank=rank,
+            t5_tokens=T5_TOKENS,
+            hyper=TINY.hyper,
+        )
+        for kind, rank in RANKS.items()
+    }
+
+
+@pytest.fixture(params=RANKS)
+def folder(request, written, tmp_path):
+    return shutil.copytree(written[request.param], tmp_path / request.param)
+
+
+@pytest.fixture
+def lora(written, tmp_path):
+    return shutil.copytree(written["lora"], tmp_path / "lora")
+
+
+def training_modules(folder, rate: str) -> RateModules:
+    text = load_text(tiny_sd3_folder(), CPU, t5_tokens=T5_TOKENS)
+    return load_sd3_rate(folder / rate, tiny_sd3_folder(), text, CPU, merge=False)
+
+
+def change(module: nn.Module, names: tuple[str, ...] = ("",)) -> None:
+    """What training would do: every parameter that it may change becomes another."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in module.named_parameters():
+        if any(part in name for part in names):
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data += 0.1 * noise
+
+
+def test_a_fresh_checkpoint_codes_and_paints(folder):
+    codec = load_codec(f"sd3-medium:{folder}", device="cpu")
+    for mode in MODES:
+        stream = Stream.from_bytes(codec.encode(picture(), mode).to_bytes())
+        assert codec.decode(stream, steps=2, guidance=3.0).size == picture().size
+
+
+def test_two_loads_read_the_same_tokens_and_paint_the_same_picture(folder):
+    first, second = (load_codec(f"sd3-medium:{folder}", device="cpu") for _ in range(2))
+    data = first.encode(picture(), "extreme").to_bytes()
+    assert data == second.encode(picture(), "extreme").to_bytes()
+    stream = Stream.from_bytes(data)
+    assert np.array_equal(first.read(stream).tokens, second.read(stream).tokens)
+    a, b = (codec.decode(stream, steps=2) for codec in (first, second))
+    assert a.tobytes() == b.tobytes()
+
+
+def test_the_tokens_in_the_file_are_those_of_the_encoder(folder):
+    codec = load_codec(f"sd3-medium:{folder}", device="cpu")
+    stream = Stream.from_bytes(codec.encode(picture(128, 96), "extreme").to_bytes())
+    modules = codec.rates["extreme"]
+    x = torch.from_numpy(np.array(picture(128, 96))).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        tokens = modules.quantizer.tokens(modules.encoder(codec.vae.encode(x)))
+    assert np.array_equal(codec.read(stream).tokens, tokens[0].numpy())
+    assert len(np.unique(tokens)) > 1
+
+
+def test_what_training_changed_is_what_is_loaded(folder):
+    modules = training_modules(folder, "extreme")
+    trained = ("lora_", "pos_embed.proj") if folder.name == "lora" else ("",)
+    change(modules.flow.transformer, trained)
+    change(modules.decoder)
+    change(modules.encoder)
+    save_sd3_rate(modules, folder / "extreme")
+    loaded = load_codec(folder, device="cpu").rates["extreme"]
+    untouched = load_codec(f"sd3-medium:{folder}", device="cpu").rates["ultra-low"]
+    z = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(2))
+    codes = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(3))
+    t, one = torch.tensor([0.6]), torch.ones(1)
+
+    def velocity(modules):
+        start, features = modules.decoder(codes, one)
+        conditions = Conditions(start, features, modules.text.encode(["a red house"]))
+        return modules.flow(z, t, conditions, one)
+
+    with torch.no_grad():
+        assert torch.equal(modules.encoder(z), loaded.encoder(z))
+        assert torch.allclose(velocity(modules), velocity(loaded), atol=1e-5)
+    before, after = untouched.flow.transformer, loaded.flow.transformer
+    name = "transformer_blocks.0.attn.to_q.weight"
+    assert not torch.allclose(before.get_parameter(name), after.get_parameter(name))
+
+
+def test_an_adapter_is_folded_into_the_weights(lora):
+    transformer = load_codec(lora, device="cpu").rates["extreme"].flow.transformer
+    assert type(transformer).__name__ == "SD3Transformer2DModel"
+    assert not any("lora" in name for name, _ in transformer.named_modules())
+
+
+def test_the_first_byte_of_the_digest_is_in_every_file(lora):
+    about = read_about(lora)
+    codec = load_codec(lora, device="cpu")
+    assert codec.encode(picture()).fingerprint == bytes.fromhex(about.digest)[0]
+    assert (about.shift, about.base, about.captioner) == (3.0, "sd3-medium", "auto")
+    assert codec.scheduler.config.shift == 3.0
+
+
+def test_about_survives_writing(lora):
+    about = read_about(lora)
+    write_about(about, lora)
+    assert read_about(lora) == about
+
+
+@pytest.mark.parametrize("kind", RANKS)
+def test_the_folder_holds_the_documented_files_and_no_others(written, kind):
+    found = {str(p.relative_to(written[kind])) for p in written[kind].rglob("*") if p.is_file()}
+    parts = [f"{part}/{WEIGHTS_FILE}" for part in ("hyper_encoder", "quantizer", "hyper_decoder")]
+    parts += [f"{part}/config.json" for part in ("hyper_encoder", "quantizer", "hyper_decoder")]
+    parts += ["entropy.safetensors", "flow.json", "search.json"]
+    if kind == "lora":
+        parts += ["lora/adapter_config.json", f"lora/{ADAPTER_FILE}"]
+    else:
+        parts += ["transformer/config.json", f"transformer/{WEIGHTS_FILE}"]
+    wanted = {f"{rate}/{part}" for rate in RATES for part in parts}
+    assert found == {"model.json", "caption_language.npz"} | wanted
+
+
+def test_random_weights_make_a_whole_codec():
+    codec = random_codec(TINY, residency=CPU, t5_tokens=8)
+    stream = Stream.from_bytes(codec.encode(picture(), "ultra-low").to_bytes())
+    assert codec.decode(stream, steps=1, guidance=2.0).size == picture().size
+    assert codec.rates["extreme"].flow.transformer is codec.rates["ultra-low"].flow.transformer
+
+
+def change_weights(path, change):
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+
+
+def rename(weights, old, new):
+    weights[new] = weights.pop(old)
+
+
+QUERY = "base_model.model.transformer_blocks.0.attn.to_q.lora_A.weight"
+EMBEDDING = "base_model.model.pos_embed.proj.bias"
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda w: rename(w, QUERY, "lost"), rf"{ADAPTER_FILE}': no parameter .*to_q\.lora_A"),
+        (lambda w: w.update(lost=torch.zeros(1)), rf"{ADAPTER_FILE}': unknown parameter lost$"),
+        (
+            lambda w: w.update({EMBEDDING: torch.zeros(3)}),
+            r"pos_embed\.proj\.bias has shape \(3,\), expected \(16,\)$",
+        ),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_named(lora, edit, message):
+    change_weights(lora / "extreme" / "lora" / ADAPTER_FILE, edit)
+    with pytest.raises(WeightsError, match=message) as caught:
+        load_codec(lora, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_adapter_is_named(lora):
+    (lora / "extreme" / "lora" / "adapter_config.json").write_text("{")
+    with pytest.raises(WeightsError, match=r"adapter .*extreme/lora' cannot be read"):
+        load_codec(lora, device="cpu")
+
+
+def test_a_full_transformer_of_another_width_is_named(written, tmp_path):
+    folder = shutil.copytree(written["full"], tmp_path / "full")
+    path = folder / "extreme" / "transformer" / WEIGHTS_FILE
+    change_weights(path, lambda w: w.update({"proj_out.bias": torch.zeros(3)}))
+    with pytest.raises(WeightsError, match=r"proj_out\.bias has shape \(3,\), expected \(64,\)"):
+        load_codec(folder, device="cpu")
+
+
+def edit_about(folder, **values):
+    about = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**about, **values}))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"format": 2}, r"format 2, this build reads 1$"),
+        ({"base": "sd4"}, r"model\.json: base must be one of sd3-medium, sd3\.5-medium, got 'sd4'"),
+        ({"base": "sd3.5-medium"}, r"base is 'sd3\.5-medium', expected 'sd3-medium'$"),
+        ({"digest": "00" * 32}, r"model\.json says 000000000000: codebooks or entropy models are"),
+    ],
+)
+def test_a_checkpoint_of_another_version_or_base_is_refused(lora, values, message):
+    edit_about(lora, **values)
+    with pytest.raises(WeightsError, match=message):
+        load_codec(f"sd3-medium:{lora}", device="cpu")
+
+
+def test_an_unknown_setting_is_named(lora):
+    (lora / "extreme" / "flow.json").write_text('{"start": "noise", "tyle": 64}')
+    with pytest.raises(WeightsError, match=r"flow\.json.*tyle"):
+        load_codec(lora, device="cpu")
+    (lora / "extreme" / "flow.json").write_text('{"start": "middle"}')
+    with pytest.raises(WeightsError, match=r"flow\.json.*start must be 'codes' or 'noise'"):
+        load_codec(lora, device="cpu")
+
+
+def test_an_adapter_without_its_library_says_what_to_install(lora, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(UnavailableError, match="run `pip install peft`"):
+        load_codec(lora, device="cpu")
+
+
+def test_no_checkpoint_ships_and_the_message_says_so():
+    with pytest.raises(WeightsError, match="'sd3-medium': no trained checkpoint ships"):
+        load_codec("sd3-medium")
+    with pytest.raises(WeightsError, match="'sd3-medium:not here': no folder 'not here'"):
+        load_codec("sd3-medium:not here")
