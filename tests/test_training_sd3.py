@@ -1,0 +1,353 @@
+"""From a base folder to a file and back: cache, both kinds of stage 1, entropy model, codec."""
+
+import csv
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from percov2_core.bitstream import Stream
+from percov2_core.cli import main
+from percov2_core.errors import ConfigError
+from percov2_core.flow.text import TextEmbedding
+from percov2_core.hyper.encoder import HyperEncoder
+from percov2_core.hyper.quantizer import VectorQuantizer
+from percov2_core.training import checkpoint, recipes, sd3, sd3_tokens, shards
+from percov2_core.training.cache import Cache, read_info
+from percov2_core.training.cost import count_cost, measured
+from percov2_core.training.loop import LoopConfig
+from percov2_core.training.sd3_stage1 import SD3Loss, draw_times, parameter_groups
+from percov2_core.weights import load_codec
+from percov2_core.weights.base import load_text
+from percov2_core.weights.fresh import write_fresh_checkpoint
+from percov2_core.weights.residency import Residency
+from percov2_core.weights.sizes import TINY
+from tests.tiny import picture
+from tests.tiny_sd3 import tiny_sd3_folder
+
+STAGE1 = {
+    "loop": {"save_every_s": 0.0, "warmup_steps": 1, "lr": 1e-3},
+    "tuning": {"batch_px": 4 * 64 * 64, "warmup": 2, "held_out": 2},
+}
+MASKED = {
+    "model": {
+        "width": 16, "heads": 2, "content_layers": 1, "query_layers": 1, "hidden": 16,
+        "code_width": 8,
+    },
+    "loop": {"batch_tokens": 64, "held_out": 2, "min_crop": 1, "validate_minutes": 0.0},
+}  # fmt: skip
+PLAN = {"plan": {"sides": [64, 128], "counts": [8, 4]}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def base():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERCOV2_SD3_BASE", str(tiny_sd3_folder()))
+        yield
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(5):
+        picture(150 + 10 * i, 140, seed=i).save(folder / f"{i}.png")
+    return folder
+
+
+def job(out, **values):
+    return recipes.Job(out=out, device="cpu", **values)
+
+
+@pytest.fixture(scope="module")
+def cache(photos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "cache"
+    words = {"model": "sd3-medium", "captioner": "describer", "t5": False}
+    recipes.STAGES["cache"](job(out, data=photos, recipe=PLAN, **words))
+    return out
+
+
+@pytest.fixture(scope="module", params=[4, 0], ids=["lora", "full"])
+def fresh(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "fresh"
+    return write_fresh_checkpoint(
+        folder, tiny_sd3_folder(), lora_rank=request.param, t5_tokens=0, hyper=TINY.hyper
+    )
+
+
+@pytest.fixture
+def model(fresh, tmp_path):
+    return shutil.copytree(fresh, tmp_path / "model")
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def stage1(model, cache, out, rate="extreme", recipe=STAGE1, **values):
+    values = {"steps": 5, "model": f"sd3-medium:{model}", "cache": cache, **values}
+    recipes.STAGES[rate](job(out, recipe=recipe, **values))
+
+
+def test_every_stage_then_a_file_and_back(model, cache, tmp_path):
+    for rate in ("extreme", "ultra-low"):
+        lines = []
+        stage1(model, cache, tmp_path / rate, rate=rate, report=lines.append)
+        assert lines[0].startswith("cost: 20 samples, 4 in a step")
+        words = {"steps": 5, "model": f"sd3-medium:{model}", "cache": cache}
+        recipes.STAGES[f"masked-{rate}"](job(tmp_path / f"m-{rate}", recipe=MASKED, **words))
+    codec = load_codec(f"sd3-medium:{model}", device="cpu")
+    image = picture(96, 80)
+    for mode in ("extreme", "ultra-low"):
+        stream = codec.encode(image, mode, caption="a red house")
+        back = Stream.from_bytes(stream.to_bytes())
+        sent = codec.read(stream).tokens
+        assert np.array_equal(codec.read(back).tokens, sent)
+        assert codec.decode(back, steps=1, guidance=3.0).size == image.size
+
+
+def test_what_was_trained_is_what_the_codec_loads(model, cache, tmp_path):
+    before = load_codec(f"sd3-medium:{model}", device="cpu").rates
+    stage1(model, cache, tmp_path / "run")
+    after = load_codec(f"sd3-medium:{model}", device="cpu").rates
+    average = checkpoint.load_average(tmp_path / "run" / "checkpoint.pt")
+    saved = after["extreme"].encoder.state_dict()
+    assert all(torch.equal(saved[k], average[f"encoder.{k}"]) for k in saved)
+    for name in ("encoder", "decoder", "quantizer", "flow"):
+        old, new = (getattr(rates["extreme"], name).state_dict() for rates in (before, after))
+        assert any(not torch.equal(old[k], new[k]) for k in new), name
+        # The other rate was not touched.
+        old, new = (getattr(rates["ultra-low"], name).state_dict() for rates in (before, after))
+        assert all(torch.equal(old[k], new[k]) for k in new), name
+
+
+def test_a_resumed_run_ends_where_an_unbroken_one_does(fresh, cache, tmp_path, monkeypatch):
+    models = [shutil.copytree(fresh, tmp_path / name) for name in ("a", "b")]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    stage1(models[0], cache, whole)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Cache, "draw", drawing({0, 1, 2}, Cache.draw))
+        stage1(models[1], cache, broken)
+    # The step 0 is drawn once to count its samples.
+    monkeypatch.setattr(Cache, "draw", drawing({0, *range(3, 20)}, Cache.draw))
+    stage1(models[1], cache, broken, resume=True)
+    assert rows(whole / "losses.csv")[-1]["loss"] == rows(broken / "losses.csv")[-1]["loss"]
+    a, b = (checkpoint.load_average(out / "checkpoint.pt") for out in (whole, broken))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def drawing(allowed, draw):
+    def drawn(self, *, batch_px, seed, step):
+        if step not in allowed:
+            raise KeyboardInterrupt
+        return draw(self, batch_px=batch_px, seed=seed, step=step)
+
+    return drawn
+
+
+def system(model, cache, loss=None, **values):
+    opened = Cache(cache)
+    modules = sd3._load(model, "extreme", opened.empty, precise=True)
+    tuning = sd3.Tuning(**{"warmup": 0, **values})
+    return sd3.build_system(modules, opened.empty, loss or SD3Loss(), tuning)
+
+
+def test_the_checkpoint_of_a_run_holds_nothing_of_a_frozen_base(model, cache):
+    built = system(model, cache)
+    frozen = {n for n, p in built.named_parameters() if not p.requires_grad}
+    names = set(checkpoint.kept(built))
+    assert not names & {n for n in frozen if n.startswith("flow.")}
+    assert {n for n, p in built.named_parameters() if p.requires_grad} <= names
+    assert "quantizer.quantizer.codebook" in names
+    if (model / "extreme" / "lora").is_dir():
+        assert frozen and all("lora_" in n or "pos_embed" in n for n in names if "flow." in n)
+
+
+def test_gradient_checkpointing_changes_no_gradient(model, cache):
+    opened = Cache(cache)
+    batch = opened.draw(batch_px=2 * 64 * 64, seed=0, step=0)
+    found = []
+    for checkpointing in (True, False):
+        torch.manual_seed(0)
+        built = system(model, cache, gradient_checkpointing=checkpointing)
+        torch.manual_seed(1)
+        built(batch, 0.0).loss.backward()
+        found.append({n: p.grad for n, p in built.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    assert any("transformer_blocks" in name for name in found[0])
+    for name, grad in found[0].items():
+        torch.testing.assert_close(grad, found[1][name])
+
+
+def test_the_hyper_latent_is_learned_through_the_flow_alone(model, cache):
+    built = system(model, cache, SD3Loss(start=0.0, commitment=0.0))
+    batch = Cache(cache).draw(batch_px=2 * 64 * 64, seed=0, step=0)
+    embedding = next(
+        p
+        for n, p in built.named_parameters()
+        if "pos_embed" in n and n.endswith("weight") and p.requires_grad
+    )
+    built(batch, 0.0).loss.backward()
+    assert embedding.grad[:, 16:].any()  # the new channels learn from the first step on
+    assert not built.encoder.out.weight.grad.any()
+    with torch.no_grad():
+        embedding[:, 16:] = 0.1
+    built(batch, 0.0).loss.backward()
+    assert built.encoder.out.weight.grad.any()
+
+
+def test_a_dropped_caption_is_the_empty_one(model, cache):
+    built = system(model, cache, SD3Loss(text_drop=1.0))
+    text = Cache(cache).draw(batch_px=2 * 64 * 64, seed=0, step=0).text
+    dropped = built._text(text, torch.device("cpu"))
+    assert torch.equal(dropped.sequence, built.empty_sequence.expand_as(text.sequence))
+    built.weights = SD3Loss(text_drop=0.0)
+    assert torch.equal(built._text(text, torch.device("cpu")).pooled, text.pooled)
+    built.weights = SD3Loss(text_drop=0.1)
+    many = TextEmbedding(text.sequence[:1].expand(4000, -1, -1), text.pooled[:1].expand(4000, -1))
+    torch.manual_seed(0)
+    kept = (built._text(many, torch.device("cpu")).pooled == text.pooled[:1]).all(dim=1)
+    assert 0.88 < kept.float().mean() < 0.92
+
+
+def test_times_follow_the_shifted_logistic_normal():
+    torch.manual_seed(0)
+    for shift, median in ((1.0, 0.5), (3.0, 0.75)):
+        t = draw_times(20_000, shift, torch.device("cpu"))
+        assert t.min() > 0 and t.max() < 1
+        assert abs(float(t.median()) - median) < 0.01
+
+
+def test_what_starts_fresh_learns_faster(model, cache):
+    built = system(model, cache)
+    base, new = parameter_groups(built, new_scale=10.0)
+    trained = sum(p.requires_grad for p in built.parameters())
+    assert len(base["params"]) + len(new["params"]) == trained and "lr_scale" not in base
+    own = {id(p) for p in built.encoder.parameters()} | {id(p) for p in built.decoder.parameters()}
+    assert own <= {id(p) for p in new["params"]}
+    lora = (model / "extreme" / "lora").is_dir()
+    assert (len(new["params"]) > len(own)) == lora
+
+
+def test_the_cache_gives_what_the_frozen_parts_gave(cache, photos):
+    text = load_text(tiny_sd3_folder(), Residency(device="cpu"), t5_tokens=0)
+    opened = Cache(cache, held_out=1)
+    batch = opened.draw(batch_px=2 * 64 * 64, seed=0, step=3)
+    wanted = text.encode(batch.captions)
+    torch.testing.assert_close(batch.text.sequence, wanted.sequence, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(batch.text.pooled, wanted.pooled, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(opened.empty.pooled, text.encode([""]).pooled)
+    again = Cache(cache, held_out=1).draw(batch_px=2 * 64 * 64, seed=0, step=3)
+    assert torch.equal(batch.latent, again.latent) and batch.captions == again.captions
+    shapes = {tuple(opened.draw(batch_px=1, seed=0, step=i).latent.shape) for i in range(20)}
+    assert shapes == {(1, 16, 8, 8), (1, 16, 16, 16)}
+    assert len(opened) == 10 and len(list(opened.all(64))) == 1
+
+
+def test_a_cache_that_was_broken_off_is_completed_to_the_same_bytes(cache, photos, tmp_path):
+    copy = shutil.copytree(cache, tmp_path / "cache")
+    (shard,) = copy.glob("shard-*.tar")
+    whole = shard.read_bytes()
+    shard.unlink()
+    words = {"model": "sd3-medium", "captioner": "describer", "t5": False}
+    recipes.STAGES["cache"](job(copy, data=photos, recipe=PLAN, **words))
+    assert shard.read_bytes() == whole
+    other = {"plan": {**PLAN["plan"], "counts": [9, 4]}}
+    with pytest.raises(ConfigError, match=r"counts is \(8, 4\), this run has \(9, 4\)"):
+        recipes.STAGES["cache"](job(copy, data=photos, recipe=other, **words))
+
+
+def test_a_grid_larger_than_the_entropy_models_tile_is_cut(cache, tmp_path, monkeypatch):
+    parts = {
+        "encoder": HyperEncoder(widths=(8,), depths=(1,), code_dim=4),
+        "quantizer": VectorQuantizer(16, 4),
+    }
+    whole = sd3_tokens.write_cached_grids(Cache(cache), tmp_path / "whole", **parts)
+    monkeypatch.setattr(sd3_tokens, "MAX_TILE", 4)
+    cut = sd3_tokens.write_cached_grids(Cache(cache), tmp_path / "cut", **parts)
+    large, small = (np.load(paths[1]) for paths in (whole, cut))
+    assert large["tokens"].shape == (4, 8, 8) and small["tokens"].shape == (16, 4, 4)
+    assert np.array_equal(small["tokens"][1], large["tokens"][0, :4, 4:])
+    assert list(small["captions"][:4]) == [large["captions"][0]] * 4
+
+
+def test_shards_keep_their_samples_and_notice_damage(tmp_path):
+    path = tmp_path / "a.tar"
+    samples = [(f"{i:03d}", {"x.npy": shards.to_npy(np.arange(i)), "txt": b"t"}) for i in range(4)]
+    shards.write_archive(path, samples)
+    found = shards.index_archives([path])
+    assert [record.name for record in found] == ["000", "001", "002", "003"]
+    assert np.array_equal(shards.from_npy(shards.read_member(found[3], "x.npy")), np.arange(3))
+    with pytest.raises(ConfigError, match="sample '001' has no member 'json'"):
+        shards.read_member(found[1], "json")
+    path.write_bytes(path.read_bytes()[: found[2].members["txt"].start])
+    with pytest.raises(ConfigError, match="ends inside sample '002'"):
+        shards.read_member(found[2], "txt")
+    path.write_bytes(b"no archive" * 100)
+    with pytest.raises(ConfigError, match="is no tar archive"):
+        shards.index_archives([path])
+
+
+def test_the_cost_is_counted_and_then_measured():
+    module = torch.nn.Linear(10, 10)
+    module.bias.requires_grad_(False)
+    cost = count_cost(module, LoopConfig(steps=100), batch=4, processes=8)
+    assert (cost.samples, cost.per_step, cost.trained, cost.frozen) == (3200, 32, 100, 10)
+    # 110 weights and their average, gradients and two averages of the 100 that learn, 4 bytes each.
+    assert cost.state_bytes == 4 * (110 + 110 + 3 * 100)
+    large = replace(cost, state_bytes=16 * 2**30)
+    assert "16.00 GiB a process" in large.describe()
+    assert "2.00 GiB a process" in replace(large, shards=8).describe()
+    text = measured(cost, LoopConfig(steps=100), steps=19, seconds=9.5)
+    assert text == "cost: 2 steps/s, 64 samples/s (measured); 100 steps take 0.01 h"
+
+
+def test_a_run_reports_its_speed_after_its_first_steps(fresh, cache, tmp_path):
+    model, lines = shutil.copytree(fresh, tmp_path / "model"), []
+    quiet = {**STAGE1, "loop": {"warmup_steps": 1}}
+    stage1(model, cache, tmp_path / "run", recipe=quiet, steps=21, report=lines.append)
+    assert len(lines) == 2 and "steps/s" in lines[1]
+    scores = rows(tmp_path / "run" / "scores.csv")
+    assert set(scores[-1]) == {"step", "seconds", "flow_0.2", "flow_0.5", "flow_0.8", "flow_1"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("cache --data D", "--model is needed for this stage"),
+        ("cache --data D --model sd2", "base must be one of sd3-medium"),
+        ("extreme --model sd3-medium", "--cache is needed for this stage, got none"),
+        ("extreme --model sd3-medium:X --cache X", "cache: no cache.json in 'X'"),
+        ("autoencoder --model sd3-medium", "stage 'autoencoder' trains no part over a base"),
+        ("extreme --model sd3-medium --lora-rank -1", "--lora-rank must be at least 0, got -1"),
+    ],
+)
+def test_a_wrong_order_is_one_line(words, message, capsys, tmp_path):
+    assert main(["train", *words.split(), "--out", str(tmp_path), "--device", "cpu"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_cache_of_another_text_length_or_base_is_refused(model, cache, tmp_path):
+    copy = shutil.copytree(cache, tmp_path / "other")
+    info = copy / "cache.json"
+    text = info.read_text()
+    info.write_text(text.replace('"text_tokens": 77', '"text_tokens": 333'))
+    with pytest.raises(ConfigError, match="made with 256 tokens of T5, checkpoint expects 0"):
+        stage1(model, copy, tmp_path / "run")
+    info.write_text(text.replace("sd3-medium", "sd3.5-medium"))
+    with pytest.raises(ConfigError, match=r"made with 'sd3\.5-medium', checkpoint is over"):
+        stage1(model, copy, tmp_path / "run")
+    info.write_text(text.replace('"format": 1', '"format": 2'))
+    with pytest.raises(ConfigError, match="format 2, this build reads 1"):
+        read_info(copy)
+
+
+def test_a_low_rank_difference_is_not_sharded(model, cache, monkeypatch):
+    monkeypatch.setenv(sd3.FSDP_VARIABLE, "true")
+    if (model / "extreme" / "lora").is_dir():
+        with pytest.raises(ConfigError, match="FSDP cuts weights of one precision only"):
+            system(model, cache)
+    else:
+        assert system(model, cache)
