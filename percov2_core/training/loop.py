@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -25,7 +25,16 @@ from percov2_core.errors import ConfigError
 from percov2_core.training import checkpoint
 from percov2_core.training.checkpoint import CHECKPOINT
 
-__all__ = ["CHECKPOINT", "Ema", "LoopConfig", "StepLoss", "learning_rate", "run"]
+__all__ = [
+    "CHECKPOINT",
+    "Ema",
+    "LoopConfig",
+    "StepLoss",
+    "learning_rate",
+    "on_cpu",
+    "processes",
+    "run",
+]
 
 LOG_EVERY = 20  # steps
 LOSSES, SCORES = "losses.csv", "scores.csv"
@@ -79,6 +88,16 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if self.steps is None and self.minutes <= 0:
             raise ConfigError(f"minutes must be above 0, got {self.minutes}")
+
+
+def on_cpu(device: str | None) -> bool:
+    """Whether a run stays on the CPU: asked for, or there is no GPU."""
+    return device == "cpu" or not torch.cuda.is_available()
+
+
+def processes(device: str | None) -> PartialState:
+    """Which process of how many this is, under `accelerate launch` or alone."""
+    return PartialState(cpu=on_cpu(device))
 
 
 class Ema:
@@ -148,8 +167,7 @@ class _Trainer:
         self, system: nn.Module, out: Path, config: LoopConfig, groups: Groups | None
     ) -> None:
         self.out, self.config = out, config
-        cpu = config.device == "cpu" or not torch.cuda.is_available()
-        self.accelerator = Accelerator(cpu=cpu, mixed_precision="bf16")
+        self.accelerator = Accelerator(cpu=on_cpu(config.device), mixed_precision="bf16")
         optimizer = torch.optim.AdamW(
             groups(system) if groups else [p for p in system.parameters() if p.requires_grad],
             lr=config.lr,

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from torch import nn
 
 from percov2_core.codec import RateModules
@@ -22,7 +21,7 @@ from percov2_core.flow.text import TextEmbedding
 from percov2_core.training import checkpoint
 from percov2_core.training.cache import Cache, LatentBatch, read_batch
 from percov2_core.training.cost import count_cost, measuring
-from percov2_core.training.loop import LoopConfig, run
+from percov2_core.training.loop import LoopConfig, on_cpu, processes, run
 from percov2_core.training.quantize import TrainingQuantizer
 from percov2_core.training.sd3_stage1 import SD3Loss, SD3Parts, SD3System, parameter_groups
 from percov2_core.weights.about import read_about, write_about
@@ -94,10 +93,10 @@ def train_sd3_rate(
     cache = Cache(cache_folder, held_out=tuning.held_out)
     check_pair(model, cache)
     torch.manual_seed(loop.seed)
-    modules = _load(model, rate, cache.empty, precise=loop.device == "cpu")
+    modules = _load(model, rate, cache.empty, precise=on_cpu(loop.device))
     system = build_system(modules, cache.empty, loss, tuning)
     held_out = _held_out(cache, tuning.batch_px)
-    state = PartialState(cpu=loop.device == "cpu" or not torch.cuda.is_available())
+    state = processes(loop.device)
     first = cache.draw(batch_px=tuning.batch_px, seed=loop.seed, step=0)
     cost = count_cost(
         system,

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from percov2_core.errors import ConfigError
 from percov2_core.training.data import GridPlan
 from percov2_core.training.jobs import Job, settings
+from percov2_core.training.loop import processes
 from percov2_core.weights.about import ABOUT_FILE, ENTROPY_FILE, read_about, write_about
 from percov2_core.weights.places import MODELS_DIR, find_base
 from percov2_core.weights.residency import Residency
@@ -57,8 +57,9 @@ def run_cache(job: Job) -> None:
     from percov2_core.weights.base import load_base
 
     place = find_place(job)
-    cpu = job.device == "cpu" or not torch.cuda.is_available()
-    home = Residency.from_environment(device=str(PartialState(cpu=cpu).device))
+    state = processes(job.device)
+    device = "cpu" if state.device.type == "cpu" else str(state.device)
+    home = Residency.from_environment(device=device)
     captioner = get_captioner(job.captioner, device=str(home.target))
     t5 = T5_TOKENS if job.t5 else 0
     base = load_base(
@@ -68,7 +69,8 @@ def run_cache(job: Job) -> None:
         transformer=False,
         t5_tokens=t5,
     )
-    photos = job.photos()
+    with state.main_process_first():  # unpacks them once for all
+        photos = job.photos()
     plan = {"sides": (512,), "counts": (len(photos),), **job.recipe.get("plan", {})}
     write_cache(
         photos,
@@ -144,8 +146,7 @@ def _checkpoint(job: Job, place: Place) -> Path:
     from percov2_core.training.cache import read_info
     from percov2_core.weights.fresh import write_fresh_checkpoint
 
-    cpu = job.device == "cpu" or not torch.cuda.is_available()
-    state = PartialState(cpu=cpu)
+    state = processes(job.device)
     made = (place.folder / ABOUT_FILE).is_file()
     if state.is_main_process and made and job.lora_rank is not None:
         raise ConfigError(f"--lora-rank is for a new checkpoint, {str(place.folder)!r} is there")
