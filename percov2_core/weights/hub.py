@@ -16,6 +16,8 @@ from huggingface_hub import (
     constants,
     get_hf_file_metadata,
     hf_hub_url,
+    is_offline_mode,
+    set_client_factory,
     snapshot_download,
 )
 from huggingface_hub.errors import (
@@ -31,7 +33,7 @@ from huggingface_hub.errors import (
 
 from percov2_core.errors import WeightsError
 
-ANSWER_S = 5.0  # for the first answer; a download itself may take as long as it needs
+ANSWER_S = 5.0  # for each answer; a download itself may take as long as it needs
 
 
 def cached(repository: str, patterns: list[str]) -> Path | None:
@@ -54,7 +56,6 @@ def download(repository: str, patterns: list[str], *, probe: str) -> Path:
         WeightsError: if the repository cannot be had; says what to accept or set.
     """
     with _one_line(repository):
-        HfApi().model_info(repository, timeout=ANSWER_S)
         get_hf_file_metadata(
             hf_hub_url(repository, probe, endpoint=constants.ENDPOINT), timeout=ANSWER_S
         )
@@ -77,41 +78,70 @@ def upload(folder: Path, repository: str) -> str:
     return f"{constants.ENDPOINT}/{repository}"
 
 
+def _client() -> httpx2.Client:
+    """huggingface_hub's own client waits for ever, and its calls ask for that by name."""
+    return httpx2.Client(follow_redirects=True, event_hooks={"request": [_hurry]})
+
+
+def _hurry(request: httpx2.Request) -> None:
+    given = request.extensions.get("timeout") or {}
+    limits = {kind: given.get(kind) or ANSWER_S for kind in ("connect", "read", "write", "pool")}
+    request.extensions["timeout"] = limits
+
+
 @contextmanager
 def _one_line(repository: str) -> Iterator[None]:
-    """Translate what the Hub's library raises."""
-    name, page = repr(repository), f"{constants.ENDPOINT}/{repository}"
+    """Turn what the Hub's library raises into a `WeightsError`; bugs keep their traceback."""
     try:
+        if is_offline_mode():
+            raise OfflineModeIsEnabled
+        set_client_factory(_client)
         yield
-    except GatedRepoError as error:
-        raise WeightsError(
+    except _KNOWN as error:
+        raise WeightsError(_sentence(error, repository)) from error
+
+
+_KNOWN = (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    httpx2.TransportError,
+)
+
+
+def _sentence(error: BaseException, repository: str) -> str:
+    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__
+    name, host = repr(repository), constants.ENDPOINT
+    page = f"{host}/{repository}"
+    sentences: list[tuple[type[BaseException], str]] = [
+        (
+            GatedRepoError,
             f"{name} is gated: accept its licence at {page}, then set HF_TOKEN to a token of that "
-            "account"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise WeightsError(
-            f"{name} is not at {page}, or not for everyone: check the name, or set HF_TOKEN"
-        ) from error
-    except RemoteEntryNotFoundError as error:
-        raise WeightsError(f"{name} lacks a file that every such model has: {page}") from error
-    except OfflineModeIsEnabled as error:
-        raise WeightsError(
-            f"{name} cannot be fetched while HF_HUB_OFFLINE is set: unset it"
-        ) from error
-    except LocalTokenNotFoundError as error:
-        raise WeightsError(f"{name} needs a token: set HF_TOKEN") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        hint = "set HF_TOKEN to a valid token" if status in (401, 403) else "try again later"
-        raise WeightsError(f"{name}: {constants.ENDPOINT} answers {status}: {hint}") from error
-    except httpx2.TimeoutException as error:
-        raise WeightsError(
-            f"{name}: {constants.ENDPOINT} did not answer in {ANSWER_S:g} s: check the network or "
-            "HF_ENDPOINT"
-        ) from error
-    except httpx2.TransportError as error:
-        raise WeightsError(
-            f"{name}: {constants.ENDPOINT} cannot be reached: check the network or HF_ENDPOINT"
-        ) from error
-    except HFValidationError as error:
-        raise WeightsError(f"{name} is no repository: expected OWNER/NAME") from error
+            "account",
+        ),
+        (
+            RepositoryNotFoundError,
+            f"{name} is not at {page}, or not for everyone: check the name, or set HF_TOKEN",
+        ),
+        (RemoteEntryNotFoundError, f"{name} lacks a file that every such model has: {page}"),
+        (OfflineModeIsEnabled, f"{name} cannot be fetched while HF_HUB_OFFLINE is set: unset it"),
+        (LocalTokenNotFoundError, f"{name} needs a token: set HF_TOKEN"),
+        (HFValidationError, f"{name} is no repository: expected OWNER/NAME"),
+        (
+            httpx2.TimeoutException,
+            f"{name}: {host} did not answer in {ANSWER_S:g} s: check the network or HF_ENDPOINT",
+        ),
+        (
+            httpx2.TransportError,
+            f"{name}: {host} cannot be reached: check the network or HF_ENDPOINT",
+        ),
+    ]
+    for kind, sentence in sentences:
+        if isinstance(error, kind):
+            return sentence
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else error
+    hint = "set HF_TOKEN to a valid token" if status in (401, 403) else "try again later"
+    return f"{name}: {host} answers {status}: {hint}"

@@ -1,0 +1,190 @@
+"""Models from and to the Hub, against a stand-in on this machine; every refusal is one line."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from huggingface_hub import constants
+
+from percov2_core.caption.captioner import BLIP_MODEL
+from percov2_core.cli import main
+from percov2_core.errors import WeightsError
+from percov2_core.weights import hub as client
+from percov2_core.weights import load_codec
+from percov2_core.weights.fresh import write_fresh_checkpoint
+from percov2_core.weights.places import base_files, find_base
+from percov2_core.weights.sizes import BASES, TINY
+from tests.model_hub import COMMIT, TOKEN, ModelHub, files_of, stand_in
+from tests.tiny import picture
+from tests.tiny_sd3 import tiny_sd3_folder
+
+BASE = BASES["sd3-medium"].repository
+CHECKPOINT = "somebody/percov2-sd3"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    return write_fresh_checkpoint(
+        tmp_path_factory.mktemp("checkpoint"), tiny_sd3_folder(), lora_rank=2, hyper=TINY.hyper
+    )
+
+
+def point_to(monkeypatch, address: str) -> None:
+    """What HF_ENDPOINT does where the library is loaded later."""
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The stand-in in the Hub's place, an empty cache, and no token."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    for name in ("HF_TOKEN", "PERCOV2_SD3_BASE", "PERCOV2_ALLOW_DOWNLOAD", "PERCOV2_BLIP"):
+        monkeypatch.delenv(name, raising=False)
+    with stand_in() as found:
+        point_to(monkeypatch, found.address)
+        found.models[BASE] = files_of(tiny_sd3_folder())
+        yield found
+    client.set_client_factory(client._client)  # closes the connections to the stand-in
+
+
+def fetch(hub: ModelHub) -> None:
+    client.download(BASE, base_files(t5=True), probe="model_index.json")
+
+
+def refusal(hub: ModelHub) -> str:
+    with pytest.raises(WeightsError) as caught:
+        fetch(hub)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_base_and_checkpoint_are_fetched_and_then_work_offline(hub, checkpoint, monkeypatch):
+    monkeypatch.setenv("PERCOV2_ALLOW_DOWNLOAD", "1")
+    hub.models[CHECKPOINT] = files_of(checkpoint)
+    data = load_codec(f"sd3-medium:{CHECKPOINT}", device="cpu").encode(picture()).to_bytes()
+    asked = len(hub.asked)
+    monkeypatch.delenv("PERCOV2_ALLOW_DOWNLOAD")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    codec = load_codec(f"sd3-medium:{CHECKPOINT}", device="cpu")
+    assert codec.encode(picture()).to_bytes() == data
+    assert asked > 0 and len(hub.asked) == asked
+
+
+def test_second_copies_of_the_weights_are_not_fetched(hub):
+    spare = ["text_encoder/model.fp16.safetensors", "sd3_medium.safetensors", "text_encoder/x.bin"]
+    hub.models[BASE] |= dict.fromkeys(spare, b"large")
+    fetch(hub)
+    found = files_of(find_base("sd3-medium", t5=True))
+    assert not set(spare) & found.keys()
+    assert found == files_of(tiny_sd3_folder())
+
+
+def test_the_third_encoder_is_fetched_only_if_it_is_wanted(hub):
+    client.download(BASE, base_files(t5=False), probe="model_index.json")
+    assert not (find_base("sd3-medium", t5=False) / "text_encoder_3").exists()
+    with pytest.raises(WeightsError, match="is not in the Hub's cache"):
+        find_base("sd3-medium", t5=True)
+
+
+def test_nothing_is_fetched_unless_it_is_asked_for(hub):
+    with pytest.raises(WeightsError) as caught:
+        find_base("sd3-medium", t5=True)
+    assert str(caught.value) == (
+        f"'sd3-medium': '{BASE}' is not in the Hub's cache: run `python -m percov2_core weights "
+        "--model sd3-medium --download`, or set PERCOV2_SD3_BASE to its folder"
+    )
+    assert hub.asked == []
+
+
+def test_a_gated_base_says_what_to_accept_and_to_set(hub, monkeypatch):
+    hub.gated.add(BASE)
+    assert refusal(hub) == (
+        f"'{BASE}' is gated: accept its licence at {hub.address}/{BASE}, then set HF_TOKEN to a "
+        "token of that account"
+    )
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    fetch(hub)
+
+
+def test_a_token_that_is_not_accepted_is_named(hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert refusal(hub) == f"'{BASE}': {hub.address} answers 401: set HF_TOKEN to a valid token"
+
+
+def test_a_missing_repository_is_named(hub):
+    del hub.models[BASE]
+    assert refusal(hub) == (
+        f"'{BASE}' is not at {hub.address}/{BASE}, or not for everyone: check the name, or set "
+        "HF_TOKEN"
+    )
+
+
+def test_a_repository_of_something_else_is_named(hub):
+    hub.models[BASE] = {"README.md": b"another thing"}
+    assert refusal(hub).startswith(f"'{BASE}' lacks a file that every such model has: ")
+
+
+def test_a_hub_that_cannot_be_reached_is_named(hub, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    point_to(monkeypatch, address)
+    message = f"'{BASE}': {address} cannot be reached: check the network or HF_ENDPOINT"
+    assert refusal(hub) == message
+
+
+@pytest.mark.parametrize("answered", [0, 1])
+def test_a_hub_that_falls_silent_is_given_up_on(hub, monkeypatch, answered):
+    monkeypatch.setattr(client, "ANSWER_S", 0.2)
+    hub.silent_from = answered
+    assert f"{hub.address} did not answer in 0.2 s" in refusal(hub)
+    assert len(hub.asked) == answered + 1
+
+
+def test_offline_mode_is_named(hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert refusal(hub) == f"'{BASE}' cannot be fetched while HF_HUB_OFFLINE is set: unset it"
+    assert hub.asked == []
+
+
+def test_a_checkpoint_survives_the_way_to_the_hub_and_back(hub, checkpoint, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert client.upload(checkpoint, CHECKPOINT) == f"{hub.address}/{CHECKPOINT}"
+    assert hub.models[CHECKPOINT] == files_of(checkpoint)
+    monkeypatch.setenv("PERCOV2_SD3_BASE", str(tiny_sd3_folder()))
+    monkeypatch.setenv("PERCOV2_ALLOW_DOWNLOAD", "1")
+    back = load_codec(f"sd3-medium:{CHECKPOINT}", device="cpu")
+    here = load_codec(checkpoint, device="cpu")
+    assert back.encode(picture()).to_bytes() == here.encode(picture()).to_bytes()
+
+
+def test_sending_without_a_token_is_named(hub, checkpoint):
+    hub.models[CHECKPOINT] = {}
+    with pytest.raises(WeightsError, match=rf"^'{CHECKPOINT}'.*set HF_TOKEN"):
+        client.upload(checkpoint, CHECKPOINT)
+
+
+def test_the_weights_command_tells_what_is_missing_and_fetches_it(hub, capsys):
+    assert main(["weights", "--model", "sd3-medium", "--device", "cpu"]) == 0
+    before = capsys.readouterr().out
+    assert "text_encoder_3     missing" in before
+    assert f"accept its licence at {hub.address}/{BASE}, set HF_TOKEN (not set now)" in before
+    hub.models[BLIP_MODEL] = {"config.json": b"{}", "model.safetensors": b"1234", "x.bin": b""}
+    assert main(["weights", "--model", "sd3-medium", "--device", "cpu", "--download"]) == 0
+    after = capsys.readouterr().out
+    assert "float32 on cpu" in after
+    assert f"snapshots/{COMMIT}/transformer" in after
+    assert after.count("missing") == 1 and "no trained checkpoint ships" in after
+
+
+def test_the_weights_command_reports_a_refusal_in_one_line(hub, capsys):
+    hub.gated.add(BASE)
+    assert main(["weights", "--model", "sd3-medium", "--device", "cpu", "--download"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"percov2: '{BASE}' is gated: ") and error.count("\n") == 1
