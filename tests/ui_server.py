@@ -39,6 +39,7 @@ class Server:
     address: str
     log: Path
     files: Path  # where uploads and temporary files go
+    hold: Path  # while it exists, painting waits after its first step (see `held_page.py`)
 
     def errors(self) -> str:
         text = self.log.read_text(encoding="utf-8")
@@ -46,14 +47,14 @@ class Server:
 
 
 @contextmanager
-def serve(
-    model: Path, folder: Path, *, arguments: tuple[str, ...] = ("app.py",)
-) -> Iterator[Server]:
-    """Start `app.py`, wait until it answers, and stop it at the end."""
+def serve(model: Path, folder: Path, *, held: bool = False) -> Iterator[Server]:
+    """Start `app.py`, wait until it answers, and stop it at the end; `held` heeds `Server.hold`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = Server(f"http://127.0.0.1:{port}/", folder / "server.log", folder / "files")
+    address = f"http://127.0.0.1:{port}/"
+    server = Server(address, folder / "server.log", folder / "files", folder / "hold")
+    script = ["-m", "tests.held_page", str(server.hold)] if held else ["app.py"]
     environment = os.environ | {
         "PERCOV2_MODEL": str(model),
         "GRADIO_SERVER_PORT": str(port),
@@ -62,7 +63,7 @@ def serve(
     }
     with server.log.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=ROOT, env=environment, stdout=log, stderr=log
+            [sys.executable, *script], cwd=ROOT, env=environment, stdout=log, stderr=log
         )
         try:
             _wait(server, process)

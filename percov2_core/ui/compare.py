@@ -8,8 +8,9 @@ from html import escape
 from PIL import Image
 
 from percov2_core.ui import text
-from percov2_core.ui.html import png_uri
+from percov2_core.ui.html import bytes_in_words, png_uri
 from percov2_core.ui.painting import Frame
+from percov2_core.ui.runs import Run
 
 _ZOOM = """
   <span class="pc-gap"></span>
@@ -51,6 +52,14 @@ def compare(
 </figure>"""
 
 
+def of_run(run: Run) -> str:
+    """A run's picture beside its original, or alone where there is none."""
+    tag = bytes_in_words(run.size_bytes)
+    if run.original is None:
+        return single(run.decoded, tag=tag, caption=run.caption)
+    return compare(run.original, run.decoded, tag=tag, caption=run.caption)
+
+
 def single(decoded: Image.Image, *, tag: str, caption: str) -> str:
     """A decoded picture whose original nobody here has."""
     return f"""
@@ -66,10 +75,15 @@ def single(decoded: Image.Image, *, tag: str, caption: str) -> str:
 </figure>"""
 
 
-def painting(size: tuple[int, int], *, frame: Frame | None, picture: Image.Image | None) -> str:
-    """The place of the result while it is being painted: same size, so that nothing jumps."""
+def painting(
+    size: tuple[int, int],
+    *,
+    frame: Frame | None = None,
+    picture: Image.Image | None = None,
+    note: str = "",
+) -> str:
+    """The place of the result before it is there: same size, so that nothing jumps."""
     done = frame.step / frame.total if frame else 0.0
-    note = text.WORKING
     if frame:
         note = f"Step {frame.step} of {frame.total}, {frame.step_s:.2f} s each"
     shown = f'<img class="pc-decoded" src="{png_uri(picture)}" alt="">' if picture else ""

@@ -21,6 +21,9 @@ element.addEventListener('click', (event) => {
   if (button) trigger('pick', {name: button.dataset.name});
 });"""
 
+# The browser counts, so that Cancel is understood even if it arrives before Compress.
+_PRESS_JS = "(chosen, _, side) => [chosen, ++window.percov.presses, side]"
+
 
 class Advanced(NamedTuple):
     """Controls that most visitors never open."""
@@ -47,6 +50,7 @@ class Controls(NamedTuple):
     cost: gr.Markdown
     compress: gr.Button
     cancel: gr.Button
+    presses: gr.Number
     advanced: Advanced
 
 
@@ -65,7 +69,7 @@ class CompressTab(NamedTuple):
 
     controls: Controls
     results: Results
-    explained: Any  # gradio's event at the end of a run: measuring waits for it
+    compressed: Any  # gradio's event at the end of a run
 
 
 def compress_tab(handlers: Handlers, codec: PerCoV2, run: gr.State) -> CompressTab:
@@ -115,6 +119,7 @@ def _controls(handlers: Handlers, codec: PerCoV2) -> Controls:
         ),
         cost=gr.Markdown(text.CAPTION_COST_EMPTY, elem_id="pc-cost"),
         **_buttons(),
+        presses=gr.Number(0, precision=0, visible=False),
         advanced=_advanced(codec),
     )
 
@@ -218,18 +223,27 @@ def _connect_compress(
         controls.mode, controls.caption, more.captioner, more.schedule, more.tokens,
         more.target, controls.side, more.steps, more.guidance, more.seed,
     ]  # fmt: skip
-    compressed = controls.compress.click(
-        handlers.compress,
-        inputs=[controls.chosen, *settings],
-        outputs=[results.headline, results.stage, controls.caption, run],
-        **DEVICE,
-    )
-    explained = compressed.success(handlers.explain, run, [results.bits, results.share], **DEVICE)
-    controls.cancel.click(
-        handlers.cancel,
-        outputs=[results.headline, results.stage],
-        cancels=[compressed],
+    pressed = controls.compress.click(
+        handlers.press,
+        inputs=[controls.chosen, controls.presses, controls.side],
+        outputs=[controls.presses, results.stage],
+        js=_PRESS_JS,
         queue=False,
         **FREE,
     )
-    return explained
+    compressed = pressed.success(
+        handlers.compress,
+        inputs=[controls.chosen, controls.presses, *settings],
+        outputs=[results.headline, results.stage, controls.caption, run],
+        trigger_mode="multiple",  # a newer press replaces the older one, and must not be skipped
+        **DEVICE,
+    )
+    controls.cancel.click(
+        handlers.cancel,
+        inputs=controls.presses,
+        outputs=[results.headline, results.stage],
+        js="() => window.percov.presses",
+        queue=False,
+        **FREE,
+    )
+    return compressed

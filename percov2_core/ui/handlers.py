@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +14,11 @@ from percov2_core.codec import PerCoV2
 from percov2_core.errors import BitstreamError, PerCoError
 from percov2_core.ui import bits, compare, runs, share, text
 from percov2_core.ui.html import bytes_in_words, empty
-from percov2_core.ui.intake import Chosen, Payload, file_of, read_stream, read_upload
+from percov2_core.ui.intake import Chosen, Payload, file_of, read_upload
 from percov2_core.ui.limits import MAX_WORKING_PIXELS
-from percov2_core.ui.painting import Cancelled, Look, Painted, paint
+from percov2_core.ui.progress import states
 from percov2_core.ui.runs import Run, Settings
+from percov2_core.ui.turns import Turn, Turns
 
 _KEEP: Any = gr.skip()
 
@@ -39,16 +39,6 @@ class View(NamedTuple):
     headline: Any = _KEEP
     stage: Any = _KEEP
     caption: Any = _KEEP
-    run: Any = _KEEP
-
-
-class Opened(NamedTuple):
-    """Outputs of decoding a file."""
-
-    tab: Any = _KEEP
-    headline: Any = _KEEP
-    stage: Any = _KEEP
-    details: Any = _KEEP
     run: Any = _KEEP
 
 
@@ -74,13 +64,17 @@ def check_paintable(stream: Stream) -> None:
         )
 
 
-class Handlers:
-    """Holds the loaded codec, and which painting each visitor may cancel."""
+def _cancelled() -> tuple[str, str]:
+    return runs.plain_headline(text.CANCELLED, ""), empty(text.EMPTY_STAGE)
 
-    def __init__(self, codec: PerCoV2, examples: Mapping[str, Path]) -> None:
+
+class Handlers:
+    """Holds the loaded codec, the examples, and which painting each visitor may cancel."""
+
+    def __init__(self, codec: PerCoV2, examples: Mapping[str, Path], turns: Turns) -> None:
         self.codec = codec
         self.examples = examples
-        self._running: dict[str, threading.Event] = {}
+        self.turns = turns
 
     def pick(self, event: gr.EventData) -> str:
         """A click on a thumbnail -> the path of the example."""
@@ -123,69 +117,73 @@ class Handlers:
         chosen = self.codec.presets[mode][preset]
         return chosen.steps, chosen.guidance
 
-    def compress(self, chosen: Chosen | None, request: gr.Request, *values: Any) -> Iterator[View]:
+    def press(
+        self, chosen: Chosen | None, pressed: float, side_px: int, request: gr.Request
+    ) -> tuple[int, str]:
+        """Compress was pressed: whatever this visitor pressed before is no longer wanted."""
+        if chosen is None:
+            raise gr.Error(text.CHOOSE_FIRST, print_exception=False)
+        if not self.turns.press(request.session_hash or "", int(pressed)):
+            raise gr.Error(text.CANCELLED, visible=False, print_exception=False)
+        size = chosen.at(side_px).image.size
+        return int(pressed), compare.painting(size, note=text.WAITING)
+
+    def compress(
+        self, chosen: Chosen | None, pressed: float, request: gr.Request, *values: Any
+    ) -> Iterator[View]:
         """Encode, say how small it is, then paint."""
         if chosen is None:
             raise gr.Error(text.CHOOSE_FIRST, print_exception=False)
-        settings = Settings(*values)
+        with self.turns.take(request.session_hash or "", int(pressed)) as turn:
+            try:
+                if not turn.dropped.is_set():
+                    yield from self._compress(chosen, Settings(*values), turn)
+                elif self.turns.newest(turn.session) <= turn.number:
+                    yield View(*_cancelled(), run=None)
+            except PerCoError as error:
+                yield View(runs.empty_headline(), empty(text.EMPTY_STAGE), run=None)
+                raise gr.Error(str(error), print_exception=False) from error
+
+    def _compress(self, chosen: Chosen, settings: Settings, turn: Turn) -> Iterator[View]:
         image, png_bytes = chosen.at(settings.side_px)
-        cancel = self._begin(request)
-        with shown_to_user():
-            yield View(stage=compare.painting(image.size, frame=None, picture=None))
-            caption = runs.wanted_caption(self.codec, image, settings)
-            stream = runs.encode(self.codec, image, caption, settings)
-            headline = runs.headline(stream, chosen, png_bytes)
-            yield View(headline, caption=caption)
-            tag = bytes_in_words(sum(stream.sizes))
-            for stage, painted in self._painted(stream, settings.look, cancel):
-                if painted is None:
-                    yield View(stage=stage)
-                    continue
-                shown = compare.compare(image, painted.picture, tag=tag, caption=caption)
-                run = Run(chosen.name, caption, stream, settings.look, headline, painted, image)
-                yield View(stage=shown, run=run)
+        yield View(stage=compare.painting(image.size, note=text.ENCODING))
+        caption = runs.wanted_caption(self.codec, image, settings)
+        stream = runs.encode(self.codec, image, caption, settings)
+        headline = runs.headline(stream, chosen, png_bytes)
+        if not turn.dropped.is_set():
+            yield View(headline, caption=_KEEP if caption == settings.caption else caption)
+        for state in states(self.codec, stream, settings.look, turns=self.turns, turn=turn):
+            if painted := state.painted:
+                run = Run(
+                    name=chosen.name,
+                    caption=caption,
+                    stream=stream,
+                    look=settings.look,
+                    headline=headline,
+                    painted=painted,
+                    original=image,
+                    number=turn.number,
+                )
+                yield View(stage=compare.of_run(run), run=run)
+            elif state.stage:
+                yield View(stage=state.stage)
+            elif self.turns.newest(turn.session) <= turn.number:
+                yield View(*_cancelled(), run=None)
 
-    def _begin(self, request: gr.Request) -> threading.Event:
-        cancel = self._running[request.session_hash or ""] = threading.Event()
-        return cancel
-
-    def _end(self, cancel: threading.Event) -> None:
-        """The painting is done: nothing is left to cancel."""
-        for session in [key for key, event in self._running.items() if event is cancel]:
-            self._running.pop(session, None)
-
-    def _painted(
-        self, stream: Stream, look: Look, cancel: threading.Event
-    ) -> Iterator[tuple[str, Painted | None]]:
-        """(HTML of the state, None) while painting; at the end ("", the picture)."""
-        latest = None
-        size = (stream.width, stream.height)
-        with contextlib.suppress(Cancelled):
-            for frame in paint(self.codec, stream, look, cancel=cancel):
-                latest = frame.picture or latest
-                if frame.finished and frame.picture:
-                    self._end(cancel)
-                    yield "", Painted(frame.picture, frame.step_s)
-                else:
-                    yield compare.painting(size, frame=frame, picture=latest), None
-
-    def cancel(self, request: gr.Request) -> tuple[Any, Any]:
-        """Stop the visitor's own painting."""
-        running = self._running.pop(request.session_hash or "", None)
-        if running is None:
+    def cancel(self, pressed: float, request: gr.Request) -> tuple[Any, Any]:
+        """Stop what the visitor's presses began: what waits, what is encoded, what is painted."""
+        if not self.turns.cancel(request.session_hash or "", int(pressed)):
             return _KEEP, _KEEP
-        running.set()
-        return runs.plain_headline(text.CANCELLED, ""), empty(text.EMPTY_STAGE)
+        return _cancelled()
 
     def forget(self, request: gr.Request) -> None:
         """A visitor left."""
-        if running := self._running.pop(request.session_hash or "", None):
-            running.set()
+        self.turns.forget(request.session_hash or "")
 
     def explain(self, run: Run | None, request: gr.Request) -> tuple[Any, Any]:
         """Where the bits went, and the file to take away."""
         if run is None:
-            return _KEEP, _KEEP
+            return empty(text.EMPTY_BITS), empty(text.EMPTY_SHARE)
         with shown_to_user():
             contents = self.codec.read(run.stream)
         address = share.page_address(request.headers)
@@ -193,45 +191,3 @@ class Handlers:
             bits.bits_panel(run.stream, contents, run.decoded),
             share.share_panel(run.stream, address=address, name=run.name),
         )
-
-    def open_file(self, payload: Payload | None, request: gr.Request) -> Iterator[Opened]:
-        """A `.pcv2` file was dropped in."""
-        if payload is None:
-            return
-        with shown_to_user():
-            file = file_of(payload)
-            yield from self._open(read_stream(file.path), Path(file.name).stem, request)
-
-    def open_link(self, pasted: str, request: gr.Request) -> Iterator[Opened]:
-        """A link was pasted."""
-        if not pasted.strip():
-            return
-        with shown_to_user():
-            yield from self._open(share.read_link(pasted), "shared", request)
-
-    def open_address(self, request: gr.Request) -> Iterator[Opened]:
-        """The page was opened by a share link."""
-        shared = request.query_params.get(share.PARAMETER)
-        if not shared:
-            return
-        yield Opened(tab=gr.Tabs(selected="decode"))
-        with shown_to_user():
-            yield from self._open(Stream.from_text(shared), "shared", request)
-
-    def _open(self, stream: Stream, name: str, request: gr.Request) -> Iterator[Opened]:
-        check_paintable(stream)
-        contents = self.codec.read(stream)
-        preset = self.codec.presets[stream.mode]["balanced"]
-        look = Look(preset.steps, preset.guidance)
-        headline = runs.file_headline(stream)
-        yield Opened(headline=headline)
-        for state, painted in self._painted(stream, look, self._begin(request)):
-            if painted is None:
-                yield Opened(stage=state)
-                continue
-            tag = bytes_in_words(sum(stream.sizes))
-            yield Opened(
-                stage=compare.single(painted.picture, tag=tag, caption=contents.caption),
-                details=bits.bits_panel(stream, contents, painted.picture),
-                run=Run(name, contents.caption, stream, look, headline, painted),
-            )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import gradio as gr
 
 from percov2_core import plots
 from percov2_core.ui import runs, text, tradeoff
-from percov2_core.ui.compress_tab import CompressTab
 from percov2_core.ui.explore import Explore
-from percov2_core.ui.handlers import Handlers
 from percov2_core.ui.html import empty
-from percov2_core.ui.wiring import DEVICE, FREE, MEASURE, plain_html, visitor_state
+from percov2_core.ui.opening import Opening
+from percov2_core.ui.variations import Variations
+from percov2_core.ui.wiring import DEVICE, FREE, plain_html, visitor_state
 
 # gr.Plot tells nobody about clicks: this piece of HTML listens in its place.
 _CLICK_JS = """
@@ -20,14 +22,34 @@ const attach = () => {
   plot.listened = true;
   plot.on('plotly_click', (event) => {
     const data = event.points[0].customdata;
-    if (data && data[1]) trigger('pick', {key: data[1]});
+    if (data && data[1]) trigger(data[1].startsWith('run:') ? 'back' : 'take', {key: data[1]});
   });
 };
 setInterval(attach, 300);"""
 
 
-def decode_tab(handlers: Handlers, demo: gr.Blocks, tabs: gr.Tabs, run: gr.State) -> None:
-    """A file or a link, and the picture inside."""
+class InventedTab(NamedTuple):
+    """What a new file resets."""
+
+    grid: gr.HTML
+    tokens: gr.Slider
+    resent: gr.HTML
+
+
+class PlotTab(NamedTuple):
+    """What a new measurement fills."""
+
+    history: gr.State
+    x: gr.Dropdown
+    y: gr.Dropdown
+    plot: gr.Plot
+    note: gr.HTML
+    table: gr.HTML
+    clicks: gr.HTML
+
+
+def decode_tab(opening: Opening, demo: gr.Blocks, tabs: gr.Tabs, run: gr.State) -> list[Any]:
+    """A file or a link, and the picture inside; -> gradio's events that bring a new one."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=280):
             file = gr.File(label="A .pcv2 file", type="filepath", elem_id="pc-file", height=150)
@@ -38,12 +60,14 @@ def decode_tab(handlers: Handlers, demo: gr.Blocks, tabs: gr.Tabs, run: gr.State
             stage = plain_html(empty(text.EMPTY_FILE_STAGE), elem_id="pc-decoded-stage")
     details = plain_html(elem_id="pc-decoded-details")
     outputs = [tabs, headline, stage, details, run]
-    file.upload(handlers.open_file, file, outputs, preprocess=False, **DEVICE)
-    button.click(handlers.open_link, link, outputs, **DEVICE)
-    demo.load(handlers.open_address, outputs=outputs, **DEVICE)
+    return [
+        file.upload(opening.open_file, file, outputs, preprocess=False, **DEVICE),
+        button.click(opening.open_link, link, outputs, **DEVICE),
+        demo.load(opening.open_address, outputs=outputs, **DEVICE),
+    ]
 
 
-def invented_tab(explore: Explore, run: gr.State) -> None:
+def invented_tab(variations: Variations, run: gr.State) -> InventedTab:
     """What the file leaves open."""
     gr.Markdown(text.VARIATIONS_NOTE)
     with gr.Row():
@@ -54,43 +78,47 @@ def invented_tab(explore: Explore, run: gr.State) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=280):
             tokens = gr.Slider(
-                0, 64, 32, step=1, label="Tokens sent", info=text.RESEND_INFO, elem_id="pc-resend"
+                0,
+                1,
+                0,
+                step=1,
+                label="Tokens sent",
+                info=text.RESEND_INFO,
+                interactive=False,
+                elem_id="pc-resend",
             )
         with gr.Column(scale=8, min_width=280):
             resent = plain_html(empty(text.EMPTY_RESENT), elem_id="pc-resent")
-    vary.click(explore.vary, run, grid, **DEVICE)
+    vary.click(variations.vary, run, grid, **DEVICE)
     # Not `release`: the keyboard never releases a slider.
-    tokens.input(explore.resend, [run, tokens], resent, trigger_mode="always_last", **DEVICE)
+    tokens.input(variations.resend, [run, tokens], resent, trigger_mode="always_last", **DEVICE)
+    return InventedTab(grid, tokens, resent)
 
 
-def plot_tab(
-    explore: Explore, tab: gr.Tab, tabs: gr.Tabs, main: CompressTab, run: gr.State
-) -> None:
+def plot_tab(explore: Explore, tab: gr.Tab) -> PlotTab:
     """Distortion against perception, and every run of the visitor."""
-    history = visitor_state([])
     axes = [(label, name) for name, label in plots.AXES.items()]
     with gr.Row():
         x = gr.Dropdown(axes, value="psnr", label="Across", elem_id="pc-x")
         y = gr.Dropdown(axes, value="picorank", label="Up", elem_id="pc-y")
-    plot = gr.Plot(show_label=False, elem_id="pc-plot")
-    note = plain_html()
-    gr.Markdown(text.PLOT_NOTE)
-    table = plain_html(tradeoff.runs_table([]), elem_id="pc-runs")
-    clicks = plain_html("", js_on_load=_CLICK_JS, elem_id="pc-clicks")
-
-    controls, results = main.controls, main.results
-    drawing = ([history, x, y], [plot, note, table])
-    measured = main.explained.success(
-        explore.measure, [run, history], [results.numbers, history], **MEASURE
+    shown = PlotTab(
+        history=visitor_state([]),
+        x=x,
+        y=y,
+        plot=gr.Plot(show_label=False, elem_id="pc-plot"),
+        note=plain_html(),
+        table=_under_the_plot(),
+        clicks=plain_html("", js_on_load=_CLICK_JS, elem_id="pc-clicks"),
     )
-    measured.success(explore.draw, *drawing, **FREE)
-    gr.on([tab.select, x.input, y.input], explore.draw, *drawing, **FREE)
-    clicks.pick(
-        explore.pick_point,
-        history,
-        [
-            tabs, results.headline, results.stage, run,
-            controls.mode, controls.advanced.steps, controls.advanced.guidance,
-        ],
-        **FREE,
-    )  # fmt: skip
+    gr.on([tab.select, x.input, y.input], explore.draw, *drawing(shown), **FREE)
+    return shown
+
+
+def drawing(shown: PlotTab) -> tuple[list[Any], list[Any]]:
+    """Inputs and outputs of `Explore.draw`."""
+    return [shown.history, shown.x, shown.y], [shown.plot, shown.note, shown.table]
+
+
+def _under_the_plot() -> gr.HTML:
+    gr.Markdown(text.PLOT_NOTE)
+    return plain_html(tradeoff.runs_table([]), elem_id="pc-runs")

@@ -148,5 +148,5 @@
     }
   });
 
-  window.percov = { split, zoom, full, save, copy, show, tokens, stage, play };
+  window.percov = { presses: 0, split, zoom, full, save, copy, show, tokens, stage, play };
 })();

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from PIL import Image
@@ -16,6 +16,7 @@ from percov2_core.codec import PerCoV2, Step
 
 PREVIEW_SHARE = 0.25  # of the painting time that previews may take
 FIRST_PREVIEW_S = 0.6
+NOTICE_S = 0.05  # after which a dropped painting is noticed, even in the middle of a step
 
 
 class Look(NamedTuple):
@@ -44,7 +45,7 @@ class Painted(NamedTuple):
 
 
 class Cancelled(Exception):
-    """The visitor pressed Cancel."""
+    """Nobody wants the picture any more."""
 
 
 @dataclass
@@ -67,27 +68,48 @@ class _Clock:
 
 def paint(
     codec: PerCoV2, stream: Stream, look: Look, *, cancel: threading.Event
-) -> Iterator[Frame]:
+) -> Iterator[Frame | None]:
     """Decode `stream`; the last frame is finished and holds the picture.
 
+    None instead of a frame says at once that `cancel` was set; asking on waits until the device
+    is free.
+
     Raises:
-        Cancelled: once `cancel` is set.
         PerCoError: what `PerCoV2.decode` raises.
     """
     frames: SimpleQueue[Frame | BaseException] = SimpleQueue()
-    threading.Thread(
+    worker = threading.Thread(
         target=_work, args=(codec, stream, look, cancel, frames.put), daemon=True
-    ).start()
+    )
+    worker.start()
     try:
-        while True:
-            frame = frames.get()
-            if isinstance(frame, BaseException):
-                raise frame
+        while frame := _newest(frames, cancel):
             yield frame
             if frame.finished:
                 return
+        yield None
+        worker.join()
     finally:
         cancel.set()  # a visitor who left must not keep the device busy
+
+
+def _newest(frames: SimpleQueue[Frame | BaseException], cancel: threading.Event) -> Frame | None:
+    """Wait for a frame and skip those that the page was too slow to show; None if cancelled."""
+    latest: Frame | None = None
+    while not cancel.is_set():
+        try:
+            frame = frames.get(timeout=0 if latest else NOTICE_S)
+        except Empty:
+            if latest:
+                return latest
+            continue
+        if isinstance(frame, Cancelled):
+            break
+        if isinstance(frame, BaseException):
+            raise frame
+        preview = frame.picture or (latest and latest.picture)
+        latest = frame._replace(picture=preview)
+    return None
 
 
 def _work(

@@ -41,7 +41,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Run:
-    """One file and the picture that came out of it."""
+    """One file and the picture that came out of it.
+
+    `number` is the visitor's press of Compress that began it, 0 for an opened file.
+    """
 
     name: str
     caption: str
@@ -50,6 +53,7 @@ class Run:
     headline: str
     painted: Painted
     original: Image.Image | None = None
+    number: int = 0
 
     @property
     def decoded(self) -> Image.Image:
@@ -69,24 +73,24 @@ class Measured:
     """A run and its row of the visitor's table."""
 
     run: Run
-    values: dict[str, Any]
+    scores: Scores
 
-
-def measured(run: Run, scores: Scores) -> Measured:
-    """The row of a run, with the metrics that could be had."""
-    values: dict[str, Any] = {
-        "picture": run.name,
-        "mode": run.stream.mode,
-        "schedule": run.stream.schedule,
-        "tokens": run.stream.tokens_sent,
-        "steps": run.look.steps,
-        "guidance": run.look.guidance,
-        "bytes": run.size_bytes,
-        "bpp": run.bpp,
-        **asdict(scores),
-        "caption": run.caption,
-    }
-    return Measured(run, values)
+    @property
+    def values(self) -> dict[str, Any]:
+        """Column -> value, None for a metric that could not be had."""
+        run = self.run
+        return {
+            "picture": run.name,
+            "mode": run.stream.mode,
+            "schedule": run.stream.schedule,
+            "tokens": run.stream.tokens_sent,
+            "steps": run.look.steps,
+            "guidance": run.look.guidance,
+            "bytes": run.size_bytes,
+            "bpp": run.bpp,
+            **asdict(self.scores),
+            "caption": run.caption,
+        }
 
 
 def wanted_caption(codec: PerCoV2, image: Image.Image, settings: Settings) -> str:

@@ -15,6 +15,7 @@ from percov2_core.errors import PerCoError
 from percov2_core.evaluation.judge import Judge, Reference, Scores
 from percov2_core.metrics import lpips
 from percov2_core.ui.html import bytes_in_words, png_uri
+from percov2_core.ui.runs import Measured
 
 VVC_PIXELS = 1_500_000  # above it, the encoder would need minutes
 FAMILIES = {"jpeg": "JPEG", "avif": "AVIF", "vvc": "VVC"}
@@ -44,6 +45,13 @@ def make_judge() -> Judge:
     if os.environ.get(lpips.ENVIRONMENT):
         names.append("lpips")
     return Judge(names)
+
+
+def own_entry(row: Measured) -> Entry:
+    """The line of the visitor's own run."""
+    run = row.run
+    note = f"{run.look.steps} steps of {run.painted.step_s:.2f} s, guidance {run.look.guidance:g}"
+    return Entry(f"PerCoV2 {run.stream.mode}", note, run.size_bytes, run.decoded, row.scores)
 
 
 def classic_entries(judge: Judge, original: Image.Image, *, size_bytes: int) -> Iterator[Entry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import gradio as gr
 from gradio.utils import get_upload_folder
@@ -89,8 +90,8 @@ class DoorMiddleware:
             self.door.leave()
 
 
-def serve(demo: gr.Blocks, **options: Any) -> None:
-    """Launch, and return after the host or the keyboard has stopped the page.
+def serve(demo: gr.Blocks, **options: Any) -> NoReturn:
+    """Launch, and end this process with status 0 once the host or the keyboard stops the page.
 
     On SIGTERM no new work is taken (503), what runs is answered, for at most `FINISH_S`.
     On Ctrl+C it stops at once.
@@ -102,19 +103,15 @@ def serve(demo: gr.Blocks, **options: Any) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     middleware = [Middleware(DoorMiddleware, door=door)]
     demo.launch(prevent_thread_lock=True, app_kwargs={"middleware": middleware}, **options)
-    finished = True
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         stop.wait()
         door.close()
-        finished = _wait_until_quiet(door)
-    except KeyboardInterrupt:
-        pass
+        if not _wait_until_quiet(door):
+            logger.warning("stopped with work under way after %.0f s", FINISH_S)
     demo.close(verbose=False)
-    if not finished:
-        # Threads that still paint would keep the interpreter from ending.
-        logger.warning("stopped with work under way after %.0f s", FINISH_S)
-        sys.stdout.flush()
-        os._exit(0)
+    sys.stdout.flush()
+    # Not `sys.exit`: it would wait for threads that still paint.
+    os._exit(0)
 
 
 def _wait_until_quiet(door: Door) -> bool:

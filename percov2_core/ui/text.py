@@ -59,6 +59,7 @@ EMPTY_SHARE = (
 EMPTY_FILE = "Drop in a .pcv2 file or paste a link. No original is needed."
 EMPTY_FILE_STAGE = "The picture will be painted here."
 EMPTY_RESENT = "Move the slider: the picture from fewer tokens appears here."
+READY_VARIATIONS = "Press the button: four pictures and a map of where they disagree appear here."
 EMPTY_VARIATIONS = "Compress or open a picture first: then see what its file leaves open."
 EMPTY_PLOT = "The stored measurements are not in this copy. Your own runs will still appear here."
 EMPTY_RUNS = "Every picture that you compress is listed here, to save as CSV."
@@ -76,9 +77,16 @@ VARIATIONS_NOTE = (
     "the file, what differs is invented."
 )
 RESEND_INFO = "Send fewer tokens of the same file. Nothing is encoded from the picture again."
-NOT_HYBRID = "Fewer tokens can be sent of Ultra-low and Hybrid files, not of Extreme ones."
+NOT_HYBRID = (
+    "This is an Extreme file: it is only whole. Ultra-low and Hybrid files can be sent in part; "
+    "compress in one of those modes to use this slider."
+)
+NO_TOKENS = "This file holds its caption alone: there is no token that could be left out."
+ALL_TOKENS = "All its tokens"
+RUN_FORGOTTEN = "This run is not kept any more. Compress the picture again."
 TAKEN = "Steps and guidance are set. Compress to see them."
-WORKING = "Encoding…"
+WAITING = "Waiting for your turn…"
+ENCODING = "Encoding…"
 PAINTING = "Painting…"
 CANCELLED = "Cancelled. Nothing was kept."
 MEASURING = "Measuring…"

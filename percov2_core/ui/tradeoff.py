@@ -17,7 +17,7 @@ from percov2_core.config import MODES
 from percov2_core.evaluation.rows import summarise, to_frame
 from percov2_core.ui import text
 from percov2_core.ui.html import data_uri, empty
-from percov2_core.ui.runs import Measured
+from percov2_core.ui.runs import Measured, Run
 
 RESULTS_DIR = Path(__file__).parents[2] / "assets" / "results"
 _STUDIES = ("sweep", "presets", "protocol", "classic")
@@ -103,8 +103,8 @@ def _reference_rows(reference: Mapping[str, Any], *, x: str, y: str) -> pd.DataF
 
 def _run_rows(history: Sequence[Measured]) -> pd.DataFrame:
     return pd.DataFrame(
-        {**measured.values, "label": text.YOUR_RUNS, "key": f"{_RUN_KEY}{i}"}
-        for i, measured in enumerate(history)
+        {**measured.values, "label": text.YOUR_RUNS, "key": f"{_RUN_KEY}{measured.run.number}"}
+        for measured in history
     )
 
 
@@ -112,8 +112,13 @@ def run_of(key: str, history: Sequence[Measured]) -> Measured | None:
     """The visitor's run behind a point, if the point is one."""
     if not key.startswith(_RUN_KEY):
         return None
-    index = int(key.removeprefix(_RUN_KEY))
-    return history[index] if 0 <= index < len(history) else None
+    number = key.removeprefix(_RUN_KEY)
+    return next((row for row in history if str(row.run.number) == number), None)
+
+
+def row_of(run: Run | None, history: Sequence[Measured]) -> Measured | None:
+    """The row of a run that was measured before."""
+    return next((row for row in history if row.run is run), None)
 
 
 def runs_table(history: Sequence[Measured]) -> str:
