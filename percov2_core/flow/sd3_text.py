@@ -98,12 +98,14 @@ def visiting(model: nn.Module, device: torch.device) -> Iterator[None]:
     if home.type == device.type and device.index in (None, home.index):
         yield
         return
-    resting = [(parameter, parameter.data) for parameter in model.parameters()]
+    parameters = [(parameter, parameter.data) for parameter in model.parameters()]
+    buffers = [(m, name, b) for m in model.modules() for name, b in m.named_buffers(recurse=False)]
     try:
         model.to(device)
         yield
     finally:
         # Put back, not copied back: nothing has changed.
-        for parameter, data in resting:
+        for parameter, data in parameters:
             parameter.data = data
-        model.to(home)
+        for module, name, buffer in buffers:
+            setattr(module, name, buffer)

@@ -1,0 +1,185 @@
+"""Where a large model rests, in which precision, and what the weights command tells of it."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from percov2_core.cli import main
+from percov2_core.errors import ConfigError
+from percov2_core.flow.sd3_text import visiting
+from percov2_core.weights import load_codec, warm_up
+from percov2_core.weights.base import load_text
+from percov2_core.weights.fresh import write_fresh_checkpoint
+from percov2_core.weights.residency import Residency
+from percov2_core.weights.sizes import TINY
+from tests.tiny import picture, tiny_codec
+from tests.tiny_sd3 import tiny_sd3_folder
+
+
+@pytest.fixture(autouse=True)
+def base(monkeypatch):
+    monkeypatch.setenv("PERCOV2_SD3_BASE", str(tiny_sd3_folder()))
+    return tiny_sd3_folder()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    return write_fresh_checkpoint(
+        tmp_path_factory.mktemp("sd3"), tiny_sd3_folder(), lora_rank=0, hyper=TINY.hyper
+    )
+
+
+def test_nothing_set_means_full_precision_on_a_cpu_and_half_of_it_on_a_gpu():
+    assert Residency.from_environment({}) == Residency()
+    assert Residency(device="cpu").precision == torch.float32
+    assert Residency(device="cuda").precision == torch.bfloat16
+
+
+def test_every_setting_can_be_set():
+    found = Residency.from_environment(
+        {
+            "PERCOV2_DEVICE": "cuda:1",
+            "PERCOV2_DTYPE": "float32",
+            "PERCOV2_T5": "0",
+            "PERCOV2_OFFLOAD": "t5",
+            "PERCOV2_COMPILE": "1",
+            "PERCOV2_WARM_UP": "no",
+        }
+    )
+    assert found == Residency(
+        device="cuda:1", dtype="float32", t5=False, offload="t5", compile=True, warm_up=False
+    )
+    assert found.precision == torch.float32
+    given = Residency.from_environment({"PERCOV2_DEVICE": "cuda:1"}, device="cpu")
+    assert given.target == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("PERCOV2_T5", "maybe", "PERCOV2_T5 must be 1 or 0, got 'maybe'"),
+        ("PERCOV2_OFFLOAD", "vae", "PERCOV2_OFFLOAD must be one of none, t5, text, got 'vae'"),
+        ("PERCOV2_DTYPE", "fp8", "PERCOV2_DTYPE must be one of auto, bfloat16, float32, got 'fp8'"),
+        ("PERCOV2_DEVICE", "gpu", "device must be cpu, cuda or cuda:N, got 'gpu'"),
+    ],
+)
+def test_a_wrong_setting_is_named(variable, value, message):
+    with pytest.raises(ConfigError) as caught:
+        Residency.from_environment({variable: value})
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("offload", "clip", "t5"),
+    [("none", "cuda", "cuda"), ("t5", "cuda", "cpu"), ("text", "cpu", "cpu")],
+)
+def test_offloaded_text_encoders_rest_in_the_memory_of_the_cpu(offload, clip, t5):
+    home = Residency(device="cuda", offload=offload)
+    assert (home.rest("clip").type, home.rest("t5").type) == (clip, t5)
+
+
+def test_a_visiting_model_leaves_its_weights_where_they_were():
+    model = load_text(tiny_sd3_folder(), Residency(device="cpu"), t5_tokens=8).towers[0].model
+    before = {name: (p.data_ptr(), p.clone()) for name, p in model.named_parameters()}
+    away = torch.device("meta")
+    with pytest.raises(KeyboardInterrupt), visiting(model, away):
+        assert {t.device for t in (*model.parameters(), *model.buffers())} == {away}
+        raise KeyboardInterrupt
+    for name, parameter in model.named_parameters():
+        assert parameter.data_ptr() == before[name][0]
+        assert torch.equal(parameter, before[name][1])
+    assert [b.tolist() for b in model.buffers()] == [[list(range(77))]]  # CLIP's positions
+
+
+def test_a_model_at_home_is_not_moved():
+    model = load_text(tiny_sd3_folder(), Residency(device="cpu"), t5_tokens=8).towers[0].model
+    with visiting(model, torch.device("cpu")):
+        assert {p.device.type for p in model.parameters()} == {"cpu"}
+
+
+def test_large_networks_run_in_half_precision_and_ours_do_not(checkpoint):
+    codec = load_codec(checkpoint, residency=Residency(device="cpu", dtype="bfloat16"))
+    modules = codec.rates["extreme"]
+    large = [modules.flow.transformer, codec.vae.vae, *modules.text.models]
+    assert {p.dtype for module in large for p in module.parameters()} == {torch.bfloat16}
+    ours = [modules.encoder, modules.quantizer, modules.decoder]
+    assert {p.dtype for module in ours for p in module.parameters()} == {torch.float32}
+    assert codec.decode(codec.encode(picture()), steps=2, guidance=2.0).size == picture().size
+
+
+# Torch's own, from what it imports to compile.
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_the_networks_are_compiled_only_where_that_is_asked_for_and_allowed(
+    checkpoint, monkeypatch
+):
+    def compiled() -> bool:
+        codec = load_codec(checkpoint, residency=Residency(device="cpu", compile=True))
+        transformer = codec.rates["extreme"].flow.transformer
+        return transformer._compiled_call_impl is not None
+
+    assert compiled()
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    assert not compiled()
+
+
+def test_warming_up_paints_one_picture_per_rate(monkeypatch):
+    codec, painted = tiny_codec(), []
+    decode = codec.decode
+    monkeypatch.setattr(
+        codec, "decode", lambda stream, **how: painted.append(stream.mode) or decode(stream, **how)
+    )
+    warm_up(codec, Residency(device="cpu"))
+    assert painted == []
+    warm_up(codec, Residency(device="cpu", warm_up=True))
+    assert painted == list(codec.rates)
+
+
+def test_only_a_gpu_of_ones_own_is_warmed_up_unasked(monkeypatch):
+    assert Residency(device="cuda").warms_up
+    assert not Residency(device="cuda", warm_up=False).warms_up
+    monkeypatch.setenv("SPACES_ZERO_GPU", "1")
+    assert not Residency(device="cuda").warms_up
+
+
+def told(capsys, *arguments: str) -> list[str]:
+    assert main(["weights", "--device", "cpu", *arguments]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_weights_command_tells_sizes_and_places(capsys, checkpoint):
+    lines = told(capsys, "--model", f"sd3-medium:{checkpoint}")
+    size = sum(p.stat().st_size for p in (tiny_sd3_folder() / "vae").iterdir())
+    assert lines[0].endswith(", float32 on cpu")
+    assert lines[1].split() == ["vae", f"{size / 1e3:.1f}", "kB", "cpu", f"{base_path('vae')}"]
+    names = [line.split()[0] for line in lines[1:-2]]
+    parts = ["vae", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3"]
+    assert names == [*parts, "ultra-low", "extreme", "captioner"]
+
+
+def base_path(part: str) -> str:
+    return str(tiny_sd3_folder() / part)
+
+
+def test_the_weights_command_knows_the_embedded_model(capsys):
+    lines = told(capsys)
+    assert [line.split()[0] for line in lines] == [
+        "embedded,",
+        "vae",
+        "ultra-low",
+        "extreme",
+        "together",
+    ]
+
+
+def test_the_weights_command_names_a_missing_part(capsys, checkpoint, monkeypatch, tmp_path):
+    broken = shutil.copytree(tiny_sd3_folder(), tmp_path / "base")
+    shutil.rmtree(broken / "transformer")
+    monkeypatch.setenv("PERCOV2_SD3_BASE", str(broken))
+    monkeypatch.setenv("PERCOV2_OFFLOAD", "t5")
+    lines = told(capsys, "--model", f"sd3-medium:{checkpoint}")
+    missing = next(line for line in lines if line.startswith("transformer"))
+    assert missing.split(None, 3)[1:] == ["missing", "cpu", "no such folder"]
+    assert lines[-1].startswith("base: accept its licence at https://huggingface.co/stabilityai/")
