@@ -98,14 +98,19 @@ def visiting(model: nn.Module, device: torch.device) -> Iterator[None]:
     if home.type == device.type and device.index in (None, home.index):
         yield
         return
-    parameters = [(parameter, parameter.data) for parameter in model.parameters()]
-    buffers = [(m, name, b) for m in model.modules() for name, b in m.named_buffers(recurse=False)]
+    resting = [
+        (module, name, tensor, tensor.data)
+        for module in model.modules()
+        for name, tensor in (
+            *module.named_parameters(recurse=False),
+            *module.named_buffers(recurse=False),
+        )
+    ]
     try:
         model.to(device)
         yield
     finally:
         # Put back, not copied back: nothing has changed.
-        for parameter, data in parameters:
-            parameter.data = data
-        for module, name, buffer in buffers:
-            setattr(module, name, buffer)
+        for module, name, tensor, data in resting:
+            tensor.data = data
+            setattr(module, name, tensor)
