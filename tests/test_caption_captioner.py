@@ -35,6 +35,56 @@ def tiny_blip(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def tiny_blip2(tmp_path: Path) -> Path:
+    import torch
+    from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    from percov2_core.flow.text import word_tokenizer
+
+    torch.manual_seed(0)
+    layers = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokenizer = word_tokenizer(("a", "blue", "dog"), 77)
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    ids = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 0}
+    text = {"ffn_dim": 16, "word_embed_proj_dim": 16, "max_position_embeddings": 96}
+    config = Blip2Config(
+        vision_config={**layers, "intermediate_size": 16, "image_size": 32, "patch_size": 16},
+        qformer_config={**layers, "intermediate_size": 16, "encoder_hidden_size": 16},
+        text_config={"model_type": "opt", "vocab_size": len(tokenizer), **layers, **text, **ids},
+        num_query_tokens=4,
+        image_token_index=len(tokenizer) - 1,
+    )
+    Blip2ForConditionalGeneration(config).save_pretrained(tmp_path)
+    pixels = BlipImageProcessorPil(size={"height": 32, "width": 32})
+    Blip2Processor(pixels, tokenizer, num_query_tokens=4).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_blip_2_is_found_by_what_its_folder_says(tiny_blip2, monkeypatch):
+    monkeypatch.setenv("PERCOV2_BLIP", str(tiny_blip2))
+    captioner = get_captioner("blip")
+    assert type(captioner.model).__name__ == "Blip2ForConditionalGeneration"
+    assert type(captioner.processor.image_processor).__name__ == "BlipImageProcessorPil"
+    caption = captioner(PICTURE)
+    assert caption == captioner(PICTURE)
+    assert set(caption.split()) <= {"a", "blue", "dog"}
+
+
+@pytest.mark.parametrize("kind", ["tiny_blip", "tiny_blip2"])
+def test_a_caption_ends_after_32_tokens_on_the_captioners_device(kind, request):
+    captioner = get_captioner("blip", blip=str(request.getfixturevalue(kind)))
+    asked = []
+    generate = captioner.model.generate
+    captioner.model.generate = lambda **how: asked.append(how) or generate(**how)
+    captioner(PICTURE)
+    (how,) = asked
+    assert (how["max_new_tokens"], how["do_sample"]) == (32, False)
+    assert how["pixel_values"].device == captioner.model.device
+    assert how["pixel_values"].dtype == captioner.model.dtype
+
+
 def test_blip_writes_words_of_its_own_vocabulary(tiny_blip):
     captioner = get_captioner("blip", blip=str(tiny_blip))
     assert captioner.name == "blip"
@@ -64,6 +114,12 @@ def test_the_hub_is_not_asked_unless_allowed(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UnavailableError, match="is not here"):
         get_captioner("blip", blip=f"{BLIP_MODEL}-absent")
+
+
+def test_auto_is_blip_where_its_weights_are_and_the_describer_elsewhere(tiny_blip, monkeypatch):
+    monkeypatch.delenv("PERCOV2_ALLOW_DOWNLOAD", raising=False)
+    assert get_captioner("auto", blip=str(tiny_blip)).name == "blip"
+    assert get_captioner("auto", blip=str(tiny_blip / "nothing")).name == "describer"
 
 
 def test_the_describer_is_a_captioner():

@@ -164,6 +164,15 @@ def test_a_checkpoint_survives_the_way_to_the_hub_and_back(hub, checkpoint, monk
     assert back.encode(picture()).to_bytes() == here.encode(picture()).to_bytes()
 
 
+def test_the_weights_command_sends_a_checkpoint(hub, checkpoint, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("PERCOV2_SD3_BASE", str(tiny_sd3_folder()))
+    words = ["weights", "--model", f"sd3-medium:{checkpoint}", "--device", "cpu"]
+    assert main([*words, "--upload", CHECKPOINT]) == 0
+    assert f"sent to {hub.address}/{CHECKPOINT}\n" in capsys.readouterr().out
+    assert hub.models[CHECKPOINT].keys() == files_of(checkpoint).keys()
+
+
 def test_sending_without_a_token_is_named(hub, checkpoint):
     hub.models[CHECKPOINT] = {}
     with pytest.raises(WeightsError, match=rf"^'{CHECKPOINT}'.*set HF_TOKEN"):

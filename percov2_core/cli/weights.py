@@ -15,18 +15,28 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser("weights", help="tell what of a model is here, and fetch it")
     add_model(parser)
     parser.add_argument("--download", action="store_true", help="fetch what is missing first")
+    parser.add_argument(
+        "--upload", metavar="OWNER/NAME", help="send the model's folder to a Hub repository"
+    )
     parser.add_argument("--device", help="cpu or cuda; the default takes a GPU if there is one")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     # Loads torch, which takes seconds: only once the arguments are known to be good.
+    from percov2_core.weights.about import read_about
+    from percov2_core.weights.hub import upload
     from percov2_core.weights.inventory import fetch, inventory, next_step
+    from percov2_core.weights.places import find_model
     from percov2_core.weights.residency import Residency
 
     home = Residency.from_environment(device=args.device)
     if args.download:
         fetch(args.model, home)
+    if args.upload:
+        folder = find_model(args.model)
+        read_about(folder)
+        print(f"sent to {upload(folder, args.upload)}")
     parts = inventory(args.model, home)
     print(f"{args.model}, {str(home.precision).removeprefix('torch.')} on {home.target}")
     for part in parts:
