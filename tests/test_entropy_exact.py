@@ -4,6 +4,7 @@ import torch
 from safetensors.torch import save_file
 
 from percov2_core.config import SCHEDULES
+from percov2_core.entropy import arithmetic
 from percov2_core.entropy.exact import ExactModel
 from percov2_core.entropy.exporter import export
 from percov2_core.entropy.masked_model import (
@@ -125,6 +126,37 @@ def test_the_order_inside_a_stage_changes_nothing(twin):
         session.reveal(first, flat[first])
         found.append(session.frequencies(at[16:]))
     assert np.array_equal(*found)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("spoken", [True, False])
+def test_one_pass_over_all_stages_gives_what_they_give_one_by_one(twin, schedule, spoken):
+    tokens, words = smooth_grids(1, 1007)
+    words = words[0] if spoken else []
+    stage = stages(schedule, (8, 8)).ravel()
+    found = Session(twin, (8, 8), words).foresee(tokens[0].numpy().ravel(), stage)
+    assert np.array_equal(found, walk(twin, tokens[0], words, schedule))
+
+
+def test_attention_in_blocks_of_any_size_gives_the_same_integers(twin, monkeypatch):
+    tokens, words = smooth_grids(1, 1008)
+    before = walk(twin, tokens[0], words[0])
+    monkeypatch.setattr(arithmetic, "_SCORES_AT_ONCE", 200)
+    assert np.array_equal(walk(twin, tokens[0], words[0]), before)
+
+
+@pytest.mark.parametrize("factor", [1, 10**6])
+def test_a_window_looks_up_what_its_embeddings_side_by_side_would_be_multiplied_to(factor):
+    # The larger weights need sums in float64, the smaller ones fit into float32.
+    tables = integer_tables()
+    tables["mix_codes.weight"] = tables["mix_codes.weight"].double() * factor
+    twin = ExactModel(CONFIG, tables)
+    ids = torch.arange(25).repeat(7, 1) % torch.arange(2, 9)[:, None]
+    side_by_side = tables["codes"].double()[ids].flatten(1)
+    total = (side_by_side @ tables["mix_codes.weight"]).float()
+    wanted = torch.floor(total * tables["mix_codes.scale"] + tables["mix_codes.offset"])
+    assert twin.mix_codes.rows.dtype == (torch.float32 if factor == 1 else torch.float64)
+    assert torch.equal(twin.mix_codes(ids), wanted)
 
 
 def test_the_twin_survives_saving(twin, tmp_path):

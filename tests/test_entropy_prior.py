@@ -5,10 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from percov2_core.config import SCHEDULES
+from percov2_core.entropy import prior
 from percov2_core.entropy.coder import SymbolReader, SymbolWriter
+from percov2_core.entropy.draws import Draws
 from percov2_core.entropy.exporter import export
 from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfig
-from percov2_core.entropy.prior import TokenPrior, _Draws, coding_order, stage_map
+from percov2_core.entropy.prior import TokenPrior, coding_order, stage_map
 from percov2_core.entropy.schedule import order
 from percov2_core.entropy.session import Session
 from percov2_core.errors import BitstreamError, ConfigError
@@ -91,6 +93,18 @@ def test_a_file_may_end_at_every_cut_point(schedule):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("grid", [(12, 12), (13, 12)])
+def test_one_pass_writes_what_stage_by_stage_writes(schedule, grid, monkeypatch):
+    # The larger grid is always written stage by stage.
+    tokens = random_tokens(5, grid)
+    whole = coded(tokens, schedule=schedule)[0].finish()
+    costs = PRIOR.cost(tokens, "pale sky", schedule=schedule)
+    monkeypatch.setattr(prior, "ONE_PASS_TOKENS", 0)
+    assert coded(tokens, schedule=schedule)[0].finish() == whole
+    assert np.array_equal(PRIOR.cost(tokens, "pale sky", schedule=schedule), costs)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_grids_beyond_one_tile_survive_the_round_trip(schedule):
     tokens = random_tokens(4, (3, 70))
     for sent in (None, 50):
@@ -119,7 +133,7 @@ def test_the_seed_and_the_tokens_sent_change_what_is_drawn():
 
 
 def test_the_random_numbers_are_those_of_splitmix64():
-    draws = _Draws(0, "", np.zeros(0, dtype=np.int64))
+    draws = Draws(0, "", np.zeros(0, dtype=np.int64))
     draws._state = np.uint64(1234567)
     first = [int(z) for z in (*draws._next(2), *draws._next(1))]
     assert first == [6457827717110365317, 3203168211198807973, 9817491932198370423]
@@ -128,13 +142,13 @@ def test_the_random_numbers_are_those_of_splitmix64():
 def test_what_is_drawn_from_fixed_frequencies_is_frozen():
     # Files of the hybrid mode are completed with these numbers.
     freqs = np.tile(np.array([[40000, 20000, 5000, 536]], dtype=np.uint32), (24, 1))
-    found = _Draws(7, "a red kite", np.array([3, 1, 2])).take(freqs)
+    found = Draws(7, "a red kite", np.array([3, 1, 2])).take(freqs)
     assert found.tolist() == [1, 0, 0, 0, 0, 1, 0, 1, 1, 0, 0, 0] + [0] * 9 + [1, 0, 0]
 
 
 def test_likely_tokens_are_drawn_by_the_square_of_their_frequency():
     freqs = np.tile(np.array([[49152, 16384]], dtype=np.uint32), (20000, 1))
-    share = _Draws(0, "", np.zeros(0, dtype=np.int64)).take(freqs).mean()
+    share = Draws(0, "", np.zeros(0, dtype=np.int64)).take(freqs).mean()
     assert share == pytest.approx(0.1, abs=0.01)
 
 

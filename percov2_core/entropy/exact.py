@@ -20,12 +20,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -68,10 +69,51 @@ class Product:
     wide: bool
 
     def __call__(self, x: Tensor, *, carrier: torch.dtype) -> Tensor:
-        """(..., in) integers -> (..., out) integers, both in float32."""
+        """(..., in) integers -> (..., out) integers, both in float32, the result a new tensor."""
         kind = torch.float64 if self.wide else carrier
         total = (x.to(kind) @ self.weight.to(kind)).float()
-        return torch.floor(total * self.scale + self.offset)
+        return total.mul_(self.scale).add_(self.offset).floor_()
+
+    @classmethod
+    def beside(cls, parts: Sequence[Product]) -> Product:
+        """Products of the same input as one: a single large one is faster than many small ones."""
+        return cls(
+            weight=torch.cat([part.weight for part in parts], dim=1),
+            scale=torch.cat([part.scale for part in parts]),
+            offset=torch.cat([part.offset for part in parts]),
+            wide=any(part.wide for part in parts),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A `Product` of R embeddings side by side, looked up: a row for each entry in each place.
+
+    Attributes:
+        rows: (R * E, out) what each of E embeddings adds in each of R places.
+        first: (R,) int64, the first row of each place.
+        scale, offset: As in `Product`.
+    """
+
+    rows: Tensor
+    first: Tensor
+    scale: Tensor
+    offset: Tensor
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """(n, R) embedding numbers in [0, E) -> (n, out) integers in float32."""
+        total = F.embedding_bag(ids + self.first, self.rows, mode="sum").float()
+        return total.mul_(self.scale).add_(self.offset).floor_()
+
+    @classmethod
+    def of(cls, product: Product, embeddings: Tensor) -> Window:
+        """Multiply all (E, C) embeddings in all places, each sum exact as it was."""
+        count, size = embeddings.shape
+        places = product.weight.double().reshape(-1, size, product.weight.shape[1])  # (R, C, out)
+        rows = (embeddings.double() @ places).flatten(0, 1)
+        first = count * torch.arange(len(places), device=rows.device)
+        kind = torch.float64 if product.wide else torch.float32
+        return cls(rows.to(kind), first, product.scale, product.offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +121,7 @@ class ExactLayer:
     """The matrices of one layer, and the ranges between them."""
 
     query: Product
-    key: Product
-    value: Product
+    memory: Product  # keys, then values
     out: Product
     up: Product
     down: Product
@@ -103,11 +144,12 @@ class ExactModel:
         _prove("attention outputs", (WEIGHT_TOTAL + 1) * VALUE_LIMIT, FLOAT32_EXACT)
         _prove("sum of squares", config.width * RESIDUAL_LIMIT**2, FLOAT64_EXACT)
         self._normed = (2**NORM_BITS + 0.5) * config.width**0.5 + 1  # length of a normed vector
-        self.mix_codes = self._product("mix_codes", most=CODE_LIMIT)
-        self.mix_words = self._product("mix_words", most=CODE_LIMIT)
+        self.mix_codes = self._window("codes")
+        self.mix_words = self._window("words")
         self.out = self._product("out", length=self._normed)
         self.content = [self._layer(f"content.{i}") for i in range(config.content_layers)]
         self.queries = [self._layer(f"queries.{i}") for i in range(config.query_layers)]
+        self.query_memory = Product.beside([layer.memory for layer in self.queries])
 
     def table(self, name: str) -> Tensor:
         """One table of integers, in float32 or, for the exponential, int64."""
@@ -170,13 +212,17 @@ class ExactModel:
         scale, offset = self.table(f"{name}.scale"), self.table(f"{name}.offset")
         return Product(weight, scale, offset, bound >= FLOAT32_EXACT)
 
+    def _window(self, name: str) -> Window:
+        return Window.of(self._product(f"mix_{name}", most=CODE_LIMIT), self.table(name))
+
     def _layer(self, name: str) -> ExactLayer:
         mixed_bits, hidden_bits = (int(b) for b in self.table(f"{name}.bits"))
         mixed_limit, hidden_limit = mm.VALUE_CLIP * 2**mixed_bits, mm.HIDDEN_CLIP * 2**hidden_bits
         return ExactLayer(
             query=self._product(f"{name}.query", length=self._normed),
-            key=self._product(f"{name}.key", length=self._normed),
-            value=self._product(f"{name}.value", length=self._normed),
+            memory=Product.beside(
+                [self._product(f"{name}.{part}", length=self._normed) for part in ("key", "value")]
+            ),
             out=self._product(f"{name}.out", most=mixed_limit + 1),
             up=self._product(f"{name}.up", length=self._normed),
             down=self._product(f"{name}.down", most=hidden_limit),

@@ -4,13 +4,11 @@ h x w token grid, N = h * w tokens, K codebook size. Flat positions count row by
 
 A grid is coded in one total order: stage by stage, in each stage tile by tile, in each tile along
 the schedule's own order. A file that holds k tokens holds the first k of this order, and the
-decoder draws the others from the model with a generator that belongs to the format: SplitMix64
-(Steele, Lea and Flood 2014), seeded by SHA-256 over the seed, the caption and the tokens sent.
+decoder draws the others from the model, see `draws`.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 
 from percov2_core.config import check_schedule
 from percov2_core.entropy.coder import TOTAL, SymbolReader, SymbolWriter
+from percov2_core.entropy.draws import Draws
 from percov2_core.entropy.exact import ExactModel
 from percov2_core.entropy.masked_model import word_ids
 from percov2_core.entropy.schedule import Grid, order, stage_sizes, stages, tiles
@@ -27,12 +26,9 @@ from percov2_core.errors import BitstreamError, ConfigError
 
 Ints = NDArray[np.int64]
 
-# Tokens are drawn in proportion to frequency ** 2 (temperature 1/2): of the powers 1, 2 and 3 it
-# came nearest to the true codes, by mean squared distance at 8 x 8. Part of the format.
-SAMPLING_POWER = 2
-
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+# Grids up to this size are encoded in one pass over all stages: a stage then has so few tokens
+# that calls cost more than numbers. In larger ones it would be wasted on what is hidden.
+ONE_PASS_TOKENS = 144
 
 
 class CutPoint(NamedTuple):
@@ -120,7 +116,7 @@ class TokenPrior:
         done = 0
         if not left:
             return cuts
-        for step in self._walk(grid, caption, schedule=schedule, sent=left):
+        for step in self._walk(grid, caption, schedule=schedule, sent=left, full=True):
             count = min(len(step.positions), left - done)
             writer.write(grid.ravel()[step.positions[:count]], step.freqs[:count])
             done += count
@@ -175,7 +171,8 @@ class TokenPrior:
         """(h, w) tokens -> (h, w) bits that each of them takes."""
         grid = self._checked(tokens)
         bits = np.zeros(grid.size)
-        for positions, freqs in self._walk(grid, caption, schedule=schedule, sent=grid.size):
+        steps = self._walk(grid, caption, schedule=schedule, sent=grid.size, full=True)
+        for positions, freqs in steps:
             chosen = freqs[np.arange(len(positions)), grid.ravel()[positions]]
             bits[positions] = np.log2(TOTAL) - np.log2(chosen)
         return bits.reshape(grid.shape)
@@ -200,19 +197,22 @@ class TokenPrior:
             known.append(flat[positions[:count]])
             done += count
             if count < len(positions):
-                draws = draws or _Draws(seed, caption, np.concatenate(known))
+                draws = draws or Draws(seed, caption, np.concatenate(known))
                 flat[positions[count:]] = draws.take(freqs[count:])
         return tokens
 
-    def _walk(self, tokens: Ints, caption: str, *, schedule: str, sent: int) -> Iterator[Step]:
+    def _walk(
+        self, tokens: Ints, caption: str, *, schedule: str, sent: int, full: bool = False
+    ) -> Iterator[Step]:
         """Yield all stages. `tokens` must hold those of a step before the next is asked for.
 
-        The encoder brings all tokens, the decoder fills them in: both see the same frequencies.
+        The encoder brings all tokens (`full`), the decoder fills them in: both see the same
+        frequencies.
         """
         parts = [_Tile.cut(tokens, place) for place in tiles(tokens.shape)]
         if check_schedule(schedule) != "uniform":
             plans = [part.stages(schedule) for part in parts]
-            yield from self._predict(tokens, caption, parts=parts, plans=plans)
+            yield from self._predict(tokens, caption, parts=parts, plans=plans, full=full)
             return
         positions = np.concatenate([part.positions for part in parts])[:sent]
         if sent:
@@ -231,10 +231,15 @@ class TokenPrior:
         parts: list[_Tile],
         plans: list[list[Ints]],
         given: int = 0,
+        full: bool = False,
     ) -> Iterator[Step]:
         """Yield the stages of all tiles with the model's frequencies, but not the first `given`."""
         words, flat = word_ids(caption, self.model.config), tokens.reshape(-1)
-        sessions = [Session(self.model, part.grid, words) for part in parts]
+        sessions: list[Session | _Foreseen] = [
+            Session(self.model, part.grid, words) for part in parts
+        ]
+        if full and tokens.size <= ONE_PASS_TOKENS:
+            sessions = [self._foresee(tokens, words, plans[0])]
         for number in range(max(len(plan) for plan in plans)):
             for part, plan, session in zip(parts, plans, sessions, strict=True):
                 if number >= len(plan):
@@ -244,6 +249,14 @@ class TokenPrior:
                     yield Step(positions, session.frequencies(plan[number]))
                 if number + 1 < len(plan):
                     session.reveal(plan[number], flat[positions])
+
+    def _foresee(self, tokens: Ints, words: list[int], plan: list[Ints]) -> _Foreseen:
+        """All frequencies of a grid of one tile."""
+        stage = np.zeros(tokens.size, dtype=np.int64)
+        for number, positions in enumerate(plan):
+            stage[positions] = number
+        session = Session(self.model, (tokens.shape[0], tokens.shape[1]), words)
+        return _Foreseen(session.foresee(tokens.ravel(), stage))
 
     def _uniform(self, count: int) -> NDArray[np.uint32]:
         """(count, K) frequencies as equal as integers can be."""
@@ -283,30 +296,17 @@ class _Tile(NamedTuple):
         return [np.flatnonzero(here), *(part for s in plan if len(part := s[~here[s]]))]
 
 
-class _Draws:
-    """The format's random numbers."""
+class _Foreseen(NamedTuple):
+    """Stands in for a `Session` of which all frequencies are there beforehand."""
 
-    def __init__(self, seed: int, caption: str, sent: Ints) -> None:
-        text = f"{seed}\n{len(sent)}\n{' '.join(str(t) for t in sent.tolist())}\n{caption}"
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-        self._state = np.uint64(int.from_bytes(digest[:8], "little"))
+    freqs: NDArray[np.uint32]  # (N, K)
 
-    def take(self, freqs: NDArray[np.uint32]) -> Ints:
-        """(n, K) frequencies -> (n,) tokens drawn in proportion to frequency ** 2."""
-        ends = np.cumsum(freqs.astype(np.uint64) ** np.uint64(SAMPLING_POWER), axis=1)
-        # The sum of squares stays below 2**32, so this product fits into 64 bits.
-        at = (self._next(len(freqs)) >> np.uint64(32)) * ends[:, -1] >> np.uint64(32)
-        found: Ints = (ends <= at[:, None]).sum(axis=1)
+    def frequencies(self, positions: Ints) -> NDArray[np.uint32]:
+        found: NDArray[np.uint32] = self.freqs[positions]
         return found
 
-    def _next(self, count: int) -> NDArray[np.uint64]:
-        """SplitMix64: (count,) numbers of 64 bits."""
-        z = self._state + _GAMMA * np.arange(1, count + 1, dtype=np.uint64)
-        self._state = z[-1]
-        z = (z ^ (z >> np.uint64(30))) * _MIX[0]
-        z = (z ^ (z >> np.uint64(27))) * _MIX[1]
-        mixed: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
-        return mixed
+    def reveal(self, positions: Ints, tokens: Ints) -> None:
+        """Nothing is left to be learnt."""
 
 
 def _count(
