@@ -12,13 +12,13 @@ import json
 import os
 import pickle
 import sys
-import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 LOG_VARIABLE = "SPACES_STAND_IN_LOG"
 CALLS: list[dict[str, Any]] = []
-BORROWED = threading.local()  # .now is True while the GPU would be there
+BORROWED: list[str] = []  # the tasks that have the GPU now
 
 
 def GPU(*, duration: Callable[..., float]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -26,21 +26,33 @@ def GPU(*, duration: Callable[..., float]) -> Callable[[Callable[..., Any]], Cal
         def once(*arguments: Any) -> Any:
             arguments = _through_a_pipe(arguments)
             _note(task, duration(*arguments))
-            BORROWED.now = True
-            try:
+            with _borrowed(task.__name__):
                 return _through_a_pipe(task(*arguments))
-            finally:
-                BORROWED.now = False
 
         def step_by_step(*arguments: Any) -> Iterator[Any]:
             arguments = _through_a_pipe(arguments)
             _note(task, duration(*arguments))
-            for state in task(*arguments):
-                yield _through_a_pipe(state)
+            with _borrowed(task.__name__):
+                for state in task(*arguments):
+                    yield _through_a_pipe(state)
 
         return step_by_step if inspect.isgeneratorfunction(task) else once
 
     return decorate
+
+
+@contextmanager
+def _borrowed(name: str) -> Iterator[None]:
+    BORROWED.append(name)
+    try:
+        yield
+    finally:
+        BORROWED.remove(name)
+
+
+def gradio_auto_wrap(task: Callable[..., Any]) -> Callable[..., Any]:
+    """What gradio asks for each listener; hosts leave them as they are unless told otherwise."""
+    return task
 
 
 def _through_a_pipe(value: Any) -> Any:

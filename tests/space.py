@@ -1,0 +1,153 @@
+"""The page as a Space runs it: its files, its Python, two cores, nothing writable but TMPDIR."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from percov2_core.deploy.manifest import ROOT, Manifest, read_manifest
+from percov2_core.deploy.plan import make_plan
+
+START_S = 240  # generous: a busy machine takes its time to import everything
+STOP_S = 60
+CORES = 2
+_NEEDED = "import gradio, torch, diffusers, constriction"
+
+
+@dataclass(frozen=True)
+class Space:
+    """A running page."""
+
+    address: str
+    port: int
+    process: subprocess.Popen[bytes]
+    app: Path  # what was uploaded
+    home: Path
+    temporary: Path
+    log: Path
+
+    def stop(self) -> int:
+        """Ask it to stop as the host does; -> its exit status."""
+        self.process.terminate()
+        return self.process.wait(STOP_S)
+
+    def errors(self) -> list[str]:
+        """Tracebacks that pass through our code; some versions of libraries have their own."""
+        blocks = self.log.read_text(encoding="utf-8").split("Traceback")[1:]
+        return [block for block in blocks if "percov2_core" in block]
+
+
+@contextmanager
+def start(
+    folder: Path, *, model: Path, script: Path | None = None, **extra: str
+) -> Iterator[Space]:
+    """Upload into `folder`, start `app.py` (or `script`) there, wait until it answers.
+
+    Args:
+        extra: More environment variables.
+    """
+    manifest = read_manifest()
+    app, temporary = folder / "app", folder / "temporary"
+    upload(manifest, app)
+    temporary.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = unwritable_home(folder)
+    environment = hosted(manifest, home, temporary, port) | {"PERCOV2_MODEL": str(model)} | extra
+    log = folder / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [space_python(manifest), str(script or manifest.page["app_file"])],
+            cwd=app,
+            env=environment,
+            stdout=file,
+            stderr=file,
+            preexec_fn=_two_cores,
+        )
+        space = Space(f"http://127.0.0.1:{port}/", port, process, app, home, temporary, log)
+        try:
+            _wait(space)
+            yield space
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait(STOP_S)
+
+
+def upload(manifest: Manifest, app: Path) -> None:
+    """Copy what `deploy` would upload, and nothing else."""
+    for file in make_plan(manifest, ROOT).files:
+        target = app / file.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / file.path, target)
+
+
+def hosted(manifest: Manifest, home: Path, temporary: Path, port: int) -> dict[str, str]:
+    """The environment of a Space; here the page listens to this machine only."""
+    return {
+        **manifest.variables,
+        "PATH": os.environ["PATH"],
+        "LANG": "C.UTF-8",
+        "HOME": str(home),
+        "TMPDIR": str(temporary),
+        "SYSTEM": "spaces",
+        "SPACE_ID": "somebody/percov2",
+        "SPACE_HOST": "somebody-percov2.hf.space",
+        "SPACE_AUTHOR_NAME": "somebody",
+        "SPACE_REPO_NAME": "percov2",
+        "GRADIO_SERVER_NAME": "127.0.0.1",
+        "GRADIO_SERVER_PORT": str(port),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def unwritable_home(folder: Path) -> Path:
+    """A home that nobody may write to. Permissions do not stop root: then a kernel's folder."""
+    home = folder / "home"
+    home.mkdir(mode=0o555)
+    return Path("/proc") if os.access(home, os.W_OK) and os.path.isdir("/proc") else home
+
+
+def space_python(manifest: Manifest) -> str:
+    """The Spacefile's Python where it is installed with the libraries, else this one."""
+    minor = ".".join(manifest.page["python_version"].split(".")[:2])
+    if sys.version.startswith(f"{minor}."):
+        return sys.executable
+    found = shutil.which(f"python{minor}")
+    works = found and subprocess.run([found, "-c", _NEEDED], capture_output=True).returncode == 0
+    return found if found and works else sys.executable
+
+
+def listing(folder: Path) -> set[str]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def _two_cores() -> None:
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-CORES:])
+
+
+def _wait(space: Space) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and space.process.poll() is None:
+        try:
+            with urllib.request.urlopen(space.address, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    pytest.fail(f"the page did not start:\n{space.log.read_text(encoding='utf-8')}")

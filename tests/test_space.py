@@ -1,0 +1,287 @@
+"""What the host of the Space asks of the page: start, folders, stopping, path prefix, embedding."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from gradio_client import Client, handle_file
+from PIL import Image
+
+from percov2_core.bitstream import Stream
+from percov2_core.ui import host, serving, share
+from percov2_core.ui.serving import Door, DoorMiddleware, trim
+from tests import space
+from tests.prefix_proxy import FRAME_PX, PREFIX, proxy
+from tests.space import Space
+from tests.tiny import picture, tiny_codec, tiny_folder
+
+pytestmark = [
+    pytest.mark.ui,
+    pytest.mark.timeout(600),
+    # Clients and the browser leave sockets and event loops to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+STAND_IN = Path(__file__).parent / "spaces_stand_in"
+
+# `app.py` as it is, except that painting waits while a file is there.
+HELD = """
+import runpy, sys, time
+from pathlib import Path
+from percov2_core.codec import PerCoV2
+decode = PerCoV2.decode
+def held(*arguments, **options):
+    Path({begun!r}).touch()
+    while Path({hold!r}).exists():
+        time.sleep(0.01)
+    return decode(*arguments, **options)
+PerCoV2.decode = held
+runpy.run_path("app.py", run_name="__main__")
+"""
+
+
+@pytest.fixture(autouse=True)
+def leave_nothing_behind() -> Iterator[None]:
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    picture().save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def wait_for(true: object) -> None:
+    deadline = time.monotonic() + 60
+    while not true():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_the_hosted_page_works_writes_nowhere_and_stops(tmp_path: Path, photo: Path) -> None:
+    with space.start(tmp_path / "space", model=tiny_folder()) as page:
+        before = space.listing(page.app)
+        client = Client(page.address, verbose=False, download_files=str(tmp_path))
+        path = client.predict(handle_file(photo), "extreme", "a cat", api_name="/compress")
+        expected = tiny_codec().encode(picture(), "extreme", caption="a cat")
+        assert Path(path).read_bytes() == expected.to_bytes()
+        decoded = client.predict(handle_file(path), api_name="/decompress")
+        assert Image.open(decoded).tobytes() == tiny_codec().decode(expected).tobytes()
+
+        assert space.listing(page.app) == before
+        if page.home.parent == tmp_path / "space":
+            assert space.listing(page.home) == set()
+        assert any(page.temporary.rglob("*.pcv2"))
+        assert page.stop() == 0
+        assert page.errors() == []
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
+    """A page on shared GPU hardware, behind a path prefix, whose painting can be held."""
+    folder = tmp_path_factory.mktemp("held")
+    script = folder / "held.py"
+    names = {"begun": str(folder / "begun"), "hold": str(folder / "hold")}
+    script.write_text(HELD.format(**names))
+    with space.start(
+        folder / "space",
+        model=tiny_folder(),
+        script=script,
+        PYTHONPATH=f"{STAND_IN}{os.pathsep}{folder / 'space' / 'app'}",
+        SPACES_ZERO_GPU="true",
+        SPACES_STAND_IN_LOG=str(folder / "calls"),
+        GRADIO_ROOT_PATH=PREFIX,
+    ) as page:
+        yield page
+
+
+def calls(held: Space) -> list[dict[str, object]]:
+    log = held.app.parents[1] / "calls"
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def test_on_shared_hardware_each_call_borrows_the_gpu(held: Space, photo: Path) -> None:
+    with proxy(held.port) as outside:
+        client = Client(f"{outside}{PREFIX}/", verbose=False, download_files=str(photo.parent))
+        path = client.predict(handle_file(photo), "ultra-low", "a cat", api_name="/compress")
+        decoded = client.predict(handle_file(path), api_name="/decompress")
+    expected = tiny_codec().encode(picture(), "ultra-low", caption="a cat")
+    assert Path(path).read_bytes() == expected.to_bytes()
+    assert Image.open(decoded).tobytes() == tiny_codec().decode(expected).tobytes()
+    assert [call["task"] for call in calls(held)] == ["call", "paint"]
+    assert all(0 < float(str(call["seconds"])) <= 120 for call in calls(held))
+
+
+def test_the_page_works_in_a_dark_frame_and_its_links_open(held: Space) -> None:
+    sync = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    from tests.ui_server import choose_example, compress, launch, open_tab, pixels
+
+    with proxy(held.port) as outside, sync.sync_playwright() as playwright:
+        browser = launch(playwright)
+        page = browser.new_page(viewport={"width": 1000, "height": 1100})
+        page.set_default_timeout(90_000)
+        page.goto(f"{outside}/frame")
+        (frame,) = page.main_frame.child_frames
+        frame.wait_for_selector("#pc-compress")
+        frame.wait_for_selector("body.dark", state="attached")
+        choose_example(frame, 0)
+        compress(frame)
+        assert frame.evaluate("document.documentElement.scrollWidth") <= FRAME_PX
+        painted = pixels(frame.locator("#pc-stage .pc-decoded"))
+        open_tab(frame, "File and QR")
+        link = frame.locator("#pc-link").input_value()
+        assert link.startswith(f"{outside}{PREFIX}/?pcv2=")
+
+        visitor = browser.new_page()
+        visitor.set_default_timeout(90_000)
+        visitor.goto(link)
+        visitor.locator("#pc-decoded-stage .pc-tools button >> nth=0").wait_for()
+        assert pixels(visitor.locator("#pc-decoded-stage .pc-decoded")) == painted
+        browser.close()
+
+
+def test_what_runs_is_answered_after_the_host_says_stop(held: Space, photo: Path) -> None:
+    # The last one of this module to use the page.
+    folder = held.app.parents[1]
+    with proxy(held.port) as outside:
+        client = Client(f"{outside}{PREFIX}/", verbose=False, download_files=str(photo.parent))
+        path = client.predict(handle_file(photo), "extreme", "a cat", api_name="/compress")
+        (folder / "begun").unlink(missing_ok=True)
+        (folder / "hold").touch()
+        running = client.submit(handle_file(path), api_name="/decompress")
+        wait_for((folder / "begun").exists)
+        held.process.terminate()
+        wait_for(lambda: refused(f"{outside}{PREFIX}"))
+        assert held.process.poll() is None and not running.done()
+        (folder / "hold").unlink()
+        decoded = Image.open(running.result(60))
+    expected = tiny_codec().decode(Stream.from_bytes(Path(path).read_bytes()))
+    assert decoded.tobytes() == expected.tobytes()
+    assert held.process.wait(60) == 0
+
+
+def refused(address: str) -> bool:
+    """Whether new work is turned away."""
+    request = urllib.request.Request(f"{address}/gradio_api/queue/join", b"{}", method="POST")
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=60)
+    return caught.value.code == 503
+
+
+def ask(door: Door, method: str, path: str, app: object = None) -> int:
+    """-> the status that a request past the door gets."""
+    seen: list[int] = []
+
+    async def answer(scope: object, receive: object, send: object) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})  # type: ignore[operator]
+
+    async def send(message: dict[str, object]) -> None:
+        if message["type"] == "http.response.start":
+            seen.append(int(str(message["status"])))
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request"}
+
+    middleware = DoorMiddleware(app or answer, door)  # type: ignore[arg-type]
+    asyncio.run(middleware({"type": "http", "method": method, "path": path}, receive, send))  # type: ignore[arg-type]
+    return seen[0]
+
+
+def test_a_closed_door_refuses_work_and_still_hands_out_results(tmp_path: Path) -> None:
+    door, join = Door(tmp_path), f"{PREFIX}/gradio_api/queue/join"
+    assert ask(door, "POST", join) == 200
+    door.close()
+    assert ask(door, "POST", join) == 503
+    assert ask(door, "POST", "/gradio_api/upload") == 503
+    assert ask(door, "GET", "/gradio_api/file=/tmp/x.png") == 200
+    assert ask(door, "GET", "/gradio_api/queue/data") == 200
+
+
+def test_the_door_knows_what_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "QUIET_S", 0.0)
+    door = Door(tmp_path)
+    quiet: list[bool] = []
+
+    async def look(scope: object, receive: object, send: object) -> None:
+        quiet.append(door.quiet())
+        await send({"type": "http.response.start", "status": 200, "headers": []})  # type: ignore[operator]
+
+    assert ask(door, "GET", "/gradio_api/queue/data", look) == 200
+    assert ask(door, "GET", "/gradio_api/heartbeat/x", look) == 200
+    assert quiet == [False, True] and door.quiet()
+
+
+def test_the_oldest_files_make_room(tmp_path: Path) -> None:
+    for age, name in enumerate(["newest", "middle", "oldest"]):
+        path = tmp_path / name / "file"
+        path.parent.mkdir()
+        path.write_bytes(bytes(100))
+        os.utime(path, (1000 - age, 1000 - age))
+    trim(tmp_path, limit_bytes=250)
+    assert space.listing(tmp_path) == {"newest/file", "middle/file"}
+    trim(tmp_path, limit_bytes=250)
+    assert len(space.listing(tmp_path)) == 2
+
+
+def test_each_upload_makes_room_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trimmed: list[Path] = []
+    monkeypatch.setattr(serving, "trim", trimmed.append)
+    ask(Door(tmp_path), "POST", "/gradio_api/upload")
+    assert trimmed == [tmp_path]
+    assert serving.MAX_CACHE_BYTES <= 10**9 and serving.ROOM_BYTES > 0
+
+
+def test_caches_move_where_the_home_is_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "environ", {"HOME": str(tmp_path), "HF_HOME": "/chosen"})
+    host.use_temporary_folders()
+    assert set(os.environ) == {"HOME", "HF_HOME", "GRADIO_TEMP_DIR"}
+    os.environ["HOME"] = str(tmp_path / "none")
+    host.use_temporary_folders()
+    assert os.environ["MPLCONFIGDIR"] == str(tmp_path / "percov2" / "matplotlib")
+    assert os.environ["GRADIO_TEMP_DIR"] == str(tmp_path / "percov2" / "uploads")
+    assert os.environ["HF_HOME"] == "/chosen"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "headers", "address"),
+    [
+        ("", {"host": "a:1"}, "http://a:1/"),
+        ("/x/y", {"host": "a:1"}, "http://a:1/x/y/"),
+        ("/x", {"host": "in", "x-forwarded-host": "out, in"}, "http://out/x/"),
+        ("", {"host": "out", "x-forwarded-proto": "https,http"}, "https://out/"),
+        ("/x", {"host": "in", "origin": "https://out"}, "https://out/x/"),
+        ("/x", {"host": "out", "origin": "null"}, "http://out/x/"),
+        ("https://out/x/", {"host": "in"}, "https://out/x/"),
+        ("/x", {"host": "in", "referer": "https://out/z/?q=1#f"}, "https://out/z/"),
+    ],
+)
+def test_links_say_where_the_visitor_sees_the_page(
+    monkeypatch: pytest.MonkeyPatch, prefix: str, headers: dict[str, str], address: str
+) -> None:
+    monkeypatch.setenv(share.PREFIX_VARIABLE, prefix)
+    assert share.page_address(headers) == address
+
+
+def test_ctrl_c_and_stop_end_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "FINISH_S", 0.1)
+    door = Door(tmp_path)
+    door.enter("GET", "/gradio_api/queue/data")
+    assert serving._wait_until_quiet(door) is False
+    threading.Timer(0.05, door.leave).start()
+    monkeypatch.setattr(serving, "FINISH_S", 60.0)
+    assert serving._wait_until_quiet(door) is True
