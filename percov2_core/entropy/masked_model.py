@@ -133,7 +133,7 @@ def neighbour_indices(grid: Grid) -> NDArray[np.int64]:
     return np.where(inside, rows * w + columns, h * w).reshape(h * w, NEIGHBOURS)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=4)  # 4 MB each
 def relative_indices(grid: Grid) -> NDArray[np.int32]:
     """(N, N) row of the bias table for a looking position and a looked-at position."""
     y, x = (axis.ravel() for axis in np.indices(grid))
