@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +18,7 @@ from percov2_core.codec import Step
 from percov2_core.errors import BitstreamError, ConfigError
 from percov2_core.ui import shared_gpu
 from percov2_core.ui.host import SHARED_GPU_VARIABLE
+from percov2_core.ui.painting import Look, paint
 from percov2_core.ui.shared_gpu import MOST_S, Painting, call_s, painting_s, with_shared_gpu
 from tests.tiny import picture, tiny_codec
 
@@ -94,6 +97,19 @@ def test_cancelling_ends_the_work_on_the_gpu(codec: Any, monkeypatch: pytest.Mon
     assert len(steps) < 100
 
 
+def test_painting_counts_as_the_visitors(
+    codec: Any, spaces: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visitor: ContextVar[str] = ContextVar("visitor")
+    visitor.set("somebody")
+    seen: list[str | None] = []
+    monkeypatch.setattr(spaces, "_note", lambda *_: seen.append(visitor.get(None)))
+    stream = tiny_codec().encode(picture(), "ultra-low", caption="")
+    frames = list(paint(codec, stream, Look(2, 1.0), cancel=threading.Event()))
+    assert frames[-1] and frames[-1].finished
+    assert seen == ["somebody"]
+
+
 def test_errors_keep_their_words(codec: Any) -> None:
     stream = tiny_codec().encode(picture(), "ultra-low", caption="")
     with pytest.raises(ConfigError, match="steps must be in"):
@@ -130,7 +146,7 @@ def test_the_time_asked_for_follows_steps_size_and_batch(spaces: Any) -> None:
     assert painting_s(painting(stream=large)) > small
     huge = replace(large, mode="hybrid", width=4096, height=4096)
     assert painting_s(painting(stream=huge, steps=100)) == MOST_S
-    encode = call_s("encode", (picture(), "extreme"), {})
+    encode = call_s("encode", (picture(320, 192), "extreme"), {})
     assert call_s("read", (large,), {}) < encode < call_s("encode", (picture(640, 384),), {})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
@@ -78,9 +79,9 @@ def paint(
         PerCoError: what `PerCoV2.decode` raises.
     """
     frames: SimpleQueue[Frame | BaseException] = SimpleQueue()
-    worker = threading.Thread(
-        target=_work, args=(codec, stream, look, cancel, frames.put), daemon=True
-    )
+    # The visitor's request goes along: hosts that lend a GPU count the time as theirs.
+    arguments = (_work, codec, stream, look, cancel, frames.put)
+    worker = threading.Thread(target=copy_context().run, args=arguments, daemon=True)
     worker.start()
     try:
         while frame := _newest(frames, cancel):
