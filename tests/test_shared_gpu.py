@@ -20,6 +20,7 @@ from percov2_core.ui import shared_gpu
 from percov2_core.ui.host import SHARED_GPU_VARIABLE
 from percov2_core.ui.painting import Look, paint
 from percov2_core.ui.shared_gpu import MOST_S, Painting, call_s, painting_s, with_shared_gpu
+from percov2_core.weights.residency import Residency
 from tests.tiny import picture, tiny_codec
 
 STAND_IN = Path(__file__).parent / "spaces_stand_in"
@@ -157,7 +158,8 @@ def test_without_such_a_host_the_codec_is_left_as_it_is(
     assert with_shared_gpu(tiny_codec()) is tiny_codec()
 
 
-def test_nothing_compiles() -> None:
-    sources = (Path(shared_gpu.__file__).parents[1]).rglob("*.py")
-    users = [path.name for path in sources if "torch.compile(" in path.read_text()]
-    assert users == []
+def test_nothing_compiles_or_warms_up_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = Residency(device="cuda", compile=True)
+    assert wanted.compile_allowed and wanted.warms_up
+    monkeypatch.setenv(SHARED_GPU_VARIABLE, "true")
+    assert not wanted.compile_allowed and not wanted.warms_up
