@@ -74,8 +74,9 @@ class CacheInfo:
     format: int = FORMAT
 
 
-class LatentBatch(NamedTuple):
-    """What a step sees."""
+@dataclass(frozen=True, slots=True)
+class LatentBatch:
+    """What a step sees. No tuple: FSDP would look inside and round it to half precision."""
 
     latent: Tensor  # (B, 16, H/8, W/8) float32
     text: TextEmbedding  # (B, L, C), (B, P) float32

@@ -221,7 +221,8 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         torch.manual_seed(config.seed * 1_000_003 + self.step + rank * 1_000_000_007)
-        result: StepLoss = self.wrapped(batch, self.progress)
+        with self.accelerator.autocast():
+            result: StepLoss = self.wrapped(batch, self.progress)
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(result.loss)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from percov2_core.codec import RateModules
 from percov2_core.errors import ConfigError
@@ -23,7 +22,13 @@ from percov2_core.training.cache import Cache, LatentBatch, read_batch
 from percov2_core.training.cost import count_cost, measuring
 from percov2_core.training.loop import LoopConfig, on_cpu, processes, run
 from percov2_core.training.quantize import TrainingQuantizer
-from percov2_core.training.sd3_stage1 import SD3Loss, SD3Parts, SD3System, parameter_groups
+from percov2_core.training.sd3_stage1 import (
+    SD3Loss,
+    SD3Parts,
+    SD3System,
+    mean_scores,
+    parameter_groups,
+)
 from percov2_core.weights.about import read_about, write_about
 from percov2_core.weights.lora import is_lora
 from percov2_core.weights.places import find_base
@@ -108,17 +113,13 @@ def train_sd3_rate(
     tell = report if state.is_main_process else _quiet
     tell(cost.describe())
 
-    def evaluate(module: nn.Module, step: int) -> dict[str, float]:
-        assert isinstance(module, SD3System)
-        return module.score(held_out)
-
     run(
         system,
         lambda step: cache.draw(batch_px=tuning.batch_px, seed=loop.seed, step=step),
         out,
         config=loop,
         resume=resume,
-        evaluate=evaluate if held_out else None,
+        evaluate=(lambda module, step: mean_scores(module, held_out)) if held_out else None,
         groups=lambda module: parameter_groups(module, new_scale=tuning.new_scale),
         on_step=measuring(cost, loop, tell),
     )
@@ -163,7 +164,8 @@ def put_back(model: Path, rate: str, out: Path, cache: Cache) -> None:
     system = build_system(modules, cache.empty, SD3Loss(), Tuning(gradient_checkpointing=False))
     checkpoint.fill(system, checkpoint.load_average(out / checkpoint.CHECKPOINT))
     if not is_lora(modules.flow.transformer):
-        modules.flow.transformer.to(torch.bfloat16)
+        for parameter in modules.flow.transformer.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)  # as the base is published
     fresh, old = model / f"{rate}.new", model / f"{rate}.old"
     shutil.rmtree(fresh, ignore_errors=True)
     save_sd3_rate(modules, fresh)

@@ -103,7 +103,11 @@ def run_rate(job: Job, rate: str) -> None:
 
 
 def run_masked(job: Job, rate: str) -> None:
-    """The entropy model of one rate, on the tokens that the checkpoint's hyper-encoder gives."""
+    """The entropy model of one rate, on the tokens that the checkpoint's hyper-encoder gives.
+
+    Raises:
+        ConfigError: if there are several processes: the model is too small for more than one.
+    """
     from percov2_core.entropy.exporter import export
     from percov2_core.hyper.encoder import HyperEncoder
     from percov2_core.hyper.quantizer import VectorQuantizer
@@ -113,6 +117,8 @@ def run_masked(job: Job, rate: str) -> None:
     from percov2_core.training.sd3_tokens import write_cached_grids
     from percov2_core.weights.files import load_part
 
+    if (count := processes(job.device).num_processes) > 1:
+        raise ConfigError(f"stage masked-{rate} runs in 1 process, got {count}")
     model, cache = _checkpoint(job, find_place(job)), Cache(job.needs("cache"))
     check_pair(model, cache)
     device = torch.device(job.device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -97,8 +97,9 @@ class SD3System(nn.Module):
         self.unsaved = _unchanging(self.flow)
 
     def forward(self, batch: LatentBatch, progress: float) -> StepLoss:
-        if self.training:
-            follow_first(self.quantizer)
+        if not self.training:
+            return self._scored(batch)
+        follow_first(self.quantizer)
         device = next(self.encoder.parameters()).device
         z, text = batch.latent.to(device), self._text(batch.text, device)
         codes, _, commitment = self.quantizer(self.encoder(z))
@@ -130,21 +131,29 @@ class SD3System(nn.Module):
         v = self.flow(x_t, t, Conditions(start, features, text), ones)
         return F.mse_loss(v, noise - z), F.mse_loss(start, z)
 
-    def score(self, batches: Sequence[LatentBatch], seed: int = 0) -> dict[str, float]:
-        """Squared error of the velocity at fixed times on samples that were not drawn."""
+    def _scored(self, batch: LatentBatch) -> StepLoss:
+        """Squared error of the velocity at fixed times, with the same noise every time."""
         device = next(self.encoder.parameters()).device
-        generator = torch.Generator().manual_seed(seed)
-        totals = dict.fromkeys(SCORED_TIMES, 0.0)
-        for batch in batches:
-            z, text = batch.latent.to(device), TextEmbedding(*(v.to(device) for v in batch.text))
-            quantizer = self.quantizer.quantizer
-            codes = quantizer.lookup(quantizer.tokens(self.encoder(z)))
-            noise = torch.randn(z.shape, generator=generator).to(device)
-            for time in SCORED_TIMES:
-                t = torch.full((len(z),), time, device=device)
-                totals[time] += self._errors(z, t, codes, text, noise)[0].item() * len(z)
-        count = sum(len(batch.latent) for batch in batches)
-        return {f"flow_{time:g}": round(total / count, 5) for time, total in totals.items()}
+        z, text = batch.latent.to(device), TextEmbedding(*(v.to(device) for v in batch.text))
+        quantizer = self.quantizer.quantizer
+        codes = quantizer.lookup(quantizer.tokens(self.encoder(z)))
+        noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).to(device)
+        errors = {}
+        for time in SCORED_TIMES:
+            t = torch.full((len(z),), time, device=device)
+            errors[f"flow_{time:g}"] = self._errors(z, t, codes, text, noise)[0]
+        logs = {name: error.item() for name, error in errors.items()}
+        return StepLoss(torch.stack(list(errors.values())).mean(), logs)
+
+
+def mean_scores(system: nn.Module, batches: Sequence[LatentBatch]) -> dict[str, float]:
+    """Means over samples of what an `SD3System` in evaluation says of each batch."""
+    totals: dict[str, float] = {}
+    for batch in batches:
+        for name, value in system(batch, 1.0).logs.items():
+            totals[name] = totals.get(name, 0.0) + value * len(batch.latent)
+    count = sum(len(batch.latent) for batch in batches)
+    return {name: round(total / count, 5) for name, total in totals.items()}
 
 
 def parameter_groups(module: nn.Module, *, new_scale: float) -> Iterable[dict[str, Any]]:

@@ -1,0 +1,134 @@
+"""Several processes: the shipped configs of Accelerate, and training on two CPU processes."""
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+from percov2_core.training.cache import Cache
+from percov2_core.weights.fresh import write_fresh_checkpoint
+from percov2_core.weights.sizes import TINY
+from tests.tiny import picture
+from tests.tiny_sd3 import tiny_sd3_folder
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "assets" / "training"
+SHARDED = CONFIGS / "eight-gpus-fsdp.yaml"
+RECIPE = {
+    "plan": {"sides": [64, 128], "counts": [8, 4]},
+    "loop": {"warmup_steps": 1, "lr": 1e-4},
+    "tuning": {"batch_px": 4 * 64 * 64, "warmup": 2, "held_out": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "processes", "machines", "sharded"),
+    [
+        ("one-gpu", 1, 1, False),
+        ("eight-gpus", 8, 1, False),
+        ("eight-gpus-fsdp", 8, 1, True),
+        ("two-nodes-fsdp", 16, 2, True),
+    ],
+)
+def test_accelerate_reads_the_shipped_configs(name, processes, machines, sharded):
+    words = ["--config_file", str(CONFIGS / f"{name}.yaml"), "-m", "percov2_core", "train"]
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    assert (args.num_processes, args.num_machines, args.use_fsdp) == (processes, machines, sharded)
+    assert args.mixed_precision == "bf16"
+    if sharded:
+        assert args.fsdp_version == 2
+        assert args.fsdp_ignored_modules == "quantizer"
+        assert args.fsdp_transformer_layer_cls_to_wrap == "JointTransformerBlock"
+
+
+def launch(entry, *words):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
+    command += ["--master_port", str(port), *entry, "train", *words, "--device", "cpu"]
+    environment = {
+        **os.environ,
+        "PERCOV2_SD3_BASE": str(tiny_sd3_folder()),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work")
+    for i in range(5):
+        (folder / "photos").mkdir(exist_ok=True)
+        picture(150 + 10 * i, 140, seed=i).save(folder / "photos" / f"{i}.png")
+    (folder / "recipe.json").write_text(json.dumps(RECIPE))
+    words = ["--model", "sd3-medium", "--data", str(folder / "photos"), "--no-t5"]
+    words += ["--captioner", "describer", "--config", str(folder / "recipe.json")]
+    launch(["-m", "percov2_core"], "cache", *words, "--out", str(folder / "cache"))
+    return folder
+
+
+def stage1(entry, work, out, *, rank, steps=4, more=()):
+    model = work / f"model-{rank}"
+    if not model.exists():
+        write_fresh_checkpoint(
+            model, tiny_sd3_folder(), lora_rank=rank, t5_tokens=0, hyper=TINY.hyper
+        )
+    words = ["extreme", "--model", f"sd3-medium:{model}", "--cache", str(work / "cache")]
+    words += ["--config", str(work / "recipe.json"), "--out", str(out), "--steps", str(steps)]
+    return launch(entry, *words, *more)
+
+
+def last_loss(out):
+    with (out / "losses.csv").open(newline="") as file:
+        return float(list(csv.DictReader(file))[-1]["loss"])
+
+
+@pytest.mark.slow
+def test_two_processes_cache_their_halves_and_train_a_low_rank_difference(work, tmp_path):
+    assert len(list((work / "cache").glob("shard-*.tar"))) == 2
+    cached = Cache(work / "cache")
+    assert {side: len(found) for side, found in cached.drawn.items()} == {64: 8, 128: 4}
+    said = stage1(["-m", "percov2_core"], work, tmp_path / "run", rank=4)
+    assert said.count("cost: 32 samples, 8 in a step") == 1  # one process speaks
+
+
+@pytest.mark.slow
+def test_sharded_training_resumes_to_the_same_loss_and_a_checkpoint_for_any_count(work, tmp_path):
+    worker = [str(ROOT / "tests" / "sharded_worker.py"), str(SHARDED)]
+    whole, broken, plain = tmp_path / "whole", tmp_path / "broken", tmp_path / "plain"
+    # Each ends by writing its average into the model, so that all start from a copy of their own.
+    stage1(worker, _copy(work, "a"), whole, rank=0)
+    stage1(worker, _copy(work, "b"), broken, rank=0, steps=2)
+    stage1(worker, _copy(work, "c"), broken, rank=0, more=["--resume"])
+    assert last_loss(whole) == last_loss(broken)
+    a, b = (torch.load(out / "checkpoint.pt", weights_only=True) for out in (whole, broken))
+    assert all(torch.equal(a["module"][k], b["module"][k]) for k in a["module"])
+    # The same without sharding, whose weights are not rounded before they are gathered.
+    stage1(["-m", "percov2_core"], _copy(work, "d"), plain, rank=0)
+    c = torch.load(plain / "checkpoint.pt", weights_only=True)
+    assert c["module"].keys() == a["module"].keys()
+    assert last_loss(plain) == pytest.approx(last_loss(whole), rel=0.02)
+
+
+def _copy(work, name):
+    """A folder like `work` with models of its own."""
+    folder = work / name
+    folder.mkdir(exist_ok=True)
+    for shared in ("cache", "recipe.json"):
+        if not (folder / shared).exists():
+            (folder / shared).symlink_to(work / shared)
+    return folder
