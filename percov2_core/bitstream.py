@@ -27,7 +27,14 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from percov2_core.config import MAX_SIDE_PX, MIN_SIDE_PX, MODES, RATES, SCHEDULES
+from percov2_core.config import (
+    MAX_SIDE_PX,
+    MIN_SIDE_PX,
+    MODES,
+    RATES,
+    SCHEDULES,
+    check_whole,
+)
 from percov2_core.errors import BitstreamError, ConfigError
 
 VERSION = 1
@@ -134,7 +141,10 @@ class Stream:
 
         Raises:
             BitstreamError: says which field is wrong, what it holds, and what was expected.
+            ConfigError: if `data` are no bytes.
         """
+        if not isinstance(data, bytes):
+            raise ConfigError(f"file must be bytes, got {type(data).__name__}")
         _check_file_size(len(data))
         reader = _HeaderReader(data)
         _check_magic(reader.take("magic", 1)[0])
@@ -171,7 +181,10 @@ class Stream:
 
         Raises:
             BitstreamError: if it is not base64url, or not a file inside.
+            ConfigError: if `text` is no text.
         """
+        if not isinstance(text, str):
+            raise ConfigError(f"link must be text, got {type(text).__name__}")
         text = text.strip()
         _check_file_size(len(text) * 3 // 4)
         if odd := re.search(r"[^A-Za-z0-9_-]", text):
@@ -194,8 +207,7 @@ class Stream:
             raise ConfigError(f"truncate: mode must be ultra-low or hybrid, got {self.mode}")
         if not self.cuts:
             raise ConfigError("truncate: this stream was read from a file: use codec.truncate")
-        if not 0 <= stage < len(self.cuts):
-            raise ConfigError(f"stage: expected 0 to {len(self.cuts) - 1}, got {stage}")
+        stage = check_whole("stage", stage, 0, len(self.cuts) - 1)
         cut = self.cuts[stage]
         return replace(
             self,

@@ -14,18 +14,16 @@ Letters: H x W pixels (padded to whole tokens), D code width, h x w token grid.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from percov2_core import image_io
-from percov2_core.bitstream import Cut, Stream, check_value
+from percov2_core.bitstream import MAX_SEED, Stream
 from percov2_core.caption import packing
 from percov2_core.caption.captioner import Captioner
 from percov2_core.caption.language import CaptionLanguage
@@ -34,12 +32,12 @@ from percov2_core.config import (
     MODES,
     PRESETS,
     RATES,
-    check_schedule,
-    find_mode,
+    check_choice,
+    check_real,
+    check_whole,
 )
-from percov2_core.entropy.coder import SymbolReader, SymbolWriter
-from percov2_core.entropy.prior import CutPoint, TokenPrior, coding_order, stage_map
-from percov2_core.errors import BitstreamError, ConfigError
+from percov2_core.container import Bits, Container, Contents, check_stream
+from percov2_core.entropy.prior import TokenPrior
 from percov2_core.flow.sampler import SamplerStep, draw_noise, sample
 from percov2_core.flow.text import TextEmbedder
 from percov2_core.flow.transformer import Conditions, FlowModel
@@ -48,6 +46,18 @@ from percov2_core.hyper.encoder import HyperEncoder
 from percov2_core.hyper.quantizer import VectorQuantizer
 from percov2_core.hyper.search import SearchConfig, search_tokens
 from percov2_core.latent.autoencoder import LatentAutoencoder
+
+__all__ = [
+    "MAX_GUIDANCE",
+    "MAX_STEPS",
+    "SEARCH_TILE_PX",
+    "Bits",
+    "Contents",
+    "PerCoV2",
+    "Preset",
+    "RateModules",
+    "Step",
+]
 
 MAX_STEPS = 100
 SEARCH_TILE_PX = 512  # bounds the memory that gradients take
@@ -72,25 +82,6 @@ class RateModules:
     text: TextEmbedder
     flow: FlowModel
     search: SearchConfig
-
-
-class Bits(NamedTuple):
-    """Where the bits of a file went; the sum is 8 x its bytes."""
-
-    header: int
-    caption: int
-    tokens: int
-
-
-class Contents(NamedTuple):
-    """What a file says, before any picture is painted."""
-
-    caption: str
-    tokens: NDArray[np.int64]  # (h, w) in [0, K), those that were not sent are sampled
-    sent: NDArray[np.bool_]  # (h, w) True where the token is in the file
-    token_bits: NDArray[np.float64]  # (h, w) bits, 0 where the token was not sent
-    stages: NDArray[np.int64]  # (h, w) stage of the schedule
-    bits: Bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +118,13 @@ class PerCoV2:
         self.captioner = captioner
         self.scheduler = scheduler
         self.presets = presets
+        priors = {rate: modules.prior for rate, modules in rates.items()}
+        self.container = Container(name=name, digest=digest, language=language, priors=priors)
 
     @property
     def fingerprint(self) -> int:
         """First byte of the model's digest, 0..255."""
-        return self.digest[0]
+        return self.container.fingerprint
 
     @property
     def device(self) -> torch.device:
@@ -164,30 +157,21 @@ class PerCoV2:
             ImageError: if the picture is outside the limits.
             ConfigError: if a name or a number is wrong.
         """
-        chosen = find_mode(mode)
-        rate, modules = RATES[chosen.rate], self.rates[chosen.rate]
         picture = image_io.normalise(image)
-        text = self.describe(picture, captioner=captioner) if caption is None else caption
+        stream = self.container.blank(
+            picture.size, mode, schedule=schedule, tokens=tokens, seed=seed
+        )
+        rate, modules = RATES[MODES[mode].rate], self.rates[MODES[mode].rate]
+        if caption is None:
+            caption = self.describe(picture, captioner=captioner)
+        text = packing.check_caption(caption)
 
         x = image_io.to_tensor(picture, rate.token_stride).to(self.device)  # (1, 3, H, W)
         latent = self.vae.encode(x)  # (1, 16, H/8, W/8)
         vectors = modules.encoder(latent)  # (1, D, h, w)
         nearest = modules.quantizer.tokens(vectors)  # (1, h, w)
         grid = self._search(nearest, modules, x)[0].cpu().numpy()  # (h, w)
-
-        sent = _tokens_sent(tokens, grid.size, partial=chosen.partial, mode=mode)
-        stream = Stream(
-            mode=mode,
-            schedule=check_schedule(schedule),
-            width=picture.width,
-            height=picture.height,
-            tokens_sent=sent,
-            fingerprint=self.fingerprint,
-            check=0,
-            payload=b"",
-            seed=seed,
-        )
-        return self._pack(stream, grid, text)
+        return self.container.pack(stream, grid, text)
 
     def _search(self, tokens: Tensor, modules: RateModules, x: Tensor) -> Tensor:
         """Improve tokens by what the hyper-decoder's start decodes to, tile by tile."""
@@ -215,31 +199,6 @@ class PerCoV2:
         """Ideal cost of a caption in the file, in bits."""
         return packing.caption_bits(text, self.language)
 
-    def _pack(self, stream: Stream, grid: NDArray[np.int64], caption: str) -> Stream:
-        """Entropy-code a grid; the result holds a cut at every stage that was sent."""
-        writer = SymbolWriter()
-        packing.write_caption(writer, caption, self.language)
-        points = [CutPoint(0, writer.snapshot())]
-        points += self.rates[MODES[stream.mode].rate].prior.compress(
-            grid, caption, schedule=stream.schedule, writer=writer, tokens_sent=stream.tokens_sent
-        )
-        sent = grid.ravel()[coding_order(stream.schedule, _grid(grid))]
-        cuts = []
-        if MODES[stream.mode].rate == MODES["hybrid"].rate:
-            partial = replace(stream, mode="hybrid")
-            cuts = [self._cut(partial, point, sent, caption) for point in points]
-        last = self._cut(stream, points[-1], sent, caption)
-        return replace(stream, check=last.check, payload=last.payload, cuts=tuple(cuts))
-
-    def _cut(self, stream: Stream, point: CutPoint, sent: NDArray[np.int64], caption: str) -> Cut:
-        shorter = replace(stream, tokens_sent=point.tokens)
-        check = self._check(shorter, sent[: point.tokens], caption)
-        return Cut(point.tokens, check, point.payload)
-
-    def _check(self, stream: Stream, sent: NDArray[np.int64], caption: str) -> int:
-        tokens = sent.astype("<u2").tobytes()
-        return check_value(stream, caption, tokens=tokens, model=self.digest)
-
     @torch.inference_mode()
     def decode(
         self,
@@ -264,10 +223,12 @@ class PerCoV2:
             BitstreamError: if the file is damaged or of another model.
             ConfigError: if a number or the preset is wrong.
         """
-        chosen = self._preset(stream.mode, preset)
-        steps = _check_steps(chosen.steps if steps is None else steps)
-        guidance = _check_guidance(chosen.guidance if guidance is None else guidance)
-        tokens, caption, _ = self._unpack(stream)
+        chosen = self._preset(stream, preset)
+        steps = check_whole("steps", chosen.steps if steps is None else steps, 1, MAX_STEPS)
+        guidance = chosen.guidance if guidance is None else guidance
+        guidance = check_real("guidance", guidance, 1, MAX_GUIDANCE)
+        seed = check_whole("seed", stream.seed if seed is None else seed, 0, MAX_SEED)
+        tokens, caption, _ = self.container.unpack(stream)
         modules = self.rates[MODES[stream.mode].rate]
 
         codes = modules.quantizer.lookup(torch.from_numpy(tokens)[None].to(self.device))
@@ -279,7 +240,7 @@ class PerCoV2:
             modules.text.encode([""]),
             steps=steps,
             guidance=guidance,
-            noise=draw_noise(start.shape, stream.seed if seed is None else seed, start.device),
+            noise=draw_noise(start.shape, seed, start.device),
             scheduler=self.scheduler,
             on_step=self._report(stream, on_step),
         )  # (1, 16, H/8, W/8)
@@ -291,22 +252,7 @@ class PerCoV2:
         Raises:
             BitstreamError: if the file is damaged or of another model.
         """
-        tokens, caption, caption_bits = self._unpack(stream)
-        order = coding_order(stream.schedule, _grid(tokens))
-        sent = np.zeros(tokens.shape, dtype=np.bool_)
-        sent.reshape(-1)[order[: stream.tokens_sent]] = True
-        prior = self.rates[MODES[stream.mode].rate].prior
-        cost = prior.cost(tokens, caption, schedule=stream.schedule)
-        payload = 8 * len(stream.payload)
-        spent = min(payload, round(caption_bits)) if stream.tokens_sent else payload
-        return Contents(
-            caption=caption,
-            tokens=tokens,
-            sent=sent,
-            token_bits=np.where(sent, cost, 0.0),
-            stages=stage_map(stream.schedule, _grid(tokens)),
-            bits=Bits(8 * stream.sizes.header, spent, payload - spent),
-        )
+        return self.container.contents(stream)
 
     def truncate(
         self, stream: Stream, *, stage: int | None = None, tokens: int | None = None
@@ -316,50 +262,10 @@ class PerCoV2:
         Raises:
             ConfigError: if not exactly one of `stage` and `tokens` is given, or it is out of range.
         """
-        if (stage is None) == (tokens is None):
-            raise ConfigError(f"truncate: give stage or tokens, got {stage} and {tokens}")
-        grid, caption, _ = self._unpack(stream)
-        if tokens is None:
-            return self._pack(stream, grid, caption).truncate(stage or 0)
-        if not 0 <= tokens <= stream.tokens_sent:
-            raise ConfigError(f"tokens must be in [0, {stream.tokens_sent}], got {tokens}")
-        if MODES[stream.mode].rate != MODES["hybrid"].rate:
-            raise ConfigError(f"truncate: mode must be ultra-low or hybrid, got {stream.mode}")
-        return self._pack(replace(stream, mode="hybrid", tokens_sent=tokens), grid, caption)
+        return self.container.truncate(stream, stage=stage, tokens=tokens)
 
-    def _unpack(self, stream: Stream) -> tuple[NDArray[np.int64], str, float]:
-        """Tokens (h, w), caption, and the caption's bits; everything checked."""
-        if stream.fingerprint != self.fingerprint:
-            raise BitstreamError(
-                f"fingerprint: file was written by a model with {stream.fingerprint:02x}, "
-                f"{self.name!r} has {self.fingerprint:02x}"
-            )
-        rate = MODES[stream.mode].rate
-        reader = SymbolReader(stream.payload)
-        caption = packing.read_caption(reader, self.language)
-        caption_bits = reader.ideal_bits
-        tokens = self.rates[rate].prior.decompress(
-            reader,
-            RATES[rate].grid(stream.height, stream.width),
-            caption=caption,
-            schedule=stream.schedule,
-            tokens_sent=stream.tokens_sent,
-            seed=stream.seed,
-        )
-        reader.close()
-        order = coding_order(stream.schedule, _grid(tokens))
-        sent = tokens.ravel()[order[: stream.tokens_sent]]
-        if (check := self._check(stream, sent, caption)) != stream.check:
-            raise BitstreamError(
-                f"check value: contents give {check:04x}, file says {stream.check:04x}: "
-                "the file is damaged or was written by another entropy model"
-            )
-        return tokens, caption, caption_bits
-
-    def _preset(self, mode: str, preset: str) -> Preset:
-        if preset not in PRESETS:
-            raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-        return self.presets[mode][preset]
+    def _preset(self, stream: Stream, preset: str) -> Preset:
+        return self.presets[check_stream(stream).mode][check_choice("preset", preset, PRESETS)]
 
     def _paint(self, stream: Stream, latent: Tensor) -> Image.Image:
         return image_io.to_image(self.vae.decode(latent), size=(stream.width, stream.height))
@@ -378,31 +284,3 @@ class PerCoV2:
 
 def _scaled(span: slice, stride: int) -> slice:
     return slice(span.start * stride, span.stop * stride)
-
-
-def _grid(tokens: NDArray[np.int64]) -> tuple[int, int]:
-    return tokens.shape[0], tokens.shape[1]
-
-
-def _tokens_sent(tokens: int | None, total: int, *, partial: bool, mode: str) -> int:
-    if not partial:
-        if tokens not in (None, total):
-            raise ConfigError(f"tokens: mode {mode!r} sends all {total}, got {tokens}")
-        return total
-    if tokens is None:
-        return 0
-    if not 0 <= tokens <= total:
-        raise ConfigError(f"tokens must be in [0, {total}], got {tokens}")
-    return tokens
-
-
-def _check_steps(steps: int) -> int:
-    if not 1 <= steps <= MAX_STEPS:
-        raise ConfigError(f"steps must be in [1, {MAX_STEPS}], got {steps}")
-    return steps
-
-
-def _check_guidance(guidance: float) -> float:
-    if not 1 <= guidance <= MAX_GUIDANCE:
-        raise ConfigError(f"guidance must be in [1, {MAX_GUIDANCE:g}], got {guidance:g}")
-    return guidance

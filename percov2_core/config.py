@@ -5,9 +5,13 @@ Letters: H x W pixels, h x w token grid, K codebook size.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import log2
+from numbers import Real
+from operator import index
 from types import MappingProxyType
+from typing import SupportsIndex
 
 from percov2_core.errors import ConfigError
 
@@ -103,9 +107,7 @@ def find_mode(name: str) -> Mode:
     Raises:
         ConfigError: if there is no such mode.
     """
-    if name not in MODES:
-        raise ConfigError(f"mode must be one of {', '.join(MODES)}, got {name!r}")
-    return MODES[name]
+    return MODES[check_choice("mode", name, MODES)]
 
 
 def check_schedule(name: str) -> str:
@@ -114,6 +116,33 @@ def check_schedule(name: str) -> str:
     Raises:
         ConfigError: if there is no such schedule.
     """
-    if name not in SCHEDULES:
-        raise ConfigError(f"schedule must be one of {', '.join(SCHEDULES)}, got {name!r}")
-    return name
+    return check_choice("schedule", name, SCHEDULES)
+
+
+def check_choice(field: str, value: str, known: Collection[str]) -> str:
+    """Return `value` if it is one of the known names.
+
+    Raises:
+        ConfigError: names the field, the value and what was expected; so do those below.
+    """
+    if not isinstance(value, str) or value not in known:
+        raise ConfigError(f"{field} must be one of {', '.join(known)}, got {value!r}")
+    return value
+
+
+def check_whole(field: str, value: SupportsIndex, low: int, high: int) -> int:
+    """Return an integer of any kind as an `int` if it is in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise ConfigError(f"{field} must be a whole number in [{low}, {high}], got {value!r}")
+    if not low <= (number := index(value)) <= high:
+        raise ConfigError(f"{field} must be in [{low}, {high}], got {number}")
+    return number
+
+
+def check_real(field: str, value: float, low: float, high: float) -> float:
+    """Return a number of any kind as a `float` if it is in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ConfigError(f"{field} must be a number in [{low:g}, {high:g}], got {value!r}")
+    if not low <= (number := float(value)) <= high:
+        raise ConfigError(f"{field} must be in [{low:g}, {high:g}], got {number:g}")
+    return number

@@ -61,8 +61,10 @@ def normalise(image: Image.Image) -> Image.Image:
 
     Raises:
         ImageError: if the pixels are damaged or of an unknown kind, or a side is outside
-            [64, 4096].
+            [64, 4096], or if it is no picture.
     """
+    if not isinstance(image, Image.Image):
+        raise ImageError(f"picture must be a PIL image, got {type(image).__name__}")
     check_size(image.width, image.height)
     try:
         image.load()

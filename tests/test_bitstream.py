@@ -204,10 +204,18 @@ def test_a_stream_from_the_encoder_is_cut_at_any_stage():
     [
         (WIDE, 0, "truncate: mode must be ultra-low or hybrid, got extreme"),
         (PLAIN, 0, "this stream was read from a file: use codec.truncate"),
-        (replace(PLAIN, cuts=CUTS), 3, "stage: expected 0 to 2, got 3"),
-        (replace(PLAIN, cuts=CUTS), -1, "stage: expected 0 to 2, got -1"),
+        (replace(PLAIN, cuts=CUTS), 3, r"stage must be in \[0, 2\], got 3"),
+        (replace(PLAIN, cuts=CUTS), "1", r"stage must be a whole number in \[0, 2\], got '1'"),
+        (replace(PLAIN, cuts=CUTS), -1, r"stage must be in \[0, 2\], got -1"),
     ],
 )
 def test_a_cut_that_cannot_be_made_says_why(stream, stage, message):
     with pytest.raises(ConfigError, match=message):
         stream.truncate(stage)
+
+
+def test_what_is_no_file_and_no_link_at_all_is_refused_by_its_kind():
+    with pytest.raises(ConfigError, match="file must be bytes, got str"):
+        Stream.from_bytes("sAAB")
+    with pytest.raises(ConfigError, match="link must be text, got bytes"):
+        Stream.from_text(b"sAAB")

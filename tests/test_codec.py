@@ -155,6 +155,15 @@ def test_a_drifting_float_model_is_caught(monkeypatch):
         ({"tokens": 5}, "tokens: mode 'extreme' sends all 60, got 5"),
         ({"mode": "hybrid", "tokens": 7}, r"tokens must be in \[0, 6\], got 7"),
         ({"captioner": "poet"}, "poet"),
+        ({"mode": None}, "mode must be one of ultra-low, extreme, hybrid, got None"),
+        ({"schedule": 3}, "schedule must be one of uniform, .*, got 3"),
+        ({"mode": "hybrid", "tokens": 2.0}, r"tokens must be a whole number in \[0, 6\], got 2.0"),
+        ({"tokens": "60"}, "tokens: mode 'extreme' sends all 60, got '60'"),
+        ({"seed": -1}, r"seed must be in \[0, 4294967295\], got -1"),
+        ({"seed": 2**32}, r"seed must be in \[0, 4294967295\], got 4294967296"),
+        ({"seed": "0"}, r"seed must be a whole number in \[0, 4294967295\], got '0'"),
+        ({"caption": 7}, "caption must be text, got 7"),
+        ({"caption": "a" * 1001}, "caption must be at most 1000 UTF-8 bytes, got 1001"),
     ],
 )
 def test_wrong_arguments_of_encode_are_named(arguments, message):
@@ -168,12 +177,66 @@ def test_wrong_arguments_of_encode_are_named(arguments, message):
         ({"steps": 0}, r"steps must be in \[1, 100\], got 0"),
         ({"guidance": 0.5}, r"guidance must be in \[1, 20\], got 0.5"),
         ({"preset": "wild"}, "preset must be one of faithful, balanced, vivid, got 'wild'"),
+        ({"preset": ["vivid"]}, "preset must be one of faithful, balanced, vivid, got "),
+        ({"steps": 2.5}, r"steps must be a whole number in \[1, 100\], got 2.5"),
+        ({"steps": True}, r"steps must be a whole number in \[1, 100\], got True"),
+        ({"guidance": "2"}, r"guidance must be a number in \[1, 20\], got '2'"),
+        ({"guidance": float("nan")}, r"guidance must be in \[1, 20\], got nan"),
+        ({"seed": -1}, r"seed must be in \[0, 4294967295\], got -1"),
     ],
 )
 def test_wrong_arguments_of_decode_are_named(arguments, message):
     codec = tiny_codec()
     with pytest.raises(ConfigError, match=message):
         codec.decode(codec.encode(picture()), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "truncate: give stage or tokens, got None and None"),
+        ({"stage": 0, "tokens": 0}, "truncate: give stage or tokens, got 0 and 0"),
+        ({"tokens": 7}, r"tokens must be in \[0, 6\], got 7"),
+        ({"tokens": 0.5}, r"tokens must be a whole number in \[0, 6\], got 0.5"),
+        ({"stage": 99}, r"stage must be in \[0, \d\], got 99"),
+        ({"stage": "all"}, r"stage must be a whole number in \[0, \d\], got 'all'"),
+    ],
+)
+def test_wrong_arguments_of_truncate_are_named(arguments, message):
+    codec = tiny_codec()
+    with pytest.raises(ConfigError, match=message):
+        codec.truncate(codec.encode(picture(), "ultra-low"), **arguments)
+
+
+def test_a_file_of_the_extreme_rate_is_not_cut():
+    codec = tiny_codec()
+    with pytest.raises(ConfigError, match="truncate: mode must be ultra-low or hybrid, got extr"):
+        codec.truncate(codec.encode(picture(), "extreme"), tokens=0)
+
+
+def test_numbers_of_numpy_are_as_good_as_those_of_python():
+    codec = tiny_codec()
+    stream = codec.encode(picture(), "hybrid", tokens=np.int64(3), seed=np.uint8(2))
+    assert stream == codec.encode(picture(), "hybrid", tokens=3, seed=2)
+    made = codec.decode(stream, steps=np.int32(2), guidance=np.float32(1.5), seed=np.int64(2))
+    assert made.tobytes() == codec.decode(stream, steps=2, guidance=1.5).tobytes()
+
+
+def test_what_is_no_stream_and_no_picture_is_refused_by_its_kind():
+    codec = tiny_codec()
+    for call in (codec.decode, codec.read, lambda data: codec.truncate(data, tokens=0)):
+        with pytest.raises(ConfigError, match=r"stream must be a Stream .*, got bytes"):
+            call(b"\xb1")
+    with pytest.raises(ImageError, match="picture must be a PIL image, got str"):
+        codec.encode("photo.png")
+
+
+def test_wrong_arguments_are_refused_before_the_picture_is_looked_at(monkeypatch):
+    codec = tiny_codec()
+    monkeypatch.setattr(codec.vae, "encode", lambda x: pytest.fail("the autoencoder was asked"))
+    for wrong in ({"seed": -1}, {"schedule": "spiral"}, {"caption": "a" * 1001}, {"tokens": 1}):
+        with pytest.raises(ConfigError):
+            codec.encode(picture(), **wrong)
 
 
 def test_a_picture_outside_the_limits_is_refused_by_its_size():

@@ -124,7 +124,7 @@ def deflate_bytes(text: str) -> bytes:
 
 
 def _cheapest(text: str, model: CaptionLanguage) -> list[Choice]:
-    _check(text)
+    check_caption(text)
     return min((_choices(text, form, model) for form in _possible_forms(text)), key=_bits)
 
 
@@ -132,9 +132,17 @@ def _bits(choices: list[Choice]) -> float:
     return -sum(log2(int(choice.freqs[0, choice.symbol]) / TOTAL) for choice in choices)
 
 
-def _check(text: str) -> None:
+def check_caption(text: str) -> str:
+    """Return `text` if it can be written.
+
+    Raises:
+        ConfigError: if it is not text, or longer than MAX_BYTES in UTF-8.
+    """
+    if not isinstance(text, str):
+        raise ConfigError(f"caption must be text, got {text!r}")
     if (size := len(_encoded(text))) > MAX_BYTES:
         raise ConfigError(f"caption must be at most {MAX_BYTES} UTF-8 bytes, got {size}")
+    return text
 
 
 def _possible_forms(text: str) -> Iterator[Form]:

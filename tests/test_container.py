@@ -1,0 +1,73 @@
+"""Caption and tokens through a stream, without any picture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from percov2_core.bitstream import Stream
+from percov2_core.config import MODES, SCHEDULES
+from percov2_core.errors import BitstreamError, ConfigError
+from tests.tiny import tiny_codec
+
+CAPTION = "pale blue sky above dark green ground"
+
+
+def blank(mode, *, tokens=None, schedule="qlds", seed=0):
+    container = tiny_codec().container
+    return container.blank((256, 192), mode, schedule=schedule, tokens=tokens, seed=seed)
+
+
+def grid(mode):
+    shape = (12, 16) if MODES[mode].rate == "extreme" else (3, 4)
+    return np.random.default_rng(1).integers(0, 256, shape)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_caption_and_sent_tokens_come_back(mode, schedule):
+    container, tokens = tiny_codec().container, grid(mode)
+    packed = container.pack(blank(mode, schedule=schedule), tokens, CAPTION)
+    found = container.contents(Stream.from_bytes(packed.to_bytes()))
+    assert found.caption == CAPTION
+    assert found.sent.sum() == packed.tokens_sent
+    assert np.array_equal(found.tokens[found.sent], tokens[found.sent])
+
+
+def test_a_blank_stream_says_all_but_the_payload():
+    stream = blank("hybrid", tokens=5, seed=9)
+    packed = tiny_codec().container.pack(stream, grid("hybrid"), CAPTION)
+    assert (stream.payload, stream.check) == (b"", 0)
+    assert stream == replace(packed, payload=b"", check=0)
+
+
+@pytest.mark.parametrize("field", ["seed", "schedule", "check", "tokens_sent"])
+def test_a_header_that_was_changed_is_noticed(field):
+    container = tiny_codec().container
+    packed = container.pack(blank("hybrid", tokens=5, seed=9), grid("hybrid"), CAPTION)
+    other = {"seed": 8, "schedule": "var", "check": packed.check ^ 1, "tokens_sent": 4}[field]
+    with pytest.raises(BitstreamError):
+        container.unpack(replace(packed, **{field: other}))
+
+
+def test_the_check_value_is_what_notices_another_seed():
+    container = tiny_codec().container
+    packed = container.pack(blank("hybrid", tokens=5, seed=9), grid("hybrid"), CAPTION)
+    with pytest.raises(BitstreamError, match=r"check value: contents give .* file says"):
+        container.unpack(replace(packed, seed=8))
+
+
+def test_cuts_are_the_streams_of_fewer_tokens():
+    container, tokens = tiny_codec().container, grid("hybrid")
+    full = container.pack(blank("ultra-low"), tokens, CAPTION)
+    for stage, cut in enumerate(full.cuts):
+        shorter = container.pack(blank("hybrid", tokens=cut.tokens), tokens, CAPTION)
+        assert full.truncate(stage) == shorter
+        assert container.truncate(full, tokens=cut.tokens) == shorter
+
+
+def test_only_hybrid_may_send_a_part():
+    with pytest.raises(ConfigError, match="tokens: mode 'ultra-low' sends all 12, got 5"):
+        blank("ultra-low", tokens=5)
