@@ -28,6 +28,7 @@ class Space:
     variables: dict[str, str] = field(default_factory=dict)
     secrets: dict[str, str] = field(default_factory=dict)
     commit: str = "0" * 40
+    stale: int = 0  # answers about the runtime that still speak of what ran before
     stages: list[str] = field(default_factory=lambda: ["BUILDING", "APP_STARTING", "RUNNING"])
     message: str | None = None
 
@@ -215,12 +216,14 @@ def _sleep_time(hub: Hub, body: bytes, name: str) -> Any:
 
 def _runtime(hub: Hub, body: bytes, name: str) -> Any:
     space = _find(hub, name)
-    stage = space.stages.pop(0) if len(space.stages) > 1 else space.stages[0]
+    space.stale -= 1
+    stale = space.stale >= 0
+    stage = space.stages.pop(0) if len(space.stages) > 1 and not stale else space.stages[0]
     return {
-        "stage": stage,
+        "stage": "RUNNING" if stale else stage,
         "hardware": {"current": space.hardware, "requested": space.hardware},
         "gcTimeout": space.sleep_time,
-        "sha": space.commit,
+        "sha": "0" * 40 if stale else space.commit,
         "errorMessage": space.message,
     }
 

@@ -123,7 +123,8 @@ def test_a_new_space_gets_the_same_files_byte_for_byte(hub: Hub, plan: Plan) -> 
 
 def test_an_update_removes_what_is_gone_and_sets_what_differs(hub: Hub, plan: Plan) -> None:
     old = {"Spacefile": b"old", "gone.py": b"", ".gitattributes": b"kept", "README.md": b"old"}
-    hub.spaces[SPACE] = Space(files=dict(old), variables={"OMP_NUM_THREADS": "9", "MINE": "kept"})
+    variables = {"OMP_NUM_THREADS": "9", "MINE": "kept"}
+    hub.spaces[SPACE] = Space(files=dict(old), variables=variables, stale=3)
     result = deploy("--space", SPACE, "--hardware", "l4x1", endpoint=hub.address)
     assert result.returncode == 0, result.stderr
     space = hub.spaces[SPACE]
@@ -131,6 +132,7 @@ def test_an_update_removes_what_is_gone_and_sets_what_differs(hub: Hub, plan: Pl
     assert space.files[".gitattributes"] == b"kept"
     assert space.variables == {**plan.variables, "MINE": "kept"}
     assert (space.hardware, space.sleep_time) == ("l4x1", 3600)
+    assert space.stages == ["RUNNING"], "it must have waited for the new files to run"
     assert not any("repos/create" in asked for asked in hub.asked)
 
 

@@ -1,8 +1,9 @@
 """A stand-in for the module that shared GPU hosts provide, as far as this project uses it.
 
 Like the real one it decorates functions and generators and asks how long each call may take; what
-goes in and comes out is pickled, because there it crosses into another process. Here everything
-stays in this process, and each call is written down as a line of JSON.
+goes in and comes out is pickled, because there it crosses into another process, and of an error
+only the kind comes back. Here everything stays in this process, and each call is written down as a
+line of JSON.
 """
 
 from __future__ import annotations
@@ -41,11 +42,17 @@ def GPU(*, duration: Callable[..., float]) -> Callable[[Callable[..., Any]], Cal
     return decorate
 
 
+class WorkerError(Exception):
+    """All that is left of an error."""
+
+
 @contextmanager
 def _borrowed(name: str) -> Iterator[None]:
     BORROWED.append(name)
     try:
         yield
+    except Exception as error:
+        raise WorkerError(type(error).__name__) from None
     finally:
         BORROWED.remove(name)
 
