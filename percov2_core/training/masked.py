@@ -32,7 +32,13 @@ __all__ = ["MaskedModelConfig", "MaskedTraining", "load_model", "save_model", "t
 
 EMBEDDED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "extreme": {"width": 192, "heads": 6, "content_layers": 2, "query_layers": 3},
+        "extreme": {
+            "width": 160,
+            "heads": 5,
+            "content_layers": 1,
+            "query_layers": 3,
+            "hidden": 320,
+        },
         "ultra-low": {
             "width": 160,
             "heads": 5,
