@@ -7,12 +7,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from percov2_core.cli import main
+from percov2_core.entropy.exporter import export
 from percov2_core.errors import ConfigError
 from percov2_core.evaluation.bench import loop, machine, measure, rows
 from percov2_core.evaluation.bench.boxes import time_boxes
 from percov2_core.evaluation.bench.flops import transformer_flops
+from percov2_core.weights import fresh
+from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import TINY, TRANSFORMER
-from tests.tiny import picture, tiny_codec
+from tests.tiny import picture, tiny_codec, tiny_masked_model
 
 CPU = torch.device("cpu")
 
@@ -105,9 +108,9 @@ def test_every_box_has_a_time_and_the_methods_are_put_back():
 def row(**changes):
     values = {
         "model": rows.TARGET, "weights": "random", "kind": "cuda", "device": "A GPU",
-        "dtype": "bfloat16", "t5": "no", "mode": "extreme", "size_px": 512, "batch": 1, "steps": 20, "guidance": 3.0,
-        "encode_s": 0.5, "decode_s": 1.5, "loop_s": 1.0, "loop_tflops": 30.0,
-        "matmul_tflops": 60.0, "copies": "0", "peak_gib": 11.0, "size_bytes": 700,
+        "dtype": "bfloat16", "t5": "no", "mode": "extreme", "size_px": 512,
+        "batch": 1, "steps": 20, "guidance": 3.0, "encode_s": 0.5,
+        "decode_s": 1.5, "loop_s": 1.0, "loop_tflops": 30.0, "matmul_tflops": 60.0, "copies": "0", "peak_gib": 11.0, "size_bytes": 700,
         "boxes": "encode token coding=0.1; decode caption coding=0.3; decode flow=1.0",
     }  # fmt: skip
     return rows.BenchRow(**{**values, **changes})
@@ -157,6 +160,29 @@ def test_the_command_sweeps_its_lists_and_writes_the_table(tmp_path, capsys, mon
 def test_a_wrong_option_is_one_line(words, message, capsys):
     assert main(["bench", "--device", "cpu", *words.split()]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_random_weights_are_built_where_they_will_run(monkeypatch):
+    # "meta" stands for a GPU: a device other than the CPU that every machine has.
+    told = []
+    twin = export(tiny_masked_model())
+
+    def on(config, tables, *, device):
+        told.append(device)
+        return twin
+
+    monkeypatch.setattr(fresh, "ExactModel", on)
+    codec = fresh.random_codec(TINY, residency=Residency(device="meta"), t5_tokens=8)
+    assert told == ["meta"] * 2
+    for modules in codec.rates.values():
+        for part in (modules.encoder, modules.quantizer, modules.decoder, modules.flow):
+            assert devices(part) == {"meta"}
+        assert devices(modules.text) == {"meta"}
+    assert codec.device.type == "meta"
+
+
+def devices(part):
+    return {value.device.type for value in (*part.parameters(), *part.buffers())}
 
 
 def test_random_weights_exist_only_where_sizes_are_published():

@@ -165,6 +165,21 @@ def test_the_checkpoint_of_a_run_holds_nothing_of_a_frozen_base(model, cache):
         assert frozen and all("lora_" in n or "pos_embed" in n for n in names if "flow." in n)
 
 
+def test_a_base_in_half_precision_trains_in_full(model, cache):
+    opened = Cache(cache)
+    modules = sd3._load(model, "extreme", opened.empty, precise=False)
+    built = sd3.build_system(modules, opened.empty, SD3Loss(), sd3.Tuning(warmup=0))
+    trained = {p.dtype for p in built.parameters() if p.requires_grad}
+    frozen = {p.dtype for p in built.flow.parameters() if not p.requires_grad}
+    assert trained == {torch.float32}
+    assert frozen == ({torch.bfloat16} if (model / "extreme" / "lora").is_dir() else set())
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = built(opened.draw(batch_px=2 * 64 * 64, seed=0, step=0), 0.0).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is not None for p in built.flow.parameters() if p.requires_grad)
+
+
 def test_gradient_checkpointing_changes_no_gradient(model, cache):
     opened = Cache(cache)
     batch = opened.draw(batch_px=2 * 64 * 64, seed=0, step=0)

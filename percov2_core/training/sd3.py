@@ -145,6 +145,9 @@ def build_system(
             "FSDP cuts weights of one precision only, a low-rank difference has two: launch "
             "without it, every GPU holds the frozen base"
         )
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:  # small steps vanish in half precision
+            parameter.data = parameter.data.float()
     if tuning.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     modules.flow.train()

@@ -109,7 +109,8 @@ def random_codec(
     assert base.transformer is not None
     transformer = extend_patch_embedding(base.transformer, features)
     rates = {
-        rate: fresh_rate(rate, transformer, base.text, size) for rate, size in model.hyper.items()
+        rate: _on(fresh_rate(rate, transformer, base.text, size), home)
+        for rate, size in model.hyper.items()
     }
     return assemble(
         _about(model.name, base.shift, t5_tokens),
