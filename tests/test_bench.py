@@ -108,9 +108,10 @@ def test_every_box_has_a_time_and_the_methods_are_put_back():
 def row(**changes):
     values = {
         "model": rows.TARGET, "weights": "random", "kind": "cuda", "device": "A GPU",
-        "dtype": "bfloat16", "t5": "no", "mode": "extreme", "size_px": 512,
-        "batch": 1, "steps": 20, "guidance": 3.0, "encode_s": 0.5,
-        "decode_s": 1.5, "loop_s": 1.0, "loop_tflops": 30.0, "matmul_tflops": 60.0, "copies": "0", "peak_gib": 11.0, "size_bytes": 700,
+        "dtype": "bfloat16", "t5": "no", "mode": "extreme", "size_px": 512, "batch": 1,
+        "steps": 20, "guidance": 3.0, "encode_s": 0.5, "decode_s": 1.5, "loop_s": 1.0,
+        "loop_tflops": 30.0, "matmul_tflops": 60.0, "copies": "0", "peak_gib": 11.0,
+        "size_bytes": 700,
         "boxes": "encode token coding=0.1; decode caption coding=0.3; decode flow=1.0",
     }  # fmt: skip
     return rows.BenchRow(**{**values, **changes})
