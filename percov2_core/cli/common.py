@@ -21,7 +21,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model",
         default="embedded",
         metavar="NAME_OR_DIR",
-        help="name of a model or its folder (default: embedded)",
+        help="embedded (the default), a model folder, or sd3-medium:CHECKPOINT",
     )
 
 
