@@ -14,13 +14,15 @@ from percov2_core.errors import ConfigError
 from percov2_core.hyper.decoder import HyperDecoder
 from percov2_core.hyper.encoder import HyperEncoder
 from percov2_core.hyper.quantizer import VectorQuantizer
+from percov2_core.training import parts, recipes
 from percov2_core.training import rate as stage
-from percov2_core.training import recipes
 from percov2_core.training.autoencoder import TINY
 from percov2_core.training.data import CropPlan, crop_batch, open_photos
+from percov2_core.training.loop import LoopConfig
 from percov2_core.training.quantize import TrainingQuantizer, kmeans
 from percov2_core.training.rate import open_vae
-from percov2_core.weights import load_part
+from percov2_core.training.stage1 import Stage1Loss
+from percov2_core.weights import EMBEDDED_DIR, load_part
 from tests.tiny import picture, tiny_sizes
 
 CPU = torch.device("cpu")
@@ -148,3 +150,16 @@ def test_a_recipe_with_an_unknown_setting_is_refused(tmp_path):
 def test_a_folder_without_pictures_is_named(tmp_path):
     with pytest.raises(ConfigError, match="holds no picture"):
         open_photos(tmp_path, tmp_path / "cache")
+
+
+SHIPPED = sorted((EMBEDDED_DIR / "recipes").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_the_recipes_of_the_model_card_can_be_read(path):
+    recipe = recipes.read_recipe(path)
+    for key, kind in (("loop", LoopConfig), ("plan", CropPlan), ("loss", Stage1Loss)):
+        recipes.settings(kind, recipe[key], key)
+    known = parts.EMBEDDED[path.stem.rpartition("-")[0]]
+    sizes = dataclasses.asdict(known) | recipe.get("model", {})
+    assert recipes.settings(parts.Sizes, sizes, "model")
