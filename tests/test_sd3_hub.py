@@ -190,6 +190,9 @@ def test_the_weights_command_tells_what_is_missing_and_fetches_it(hub, capsys):
     assert "float32 on cpu" in after
     assert f"snapshots/{COMMIT}/transformer" in after
     assert after.count("missing") == 1 and "no trained checkpoint ships" in after
+    asked = len(hub.asked)
+    assert main(["weights", "--model", "sd3-medium", "--device", "cpu", "--download"]) == 0
+    assert len(hub.asked) == asked
 
 
 def test_the_weights_command_reports_a_refusal_in_one_line(hub, capsys):

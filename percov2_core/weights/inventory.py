@@ -14,6 +14,7 @@ from percov2_core.config import RATES
 from percov2_core.errors import WeightsError
 from percov2_core.weights import hub
 from percov2_core.weights.about import ABOUT_FILE, About, read_about
+from percov2_core.weights.base import INDEX_FILE
 from percov2_core.weights.places import (
     BASE_VARIABLE,
     BLIP_FILES,
@@ -83,14 +84,17 @@ def fetch(name: str, home: Residency) -> None:
     Raises:
         WeightsError: if something cannot be had; says what to accept or set.
     """
-    base, t5 = base_of(name), home.t5
+    wanted = []
     if repository := repository_of(name):
-        hub.download(repository, CHECKPOINT_FILES, probe=ABOUT_FILE)
+        wanted.append((repository, CHECKPOINT_FILES, ABOUT_FILE))
+    base = base_of(name)
     if base and not os.environ.get(BASE_VARIABLE):
-        model = find_base_model(base)
-        hub.download(model.repository, base_files(t5=t5), probe="model_index.json")
+        wanted.append((find_base_model(base).repository, base_files(t5=home.t5), INDEX_FILE))
     if base and not os.environ.get(BLIP_VARIABLE):
-        hub.download(BLIP_MODEL, BLIP_FILES, probe="config.json")
+        wanted.append((BLIP_MODEL, BLIP_FILES, "config.json"))
+    for repository, patterns, probe in wanted:
+        if hub.cached(repository, patterns) is None:
+            hub.download(repository, patterns, probe=probe)
 
 
 def _wants_t5(about: About, home: Residency) -> bool:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from percov2_core.errors import WeightsError
@@ -42,10 +41,8 @@ def load_large(
     tied = _tied(part)
     found: set[str] = set()
     for path in shard_paths(folder, stem):
-        state = _checked(_read(path, device), expected, path)
-        part.load_state_dict(
-            {name: value.to(dtype) for name, value in state.items()}, strict=False, assign=True
-        )
+        state = _checked(_read(path, device, dtype), expected, path)
+        part.load_state_dict(state, strict=False, assign=True)
         found |= state.keys()
     _complete(found, expected.keys(), tied, folder)
     _tie(part, found, tied)
@@ -62,12 +59,13 @@ def shard_paths(folder: Path, stem: str) -> list[Path]:
     return [existing(folder / name) for name in sorted(set(names.values()))]
 
 
-def _read(path: Path, device: torch.device) -> State:
+def _read(path: Path, device: torch.device, dtype: torch.dtype) -> State:
     try:
-        state: State = load_file(path, device=str(device))
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            # One after the other: a whole file in two precisions may not fit.
+            return {name: file.get_tensor(name).to(dtype) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{str(path)!r} cannot be read: {error}") from error
-    return state
 
 
 def _checked(state: State, expected: State, path: Path) -> State:
