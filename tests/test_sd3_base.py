@@ -16,7 +16,7 @@ from percov2_core.flow.extension import extend_patch_embedding
 from percov2_core.flow.sampler import draw_noise, sample
 from percov2_core.flow.transformer import Conditions, FlowConfig, FlowModel
 from percov2_core.latent.autoencoder import LatentAutoencoder
-from percov2_core.weights.base import load_base, load_transformer
+from percov2_core.weights.base import load_base, load_text, load_transformer
 from percov2_core.weights.files import TEXT_WEIGHTS_FILE, WEIGHTS_FILE
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import BASES, TINY, find_base_model
@@ -189,6 +189,32 @@ def test_numbers_of_positions_in_older_files_are_no_parameter(folder):
     name = "text_model.embeddings.position_ids"
     change_weights(path, lambda w: w.update({name: torch.arange(77)[None]}))
     load_base(folder, residency=CPU, t5_tokens=0)
+
+
+def test_words_of_the_third_encoder_are_found_under_either_of_their_names(folder):
+    path = folder / "text_encoder_3" / TEXT_WEIGHTS_FILE
+    before = load_base(folder, residency=CPU, t5_tokens=8).text.encode([CAPTION])
+    # As published: another setting, which must not leave the embedding random.
+    config = json.loads((path.parent / "config.json").read_text())
+    (path.parent / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    change_weights(path, lambda w: rename(w, "shared.weight", "encoder.embed_tokens.weight"))
+    after = load_base(folder, residency=CPU, t5_tokens=8).text.encode([CAPTION])
+    assert torch.equal(before.sequence, after.sequence)
+
+
+def test_tokenizers_are_read_from_the_older_files_that_the_published_folder_has(folder):
+    texts = [CAPTION, "", "zebra's 12 stripes " * 20]
+    before = load_text(tiny_sd3_folder(), CPU, t5_tokens=8).towers
+    for name in ("tokenizer", "tokenizer_2"):
+        place = folder / name
+        model = json.loads((place / "tokenizer.json").read_text())["model"]
+        (place / "vocab.json").write_text(json.dumps(model["vocab"]))
+        (place / "merges.txt").write_text("#version: 0.2\n")
+        (place / "tokenizer.json").unlink()
+    after = load_text(folder, CPU, t5_tokens=8).towers
+    for old, new in zip(before[:2], after[:2], strict=True):
+        assert torch.equal(old.ids(texts), new.ids(texts))
+    assert before[0].ids([""])[0, -1] != before[1].ids([""])[0, -1]  # they fill up differently
 
 
 def rename(weights, old, new):

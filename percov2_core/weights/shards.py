@@ -101,6 +101,8 @@ def _tied(part: nn.Module) -> dict[str, str]:
 
 def _tie(part: nn.Module, found: set[str], tied: dict[str, str]) -> None:
     for target, source in tied.items():
+        if {target, source} <= found:
+            continue
         have, lack = (source, target) if source in found else (target, source)
         owner, _, leaf = lack.rpartition(".")
         setattr(part.get_submodule(owner), leaf, part.get_parameter(have))
