@@ -147,6 +147,14 @@ def test_a_recipe_with_an_unknown_setting_is_refused(tmp_path):
         recipes.read_recipe(tmp_path / "recipe.json")
 
 
+def test_the_command_line_says_how_long_before_the_recipe_does(tmp_path):
+    recipe = {"loop": {"minutes": 5.0}}
+    assert job(tmp_path, tmp_path, recipe=recipe).loop(steps=100).steps is None
+    found = job(tmp_path, tmp_path, recipe={"loop": {"steps": 7}}, minutes=3.0).loop()
+    assert (found.steps, found.minutes) == (None, 3.0)
+    assert job(tmp_path, tmp_path, recipe=recipe, steps=9).loop().steps == 9
+
+
 def test_a_folder_without_pictures_is_named(tmp_path):
     with pytest.raises(ConfigError, match="holds no picture"):
         open_photos(tmp_path, tmp_path / "cache")

@@ -1,4 +1,4 @@
-"""What a run keeps of its modules: gathered from all processes, written whole, loaded strictly.
+"""What a run keeps of its modules: averaged, gathered from all processes, saved, loaded strictly.
 
 A checkpoint is the same for any number of processes: pieces of a sharded tensor (FSDP) are put
 together before they are written, and cut again when they are read.
@@ -54,6 +54,24 @@ def fill(module: nn.Module, values: Mapping[str, Tensor]) -> None:
                 f"got {tuple(values[name].shape)}"
             )
         target.copy_(_like(target, values[name]))
+
+
+class Ema:
+    """Exponential moving average of what a checkpoint keeps of a module."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.shadow = {k: v.clone() for k, v in kept(module).items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, value in kept(module).items():
+            shadow = self.shadow[name]
+            if shadow.is_floating_point():
+                shadow.lerp_(value.to(shadow.dtype), 1 - decay)
+            else:
+                shadow.copy_(value)
 
 
 def save(

@@ -5,9 +5,11 @@ Letters: B batch, H x W pixels of a crop.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,3 +141,12 @@ def crop_batch(photos: Photos, plan: CropPlan, *, seed: int, step: int) -> NDArr
     side = int(rng.choice(plan.sides, p=weights))
     picks = rng.integers(len(photos), size=plan.batch_size(side))
     return np.stack([random_crop(photos[int(i)], side, rng) for i in picks])
+
+
+def prefetch(make: Callable[[int], Any], numbers: Iterator[int], depth: int = 3) -> Iterator[Any]:
+    """`make` of each number in order, made on another thread, `depth` ahead."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = [pool.submit(make, next(numbers)) for _ in range(depth)]
+        while True:
+            pending.append(pool.submit(make, next(numbers)))
+            yield pending.pop(0).result()

@@ -78,13 +78,16 @@ class Job:
 
     def loop(self, **defaults: Any) -> LoopConfig:
         """Length and speed: the recipe goes before `defaults`, the command line before both."""
+        recipe = self.recipe.get("loop", {})
+        recipe = {"steps": None, **recipe} if "minutes" in recipe else recipe
         said = {**self.length(), **({"device": self.device} if self.device else {})}
-        return settings(LoopConfig, {**defaults, **self.recipe.get("loop", {}), **said}, "loop")
+        return settings(LoopConfig, {**defaults, **recipe, **said}, "loop")
 
-    def length(self) -> dict[str, float]:
-        """What the command line says about the length of the run."""
-        given = {"minutes": self.minutes, "steps": self.steps}
-        return {k: v for k, v in given.items() if v is not None}
+    def length(self) -> dict[str, float | None]:
+        """What the command line says about the length of the run; it goes before a recipe."""
+        if self.steps is not None:
+            return {"steps": self.steps}
+        return {} if self.minutes is None else {"minutes": self.minutes, "steps": None}
 
     def needs(self, name: str) -> Path:
         value = getattr(self, name)

@@ -10,7 +10,6 @@ import csv
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -23,7 +22,8 @@ from tqdm import tqdm
 
 from percov2_core.errors import ConfigError
 from percov2_core.training import checkpoint
-from percov2_core.training.checkpoint import CHECKPOINT
+from percov2_core.training.checkpoint import CHECKPOINT, Ema
+from percov2_core.training.data import prefetch
 
 __all__ = [
     "CHECKPOINT",
@@ -98,24 +98,6 @@ def on_cpu(device: str | None) -> bool:
 def processes(device: str | None) -> PartialState:
     """Which process of how many this is, under `accelerate launch` or alone."""
     return PartialState(cpu=on_cpu(device))
-
-
-class Ema:
-    """Exponential moving average of what a checkpoint keeps of a module."""
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.shadow = {k: v.clone() for k, v in checkpoint.kept(module).items()}
-
-    @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in checkpoint.kept(module).items():
-            shadow = self.shadow[name]
-            if shadow.is_floating_point():
-                shadow.lerp_(value.to(shadow.dtype), 1 - decay)
-            else:
-                shadow.copy_(value)
 
 
 def learning_rate(progress: float, step: int, config: LoopConfig) -> float:
@@ -196,7 +178,7 @@ class _Trainer:
         save = _Timer(self.config.save_every_s, began)
         score = _Timer(self.config.evaluate_every_s, began)
         bar = tqdm(total=self.config.steps, initial=first, desc=self.out.name, disable=None)
-        for batch in _prefetch(make_batch, self._numbers()):
+        for batch in prefetch(make_batch, self._numbers()):
             if self.progress >= 1:
                 break
             result, norm = self.take_step(batch)
@@ -299,16 +281,6 @@ class _Timer:
             return False
         self.last = now
         return True
-
-
-def _prefetch(
-    make: Callable[[int], Batch], numbers: Iterator[int], depth: int = 3
-) -> Iterator[Batch]:
-    with ThreadPoolExecutor(1) as pool:
-        pending = [pool.submit(make, next(numbers)) for _ in range(depth)]
-        while True:
-            pending.append(pool.submit(make, next(numbers)))
-            yield pending.pop(0).result()
 
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from percov2_core.weights.sizes import CLIP_TOKENS, T5_TOKENS, find_base_model
 
 # Of the paper where it says so (learning rate, weight decay, a constant rate), else our choice.
 LOOP = {"lr": 1e-5, "floor": 1.0, "weight_decay": 0.01, "ema": 0.999, "warmup_steps": 500}
-LOOP |= {"save_every_s": 900.0, "evaluate_every_s": 1800.0}
+LOOP |= {"steps": 100_000, "save_every_s": 900.0, "evaluate_every_s": 1800.0}
 LORA_RANK = 64
 
 

@@ -1,7 +1,7 @@
 """Samples in tar archives, in the convention of WebDataset, read in any order.
 
 A sample is the run of members NAME.SUFFIX that share a NAME; `webdataset.WebDataset` reads the same
-files (github.com/webdataset/webdataset, "The WebDataset Format"). That library streams and
+files (github.com/webdataset/webdataset; checked with its version 1.0.2). That library streams and
 shuffles; here a step must find its samples by number, so that a resumed run sees what an unbroken
 one would have seen. So archives are written and indexed with the standard library.
 """
