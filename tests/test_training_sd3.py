@@ -7,18 +7,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from percov2_core.bitstream import Stream
 from percov2_core.cli import main
 from percov2_core.errors import ConfigError
+from percov2_core.flow.sampler import sample
 from percov2_core.flow.text import TextEmbedding
+from percov2_core.flow.transformer import Conditions, FlowConfig, FlowModel
 from percov2_core.hyper.encoder import HyperEncoder
 from percov2_core.hyper.quantizer import VectorQuantizer
 from percov2_core.training import checkpoint, recipes, sd3, sd3_tokens, shards
 from percov2_core.training.cache import Cache, read_info
 from percov2_core.training.cost import count_cost, measured
 from percov2_core.training.loop import LoopConfig
-from percov2_core.training.sd3_stage1 import SD3Loss, draw_times, parameter_groups
+from percov2_core.training.sd3_stage1 import SD3Loss, draw_times, mean_scores, parameter_groups
 from percov2_core.weights import load_codec
 from percov2_core.weights.base import load_text
 from percov2_core.weights.fresh import write_fresh_checkpoint
@@ -211,6 +214,38 @@ def test_the_hyper_latent_is_learned_through_the_flow_alone(model, cache):
         embedding[:, 16:] = 0.1
     built(batch, 0.0).loss.backward()
     assert built.encoder.out.weight.grad.any()
+
+
+class Oracle(torch.nn.Module):
+    """The velocity that leads to `z` from anywhere."""
+
+    def __init__(self, z):
+        super().__init__()
+        self.z, self.config = z, FlowConfig()
+
+    first = FlowModel.first
+
+    def forward(self, x, t, conditions, guidance):
+        return (x - self.z) / t[:, None, None, None]
+
+
+def test_the_velocity_that_is_learned_is_the_one_that_the_sampler_follows(model, cache):
+    built = system(model, cache)
+    batch = Cache(cache).draw(batch_px=2 * 64 * 64, seed=0, step=0)
+    z, built.flow = batch.latent, Oracle(batch.latent)
+    scores = mean_scores(built.eval(), [batch])
+    assert max(scores.values()) < 1e-6
+    empty = TextEmbedding(built.empty_sequence, built.empty_pooled)
+    reached = sample(
+        built.flow,
+        Conditions(z, z, batch.text),
+        empty,
+        steps=3,
+        guidance=1.0,
+        noise=torch.randn(z.shape, generator=torch.Generator().manual_seed(0)),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+    torch.testing.assert_close(reached, z, atol=1e-4, rtol=1e-4)
 
 
 def test_a_dropped_caption_is_the_empty_one(model, cache):
