@@ -27,9 +27,13 @@ from percov2_core.weights import sizes
 from percov2_core.weights.files import TEXT_WEIGHTS_FILE, WEIGHTS_FILE, existing, read_json
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.shards import load_large
-from percov2_core.weights.sizes import BaseModel
+from percov2_core.weights.sizes import BaseModel, Settings
 
 INDEX_FILE = "model_index.json"
+_TEXT_KINDS: dict[str, tuple[Any, Any]] = {
+    "clip": (CLIPTextModelWithProjection, CLIPTextConfig),
+    "t5": (T5EncoderModel, T5Config),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,13 +97,8 @@ def load_transformer(folder: Path, residency: Residency) -> SD3Transformer2DMode
 
 def load_text(folder: Path, residency: Residency, *, t5_tokens: int) -> SD3TextEncoder:
     """The text encoders of a base folder; `t5_tokens` is 0 to leave T5 out."""
-    clip_l, clip_g = (
-        _text_tower(CLIPTextModelWithProjection, CLIPTextConfig, folder, suffix, residency, "clip")
-        for suffix in ("", "_2")
-    )
-    t5 = None
-    if t5_tokens:
-        t5 = _text_tower(T5EncoderModel, T5Config, folder, "_3", residency, "t5", t5_tokens)
+    clip_l, clip_g = (_text_tower("clip", folder, suffix, residency) for suffix in ("", "_2"))
+    t5 = _text_tower("t5", folder, "_3", residency, length=t5_tokens) if t5_tokens else None
     width = int(read_json(folder / "transformer" / "config.json")["joint_attention_dim"])
     return SD3TextEncoder(clip_l, clip_g, t5, width=width, device=residency.target)
 
@@ -112,12 +111,12 @@ def random_base(
     Captions become the numbers of a small vocabulary: the real tokenizers cannot be had here.
     """
     clip_l, clip_g = (
-        _random_tower(CLIPTextModelWithProjection, CLIPTextConfig(**config), residency, "clip")
-        for config in (model.clip_l, model.clip_g)
+        _random_tower("clip", settings, residency, length=sizes.CLIP_TOKENS)
+        for settings in (model.clip_l, model.clip_g)
     )
     t5 = None
     if t5_tokens and residency.t5:
-        t5 = _random_tower(T5EncoderModel, T5Config(**model.t5), residency, "t5", t5_tokens)
+        t5 = _random_tower("t5", model.t5, residency, length=t5_tokens)
     width = model.transformer["joint_attention_dim"]
     return SD3Base(
         name=model.name,
@@ -141,14 +140,9 @@ def _diffusers_part(kind: Any, folder: Path, residency: Residency) -> Any:
 
 
 def _text_tower(
-    kind: Any,
-    config_kind: Any,
-    folder: Path,
-    suffix: str,
-    residency: Residency,
-    part: str,
-    length: int | None = None,
+    part: str, folder: Path, suffix: str, residency: Residency, *, length: int | None = None
 ) -> Tower:
+    kind, config_kind = _TEXT_KINDS[part]
     place = folder / f"text_encoder{suffix}"
     config = config_kind.from_dict(read_json(place / "config.json"))
     model = load_large(
@@ -158,11 +152,8 @@ def _text_tower(
         device=residency.rest(part),
         dtype=residency.precision,
     )
-    return Tower(model, _tokenizer(folder / f"tokenizer{suffix}"), length or _positions(config))
-
-
-def _positions(config: Any) -> int:
-    return int(config.max_position_embeddings)
+    length = length or int(config.max_position_embeddings)
+    return Tower(model, _tokenizer(folder / f"tokenizer{suffix}"), length)
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -185,9 +176,7 @@ def _random(build: Callable[[], nn.Module], residency: Residency) -> Any:
     return part.eval().requires_grad_(False)
 
 
-def _random_tower(
-    kind: Any, config: Any, residency: Residency, part: str, length: int | None = None
-) -> Tower:
-    model = _random(lambda: kind(config), residency).to(residency.rest(part))
-    length = length or _positions(config)
+def _random_tower(part: str, settings: Settings, residency: Residency, *, length: int) -> Tower:
+    kind, config_kind = _TEXT_KINDS[part]
+    model = _random(lambda: kind(config_kind(**settings)), residency).to(residency.rest(part))
     return Tower(model, word_tokenizer(VOCABULARY, length), length)
