@@ -3,18 +3,22 @@
 import csv
 import shutil
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 
 from percov2_core.bitstream import Stream
 from percov2_core.cli import main
 from percov2_core.errors import ConfigError
+from percov2_core.flow.extension import extend_patch_embedding
 from percov2_core.flow.sampler import sample
 from percov2_core.flow.text import TextEmbedding
 from percov2_core.flow.transformer import Conditions, FlowConfig, FlowModel
+from percov2_core.hyper.decoder import HyperDecoder
 from percov2_core.hyper.encoder import HyperEncoder
 from percov2_core.hyper.quantizer import VectorQuantizer
 from percov2_core.training import checkpoint, recipes, sd3, sd3_tokens, shards
@@ -25,8 +29,9 @@ from percov2_core.training.sd3_stage1 import SD3Loss, draw_times, mean_scores, p
 from percov2_core.weights import load_codec
 from percov2_core.weights.base import load_text
 from percov2_core.weights.fresh import write_fresh_checkpoint
+from percov2_core.weights.lora import add_lora
 from percov2_core.weights.residency import Residency
-from percov2_core.weights.sizes import TINY
+from percov2_core.weights.sizes import HYPER, TINY, TRANSFORMER
 from tests.tiny import picture
 from tests.tiny_sd3 import tiny_sd3_folder
 
@@ -352,6 +357,29 @@ def test_the_cost_is_counted_and_then_measured():
     assert "2.00 GiB a process" in replace(large, shards=8).describe()
     text = measured(cost, LoopConfig(steps=100), steps=19, seconds=9.5)
     assert text == "cost: 2 steps/s, 64 samples/s (measured); 100 steps take 0.01 h"
+
+
+@pytest.mark.parametrize(("rank", "shards", "gib"), [(64, 1, "5.1"), (0, 1, "38.0"), (0, 8, "4.7")])
+def test_the_memory_that_the_readme_names_is_what_is_counted(rank, shards, gib):
+    with torch.device("meta"):
+        network = SD3Transformer2DModel(**TRANSFORMER).requires_grad_(False)
+        size = HYPER["extreme"]
+        network = extend_patch_embedding(network, size.features)
+        if rank:  # a frozen base may be in half precision
+            network = add_lora(network.to(torch.bfloat16), rank=rank)
+        backwards = (size.widths[::-1], size.depths[::-1], size.code_dim)
+        modules = SimpleNamespace(
+            encoder=HyperEncoder(16, size.widths, size.depths, size.code_dim),
+            quantizer=VectorQuantizer(256, size.code_dim),
+            decoder=HyperDecoder(16, size.features, *backwards),
+            flow=FlowModel(network, FlowConfig()),
+        )
+    empty = TextEmbedding(torch.zeros(1, 77, 4096), torch.zeros(1, 2048))
+    built = sd3.build_system(modules, empty, SD3Loss(), sd3.Tuning())
+    cost = count_cost(built, LoopConfig(), batch=1, processes=shards, sharded=shards > 1)
+    found = f"{cost.state_bytes / cost.shards / 2**30:.1f}"
+    assert found == gib
+    assert f"{gib} GiB" in (Path(__file__).parents[1] / "README.md").read_text()
 
 
 def test_a_run_reports_its_speed_after_its_first_steps(fresh, cache, tmp_path):
