@@ -1,10 +1,19 @@
 """What all tests share: no network, no clock, and data that may be absent."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+    from tests.ui_server import Server
 
 # Set before any library is imported. The tests never leave the machine, and one thread each is
 # faster than many that wait for each other where cores are shared.
@@ -36,3 +45,58 @@ def kodak(shared: Path) -> list[Path]:
     if not pictures:
         pytest.skip("needs the Kodak pictures in the data folder")
     return pictures
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The page around the tiny codec, in a process of its own."""
+    from tests.tiny import tiny_folder
+    from tests.ui_server import serve
+
+    with serve(tiny_folder(), tmp_path_factory.mktemp("page"), held=True) as running:
+        yield running
+        assert not running.errors()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium; per module, because an open one leaves no event loop to the tests after it."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    from tests.ui_browser import launch
+
+    with api.sync_playwright() as playwright:
+        browser = launch(playwright)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: Browser, server: Server) -> Iterator[Callable[..., Page]]:
+    """`visit(query)` opens the page as a new visitor. No console may complain, nor the server."""
+    from tests.ui_browser import new_page
+
+    visitors: list[Page] = []
+
+    def enter(query: str = "", **options: object) -> Page:
+        visitors.append(new_page(browser, server, query, **options))
+        return visitors[-1]
+
+    yield enter
+    for visitor in visitors:
+        visitor.context.close()
+    assert [visitor.complaints for visitor in visitors] == [[]] * len(visitors)
+    assert not server.errors()
+
+
+@pytest.fixture
+def page(visit: Callable[..., Page]) -> Page:
+    """One visitor."""
+    return visit()
+
+
+@pytest.fixture
+def hold(server: Server) -> Iterator[Path]:
+    """While this file is there, painting stands still after its first step."""
+    server.hold.touch()
+    yield server.hold
+    server.hold.unlink(missing_ok=True)

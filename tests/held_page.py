@@ -1,6 +1,7 @@
-"""`app.py` as it is, except that painting waits after its first step while a file is there.
+"""`app.py` as it is, except for two clocks that a test sets: `python -m tests.held_page FILE S`.
 
-`python -m tests.held_page FILE`: a test that makes the file decides how long a step takes.
+Painting waits after its first step while FILE exists, and files are removed after S seconds
+where S is above 0.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from percov2_core.flow.transformer import FlowModel
+from percov2_core.ui import limits
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,4 +33,5 @@ def hold_while(file: Path) -> None:
 
 if __name__ == "__main__":
     hold_while(Path(sys.argv[1]))
+    limits.KEEP_FILES_S = int(sys.argv[2]) or limits.KEEP_FILES_S
     runpy.run_path(str(ROOT / "app.py"), run_name="__main__")

@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from percov2_core.weights import EMBEDDED_DIR
-from tests.ui_server import ROOT, Server, choose_example, compress, launch, open_tab, serve
+from tests.ui_browser import choose_example, compress, launch, open_tab
+from tests.ui_server import ROOT, Server, serve
 
 EXAMPLE = 7
 SIZES = {"desktop": (1440, 900), "phone": (390, 844)}

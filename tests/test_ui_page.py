@@ -3,75 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("playwright", reason="needs playwright")
 
-from playwright.sync_api import (
-    Browser,
-    ConsoleMessage,
-    Locator,
-    Page,
-    TimeoutError,
-    expect,
-    sync_playwright,
-)
+from playwright.sync_api import Locator, Page, TimeoutError, expect
 
-from tests.tiny import tiny_folder
-from tests.ui_server import Server, choose_example, compress, launch, open_tab, pixels, serve
+from tests.ui_browser import choose_example, compress, open_tab, pixels
+from tests.ui_server import Server
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(600)]
-
-WAIT_MS = 90_000
-expect.set_options(timeout=WAIT_MS)
-# The test server and the browser leave sockets and event loops to the interpreter's exit.
-pytestmark += [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serve(tiny_folder(), tmp_path_factory.mktemp("page"), held=True) as running:
-        yield running
-        assert not running.errors()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        yield launch(playwright)
-
-
-def note(page: Page, message: ConsoleMessage) -> None:
-    # Gradio asks for the progress of uploads that have already arrived, and is told 404.
-    asked = "upload_progress" in message.location["url"] or message.text == "Response"
-    if message.type == "error" and not asked:
-        page.complaints.append(message.text)
-
-
-def new_page(browser: Browser, server: Server, query: str = "", **options: object) -> Page:
-    """A visitor; what the console says against the page ends up in `page.complaints`."""
-    page = browser.new_context(viewport={"width": 1440, "height": 900}, **options).new_page()
-    page.set_default_timeout(WAIT_MS)
-    page.complaints = []
-    page.on("pageerror", lambda error: page.complaints.append(str(error)))
-    page.on("console", lambda message: note(page, message))
-    page.goto(server.address + query)
-    page.wait_for_selector("#pc-compress", state="attached")  # a link opens to another tab
-    return page
-
-
-@pytest.fixture
-def page(browser: Browser, server: Server) -> Iterator[Page]:
-    page = new_page(browser, server)
-    yield page
-    assert page.complaints == []
-    page.context.close()
+Visit = Callable[..., Page]
 
 
 @pytest.mark.parametrize("mode", ["Ultra-low", "Extreme", "Hybrid (generated caption only)"])
@@ -110,7 +55,7 @@ def test_the_compare_slider_moves_by_keyboard(page: Page) -> None:
 
 
 def test_the_file_and_the_link_open_to_the_same_pixels(
-    page: Page, browser: Browser, server: Server
+    page: Page, visit: Visit, server: Server
 ) -> None:
     choose_example(page, 3)
     compress(page)
@@ -120,13 +65,12 @@ def test_the_file_and_the_link_open_to_the_same_pixels(
     with page.expect_download() as download:
         page.locator("#pc-download").click()
 
-    visitor = new_page(browser, server, link.removeprefix(server.address))
+    visitor = visit(link.removeprefix(server.address))
     shown = visitor.locator("#pc-decoded-stage .pc-tools button >> nth=0")
     shown.wait_for()
     assert pixels(visitor.locator("#pc-decoded-stage .pc-decoded")) == painted
-    assert visitor.complaints == []
 
-    visitor = new_page(browser, server)
+    visitor = visit()
     open_tab(visitor, "Open a file")
     visitor.locator("#pc-file input[type=file]").set_input_files(download.value.path())
     visitor.wait_for_selector("#pc-decoded-stage .pc-tools button")
@@ -134,8 +78,8 @@ def test_the_file_and_the_link_open_to_the_same_pixels(
     expect(visitor.locator("#pc-decoded-details")).to_contain_text("caption")
 
 
-def test_two_visitors_at_once_see_their_own_pictures(browser: Browser, server: Server) -> None:
-    visitors = [new_page(browser, server) for _ in range(2)]
+def test_two_visitors_at_once_see_their_own_pictures(visit: Visit) -> None:
+    visitors = [visit() for _ in range(2)]
     for number, visitor in enumerate(visitors):
         choose_example(visitor, number)
     for visitor in visitors:
@@ -176,73 +120,6 @@ def click_until(page: Page, point: Locator, shown: str) -> None:
             page.wait_for_selector(shown, timeout=3000)
             return
     pytest.fail(f"no click brought {shown}")
-
-
-@pytest.fixture
-def hold(server: Server) -> Iterator[Path]:
-    """While this file is there, painting stands still after its first step."""
-    server.hold.touch()
-    yield server.hold
-    server.hold.unlink(missing_ok=True)
-
-
-def set_steps(page: Page, steps: int) -> None:
-    box = page.get_by_label("number input for Steps")
-    if not box.is_visible():
-        page.get_by_role("button", name="Advanced").click()
-    box.fill(str(steps))
-    box.press("Enter")
-
-
-def test_a_run_is_cancelled_in_the_middle_of_a_step(page: Page, hold: Path) -> None:
-    choose_example(page, 6)
-    set_steps(page, 3)
-    page.locator("#pc-compress").click()
-    expect(page.locator("#pc-stage [role=status]")).to_contain_text("Step 1 of 3")
-    page.locator("#pc-cancel").click()
-    expect(page.locator("#pc-head")).to_contain_text("Cancelled")
-    expect(page.locator("#pc-stage figure")).to_have_count(0)
-    hold.unlink()
-    compress(page)
-    expect(page.locator("#pc-head")).not_to_contain_text("Cancelled")
-
-
-def test_a_waiting_run_is_cancelled_at_once(
-    page: Page, browser: Browser, server: Server, hold: Path
-) -> None:
-    first = new_page(browser, server)
-    for visitor, number in ((first, 0), (page, 1)):
-        choose_example(visitor, number)
-        set_steps(visitor, 2)
-    first.locator("#pc-compress").click()
-    expect(first.locator("#pc-stage [role=status]")).to_contain_text("Step 1 of 2")
-    page.locator("#pc-compress").click()
-    expect(page.locator("#pc-stage [role=status]")).to_contain_text("Waiting")
-    page.locator("#pc-cancel").click()
-    expect(page.locator("#pc-head")).to_contain_text("Cancelled")
-    page.locator("#pc-compress").click()
-    expect(page.locator("#pc-stage [role=status]")).to_contain_text("Waiting")
-    hold.unlink()
-    for visitor in (first, page):
-        visitor.wait_for_selector("#pc-stage .pc-range")
-    assert first.complaints == []
-    first.context.close()
-
-
-def test_pressing_again_replaces_the_run_under_way(page: Page, hold: Path) -> None:
-    choose_example(page, 2)
-    set_steps(page, 2)
-    page.locator("#pc-compress").click()
-    expect(page.locator("#pc-stage [role=status]")).to_contain_text("Step 1 of 2")
-    page.get_by_label("Ultra-low", exact=True).check()
-    page.locator("#pc-compress").click()
-    hold.unlink()
-    page.wait_for_selector("#pc-stage .pc-range")
-    expect(page.locator("#pc-head")).to_contain_text("mode ultra-low")
-    open_tab(page, "In numbers")
-    expect(page.locator("#pc-numbers .pc-ours")).to_contain_text("ultra-low")
-    open_tab(page, "Trade-off")
-    expect(page.locator("#pc-runs tbody tr")).to_have_count(1)
 
 
 @pytest.mark.parametrize(
@@ -296,9 +173,9 @@ def test_the_main_job_fits_one_screen_and_nothing_overflows_a_phone(page: Page) 
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(browser: Browser, server: Server, scheme: str) -> None:
+def test_axe_finds_nothing_serious(visit: Visit, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe")
-    page = new_page(browser, server, f"?__theme={scheme}", color_scheme=scheme)
+    page = visit(f"?__theme={scheme}", color_scheme=scheme)
     choose_example(page, 0)
     compress(page)
     page.wait_for_selector("#pc-bits .pc-bar")

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,34 +16,24 @@ from PIL import Image
 
 from percov2_core.bitstream import Stream
 from percov2_core.ui import programs
-from percov2_core.ui.demo import build_demo
-from percov2_core.ui.theme import launch_options
-from tests.tiny import picture, tiny_codec
+from tests.tiny import picture, tiny_codec, tiny_folder
+from tests.ui_server import Server, serve
 
-pytestmark = [
-    pytest.mark.ui,
-    pytest.mark.timeout(600),
-    # The test server leaves sockets and event loops to the interpreter's exit, and pandas warns
-    # about what gradio's queue asks of it.
-    pytest.mark.filterwarnings("ignore"),
-]
+pytestmark = [pytest.mark.ui, pytest.mark.timeout(600)]
 README = Path(__file__).parents[1] / "README.md"
 
 
-def start(keep_files_s: int, folder: Path, patch: pytest.MonkeyPatch) -> Iterator[str]:
-    patch.setenv("GRADIO_TEMP_DIR", str(folder))
-    demo = build_demo(tiny_codec(), keep_files_s=keep_files_s)
-    _, address, _ = demo.launch(
-        prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **launch_options()
-    )
-    yield address
-    demo.close()
+@contextmanager
+def client_of(server: Server) -> Iterator[Client]:
+    client = Client(server.address, verbose=False)
+    yield client
+    client.close()
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        yield from start(3600, tmp_path_factory.mktemp("files"), patch)
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    with client_of(server) as client:
+        yield client
 
 
 @pytest.fixture
@@ -51,8 +42,7 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.jpg"
 
 
-def test_a_file_goes_out_and_comes_back(address: str, photo: Path) -> None:
-    client = Client(address, verbose=False)
+def test_a_file_goes_out_and_comes_back(client: Client, photo: Path) -> None:
     path = client.predict(handle_file(photo), "extreme", "a cat", api_name="/compress")
     data = Path(path).read_bytes()
     expected = tiny_codec().encode(Image.open(photo), "extreme", caption="a cat")
@@ -63,26 +53,26 @@ def test_a_file_goes_out_and_comes_back(address: str, photo: Path) -> None:
     assert facts["caption"] == "a cat" and sum(facts["bits"].values()) == 8 * len(data)
 
 
-def test_only_the_three_endpoints_are_public(address: str) -> None:
-    named = Client(address, verbose=False).view_api(return_format="dict")["named_endpoints"]
+def test_only_the_three_endpoints_are_public(client: Client) -> None:
+    named = client.view_api(return_format="dict")["named_endpoints"]
     assert set(named) == {"/compress", "/decompress", "/inspect"}
 
 
-def test_a_foreign_file_is_refused_in_words(address: str, photo: Path) -> None:
-    client = Client(address, verbose=False)
+def test_a_foreign_file_is_refused_in_words(client: Client, photo: Path) -> None:
     with pytest.raises(AppError, match="not a PerCoV2 file"):
         client.predict(handle_file(photo), api_name="/inspect")
 
 
-def test_twenty_runs_of_five_clients_all_come_back_right(address: str, tmp_path: Path) -> None:
+def test_twenty_runs_of_five_clients_all_come_back_right(server: Server, tmp_path: Path) -> None:
     def visit(number: int) -> list[bytes]:
-        client, path = Client(address, verbose=False), tmp_path / f"{number}.png"
+        path = tmp_path / f"{number}.png"
         picture(seed=number).save(path)
-        jobs = [
-            client.submit(handle_file(path), "ultra-low", f"run {i}", api_name="/compress")
-            for i in range(4)
-        ]
-        return [Path(job.result()).read_bytes() for job in jobs]
+        with client_of(server) as client:
+            jobs = [
+                client.submit(handle_file(path), "ultra-low", f"run {i}", api_name="/compress")
+                for i in range(4)
+            ]
+            return [Path(job.result()).read_bytes() for job in jobs]
 
     with ThreadPoolExecutor(5) as pool:
         visits = list(pool.map(visit, range(5)))
@@ -93,7 +83,7 @@ def test_twenty_runs_of_five_clients_all_come_back_right(address: str, tmp_path:
 
 
 def test_the_documented_snippet_runs(
-    address: str, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: Server, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     snippet = re.sub(
         r"^    ", "", (programs.__doc__ or "").partition("\n\n")[2], flags=re.M
@@ -101,19 +91,15 @@ def test_the_documented_snippet_runs(
     if "gradio_client" in README.read_text(encoding="utf-8"):
         assert snippet in README.read_text(encoding="utf-8")
     monkeypatch.chdir(photo.parent)
-    exec(snippet.replace("http://127.0.0.1:7860", address), {})
+    exec(snippet.replace("http://127.0.0.1:7860", server.address), {})
     assert "bytes:" in capsys.readouterr().out
 
 
-def test_temporary_files_are_removed(
-    tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "files"
-    for address in start(2, folder, monkeypatch):
-        client = Client(address, verbose=False)
+def test_temporary_files_are_removed(tmp_path: Path, photo: Path) -> None:
+    with serve(tiny_folder(), tmp_path, keep_files_s=2) as server, client_of(server) as client:
         client.predict(handle_file(photo), api_name="/compress")
         for _ in range(120):
-            left = [path for path in folder.rglob("*") if path.is_file()]
+            left = [path for path in server.files.rglob("*") if path.is_file()]
             if not left:
                 break
             time.sleep(0.5)
