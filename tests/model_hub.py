@@ -97,6 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(200, data, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
 
     def _api(self, path: str, body: bytes, *, known: bool) -> None:
+        if not path.startswith("/api/"):
+            return self._json(404, {})
         if path == "/api/repos/create":
             name = "{organization}/{name}".format(**json.loads(body))
             self.hub.models[name] = {}

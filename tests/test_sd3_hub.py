@@ -125,6 +125,11 @@ def test_a_missing_repository_is_named(hub):
     )
 
 
+def test_a_server_that_is_no_hub_is_named(hub, monkeypatch):
+    point_to(monkeypatch, f"{hub.address}/elsewhere")
+    assert refusal(hub) == f"'{BASE}': {hub.address}/elsewhere answers 404: check HF_ENDPOINT"
+
+
 def test_a_repository_of_something_else_is_named(hub):
     hub.models[BASE] = {"README.md": b"another thing"}
     assert refusal(hub).startswith(f"'{BASE}' lacks a file that every such model has: ")

@@ -142,6 +142,7 @@ def _sentence(error: BaseException, repository: str) -> str:
     for kind, sentence in sentences:
         if isinstance(error, kind):
             return sentence
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else error
-    hint = "set HF_TOKEN to a valid token" if status in (401, 403) else "try again later"
-    return f"{name}: {host} answers {status}: {hint}"
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+    hints = {401: "set HF_TOKEN to a valid token", 404: "check HF_ENDPOINT"}
+    hints[403] = hints[401]
+    return f"{name}: {host} answers {status}: {hints.get(status, 'try again later')}"
