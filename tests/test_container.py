@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from percov2_core.bitstream import Stream
 from percov2_core.config import MODES, SCHEDULES
+from percov2_core.entropy import prior
+from percov2_core.entropy.coder import SymbolReader
 from percov2_core.errors import BitstreamError, ConfigError
-from tests.tiny import tiny_codec
+from tests.tiny import tiny_codec, tiny_masked_model
 
 CAPTION = "pale blue sky above dark green ground"
 
@@ -71,3 +74,57 @@ def test_cuts_are_the_streams_of_fewer_tokens():
 def test_only_hybrid_may_send_a_part():
     with pytest.raises(ConfigError, match="tokens: mode 'ultra-low' sends all 12, got 5"):
         blank("ultra-low", tokens=5)
+
+
+class FloatSession:
+    """What the integer twin is there to prevent: the float32 model itself, in its place."""
+
+    model = tiny_masked_model()
+    drift = 0.0  # of the logits: what another processor or batch size makes of the same sums
+
+    def __init__(self, _, grid, words):
+        self.known, self.tokens = np.zeros(grid, dtype=bool), torch.zeros(grid, dtype=torch.int64)
+        self.words = torch.tensor([words], dtype=torch.int64)
+        self.noise = torch.Generator().manual_seed(0)
+
+    def reveal(self, positions, tokens):
+        self.known.ravel()[positions] = True
+        self.tokens.view(-1)[positions.copy()] = torch.from_numpy(np.array(tokens, dtype=np.int64))
+
+    @torch.inference_mode()
+    def frequencies(self, positions):
+        stage = torch.from_numpy((~self.known).astype(np.int64))
+        logits = self.model(self.tokens[None], self.words, stage)[0].flatten(0, 1)[positions.copy()]
+        logits += self.drift * torch.randn(logits.shape, generator=self.noise)
+        freqs = 1 + torch.floor(torch.softmax(logits, dim=1) * (2**16 - 256)).long()
+        freqs[:, 0] += 2**16 - freqs.sum(1)
+        return freqs.numpy().astype(np.uint32)
+
+
+def float_round_trip(tokens, *, drift):
+    """The tokens that a reader gets whose float model differs by `drift`, or its error."""
+    container = tiny_codec().container
+    FloatSession.drift = 0.0
+    packed = container.pack(blank("ultra-low"), tokens, CAPTION)
+    FloatSession.drift = drift
+    try:
+        return container.unpack(packed).tokens
+    except BitstreamError as error:
+        return str(error)
+
+
+def test_a_float32_model_in_place_of_the_twin_is_caught_by_the_check_value_when_it_drifts(
+    monkeypatch,
+):
+    monkeypatch.setattr(prior, "Session", FloatSession)
+    monkeypatch.setattr(prior, "ONE_PASS_TOKENS", 0)
+    # The coder notices most of it by itself, but not all. Here it is not asked.
+    monkeypatch.setattr(SymbolReader, "close", lambda self: None)
+    caught = 0
+    for seed in range(12):
+        tokens = np.random.default_rng(seed).integers(0, 256, (3, 4))
+        assert np.array_equal(float_round_trip(tokens, drift=0.0), tokens)
+        found = float_round_trip(tokens, drift=1e-4)
+        assert isinstance(found, str) or np.array_equal(found, tokens)
+        caught += "check value: contents give" in str(found)
+    assert caught >= 8
