@@ -146,9 +146,9 @@ def test_a_hub_that_cannot_be_reached_is_named(hub, monkeypatch):
 
 @pytest.mark.parametrize("answered", [0, 1])
 def test_a_hub_that_falls_silent_is_given_up_on(hub, monkeypatch, answered):
-    monkeypatch.setattr(client, "ANSWER_S", 0.2)
+    monkeypatch.setattr(client, "ANSWER_S", 2.0)  # enough to answer on a busy machine
     hub.silent_from = answered
-    assert f"{hub.address} did not answer in 0.2 s" in refusal(hub)
+    assert f"{hub.address} did not answer in 2 s" in refusal(hub)
     assert len(hub.asked) == answered + 1
 
 
