@@ -14,6 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import plotly.offline
 from PIL import Image, ImageOps
+from plotly.subplots import make_subplots
 
 from percov2_core.errors import ConfigError
 from percov2_core.evaluation.protocol import centre_square
@@ -31,6 +32,7 @@ AXES: Mapping[str, str] = MappingProxyType(
         "patch_swd": "patch SWD (lower is better)",
     }
 )
+EQUAL_METRICS = ("psnr", "ms_ssim", "feature_distance", "picorank", "patch_swd")
 PERCEPTION = ("lpips", "picorank", "feature_distance", "patch_swd")
 
 # Ours in warm and full colours, the others in cool ones, so that a legend is not needed twice.
@@ -134,6 +136,40 @@ def per_picture(frame: pd.DataFrame, *, x: str = "bpp", y: str = "picorank") -> 
     figure.update_xaxes(title=AXES[x], type="log" if x == "bpp" else "linear")
     figure.update_yaxes(title=AXES[y])
     return figure.update_layout(title=f"Every picture: {x} and {y}", **_LAYOUT)
+
+
+def equal_bytes(ours: pd.DataFrame, classic: pd.DataFrame, *, mode: str) -> go.Figure:
+    """One panel per metric: our presets, and classic codecs in as many bytes.
+
+    Args:
+        ours: Rows of the study `presets`.
+        classic: Rows of the study `equal`.
+        mode: Key into `config.MODES`.
+    """
+    mine = ours[ours["mode"] == mode]
+    rivals = classic[(classic["match"] == mode) & classic["bpp"].notna()]
+    _require(mine, *EQUAL_METRICS)
+    bars = [(f"{mode}, {p}", f"percov2 {mode}", rows) for p, rows in mine.groupby("preset")]
+    bars += [(str(codec), str(codec), rows) for codec, rows in rivals.groupby("codec")]
+    figure = make_subplots(rows=1, cols=len(EQUAL_METRICS), shared_yaxes=True)
+    for i, metric in enumerate(EQUAL_METRICS, start=1):
+        values = [rows[metric].mean() for *_, rows in bars]
+        figure.add_bar(
+            x=values,
+            y=[name for name, *_ in bars],
+            orientation="h",
+            marker_color=[colour(label) for _, label, _ in bars],
+            text=[f"{v:.3g}" for v in values],
+            showlegend=False,
+            row=1,
+            col=i,
+        )
+        name, _, better = AXES[metric].removesuffix(")").partition(" (")
+        figure.update_xaxes(title=f"{name}<br>{better}", row=1, col=i)
+    figure.update_yaxes(autorange="reversed")
+    size = mine["size_bytes"].mean()
+    title = f"{mode}: Kodak at equal bytes, {size:.0f} a picture on average"
+    return figure.update_layout(title=title, **{**_LAYOUT, "margin": {"l": 130, "r": 20, "b": 80}})
 
 
 def schedule_bars(frame: pd.DataFrame) -> go.Figure:

@@ -1,4 +1,4 @@
-"""Pictures of the page for the README: `python -m tests.screenshots [MODEL_FOLDER] [OUTPUT]`.
+"""Pictures for the README, page and plot: `python -m tests.screenshots [MODEL_FOLDER] [OUTPUT]`.
 
 Every tab at 1440 x 900 and 390 x 844, light and dark; look at them after each change of the page.
 """
@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pandas as pd
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from percov2_core.plots import equal_bytes
 from percov2_core.weights import EMBEDDED_DIR
 from tests.ui_browser import choose_example, compress, launch, open_tab
 from tests.ui_server import ROOT, Server, serve
@@ -18,6 +20,7 @@ from tests.ui_server import ROOT, Server, serve
 EXAMPLE = 7
 SIZES = {"desktop": (1440, 900), "phone": (390, 844)}
 WAIT_MS = 180_000
+RESULTS = ROOT / "assets" / "results"
 
 
 def main(model: Path, out: Path) -> None:
@@ -31,6 +34,7 @@ def main(model: Path, out: Path) -> None:
         for scheme in ("light", "dark"):
             for name, size in SIZES.items():
                 _visit(browser, server, size, scheme, out / f"{name}-{scheme}")
+        _plot(browser, out / "equal-bytes.png")
 
 
 def _visit(
@@ -66,6 +70,16 @@ def _visit(
     page.locator("#pc-open-link").click()
     page.wait_for_selector("#pc-decoded-stage .pc-tools button")
     _shoot(page, stem, "open")
+    page.close()
+
+
+def _plot(browser: Browser, path: Path) -> None:
+    """The studies `presets` and `equal` as bars."""
+    ours, classic = (pd.read_csv(RESULTS / f"{name}.csv") for name in ("presets", "equal"))
+    page = browser.new_page(viewport={"width": 1200, "height": 420}, device_scale_factor=1.5)
+    page.set_content(equal_bytes(ours, classic, mode="extreme").to_html(include_plotlyjs=True))
+    page.wait_for_selector(".js-plotly-plot .barlayer")
+    page.screenshot(path=path)
     page.close()
 
 

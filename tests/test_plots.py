@@ -1,6 +1,7 @@
 """Figures and the report, from rows written by hand."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -111,3 +112,18 @@ def test_the_report_loads_nothing_and_escapes_names(frame, tmp_path: Path) -> No
     assert "not a picture" in ours
     sources = re.findall(r'<(?:img|script|link|iframe)[^>]* (?:src|href)="([^"]*)"', page)
     assert sources and all(s == "" or s.startswith("data:image/") for s in sources)
+
+
+def test_equal_bytes_shows_every_metric_of_ours_and_of_the_others() -> None:
+    scores = Scores(psnr=22.0, ms_ssim=0.8, feature_distance=0.7, picorank=0.8, patch_swd=150.0)
+    theirs = replace(scores, psnr=23.0)
+
+    def one(setting: Setting, values: Scores) -> dict[str, object]:
+        return Row(picture="x", setting=setting, size_bytes=700, bpp=0.02, scores=values).flat()
+
+    mine = to_frame([one(ours(preset="faithful"), scores)])
+    classic = to_frame([one(Setting(codec="vvc", match="extreme"), theirs)])
+    figure = plots.equal_bytes(mine, classic, mode="extreme")
+    assert len(figure.data) == len(plots.EQUAL_METRICS)
+    assert list(figure.data[0].y) == ["extreme, faithful", "vvc"]
+    assert list(figure.data[0].x) == [22.0, 23.0]

@@ -1,0 +1,144 @@
+"""The README's tables, made from `assets/results`:
+
+    python -m percov2_core.evaluation.tables [README.md]
+
+prints them, or writes them between the marks of the file that is named.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from percov2_core.config import PRESETS, SCHEDULES
+from percov2_core.errors import ConfigError
+
+Rows = list[dict[str, Any]]
+
+MODE_ORDER = ("extreme", "ultra-low", "hybrid")
+_NUMBERS = ("bpp", "size_bytes", "psnr", "ms_ssim", "feature_distance", "patch_swd", "picorank")
+_DIGITS = (4, 0, 2, 3, 3, 0, 3)
+_HEAD = ("bpp", "bytes", "PSNR dB", "MS-SSIM", "feature distance", "patch SWD", "PicoRank")
+_NAMES = MappingProxyType(
+    {
+        "jpeg": "JPEG",
+        "jpeg2000": "JPEG 2000 (JP2)",
+        "j2k": "JPEG 2000",
+        "webp": "WebP",
+        "avif": "AVIF",
+        "jxl": "JPEG XL",
+        "vvc": "VVC intra",
+    }
+)
+
+
+def read_means(results: Path, study: str) -> Rows:
+    """The means of one study.
+
+    Raises:
+        ConfigError: if the study has not run.
+    """
+    path = results / f"{study}.json"
+    if not path.is_file():
+        raise ConfigError(f"tables: no results at {str(path)!r}: run the study {study} first")
+    rows: Rows = json.loads(path.read_text(encoding="utf-8"))["means"]
+    return rows
+
+
+def equal_bytes_table(results: Path) -> str:
+    """Our modes at their presets, each followed by the classic codecs in as many bytes."""
+    ours, classic = read_means(results, "presets"), read_means(results, "equal")
+    lines = []
+    for mode in MODE_ORDER:
+        mine = [r for r in ours if r["mode"] == mode]
+        for row in sorted(mine, key=lambda r: PRESETS.index(r["preset"])):
+            sent = f" ({row['tokens']:.0f} tokens)" if mode == "hybrid" else ""
+            lines.append([f"**{mode}**{sent}, {row['preset']}", *_cells(row)])
+        rivals = [r for r in classic if r["match"] == mode and r.get("psnr") is not None]
+        for row in sorted(rivals, key=lambda r: -r["psnr"]):
+            lines.append([_rival(row), *_cells(row)])
+    return _markdown(("codec", *_HEAD), lines)
+
+
+def protocol_table(results: Path) -> str:
+    """Classic codecs at the settings of the protocol."""
+    rows = sorted(read_means(results, "protocol"), key=lambda r: r["bpp"])
+    return _markdown(("codec", *_HEAD), [[_setting(row), *_cells(row)] for row in rows])
+
+
+def schedule_table(results: Path) -> str:
+    """Bits of the tokens under each schedule, and the saving against `uniform`."""
+    bits = {(r["mode"], r["schedule"]): r["token_bits"] for r in read_means(results, "schedules")}
+    lines = []
+    for schedule in SCHEDULES:
+        cells = [f"`{schedule}`"]
+        for mode in ("ultra-low", "extreme"):
+            spent, full = bits[mode, schedule], bits[mode, "uniform"]
+            cells += [f"{spent:.0f}", f"{100 * (1 - spent / full):.1f} %"]
+        lines.append(cells)
+    head = ("schedule", "ultra-low: bits", "saving", "extreme: bits", "saving")
+    return _markdown(head, lines)
+
+
+TABLES: Mapping[str, Callable[[Path], str]] = MappingProxyType(
+    {"equal": equal_bytes_table, "protocol": protocol_table, "schedules": schedule_table}
+)
+
+
+def fill(text: str, results: Path) -> str:
+    """`text` with every table between `<!-- table NAME -->` and `<!-- end -->` made anew.
+
+    Raises:
+        ConfigError: if a mark is missing.
+    """
+    for name, make in TABLES.items():
+        begin, end = f"<!-- table {name} -->\n", "<!-- end -->"
+        before, mark, after = text.partition(begin)
+        _, close, rest = after.partition(end)
+        if not (mark and close):
+            raise ConfigError(f"tables: expected {begin.strip()!r} and {end!r} in the text")
+        text = f"{before}{mark}{make(results)}{close}{rest}"
+    return text
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    return [f"{row[k]:.{d}f}" for k, d in zip(_NUMBERS, _DIGITS, strict=True)]
+
+
+def _rival(row: Mapping[str, Any]) -> str:
+    partly = f", {row['pictures']} of {row['pictures'] + row['errors']}" if row["errors"] else ""
+    return _NAMES[row["codec"]] + partly
+
+
+def _setting(row: Mapping[str, Any]) -> str:
+    family, _, factor = row["codec"].partition("/")
+    reduced = f" at 1/{factor} size" if factor else ""
+    return f"{_NAMES[family]}{reduced}, quality {row['quality']:.0f}"
+
+
+def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def main(argv: Sequence[str]) -> int:
+    results = Path("assets/results")
+    try:
+        if argv:
+            path = Path(argv[0])
+            text = fill(path.read_text(encoding="utf-8"), results)
+            path.write_text(text, encoding="utf-8")
+        else:
+            print("\n".join(make(results) for make in TABLES.values()))
+    except (ConfigError, OSError) as error:
+        print(f"tables: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

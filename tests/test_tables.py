@@ -1,0 +1,76 @@
+"""The README's tables are what the stored results say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from percov2_core.errors import ConfigError
+from percov2_core.evaluation import tables
+
+ROOT = Path(__file__).parents[1]
+MEASURED = {
+    "bpp": 0.02,
+    "size_bytes": 700.4,
+    "psnr": 22.0,
+    "ms_ssim": 0.8,
+    "feature_distance": 0.7,
+    "patch_swd": 150.6,
+    "picorank": 0.8,
+    "pictures": 24,
+    "errors": 0,
+}
+
+
+def store(folder: Path, study: str, *rows: dict[str, object]) -> None:
+    (folder / f"{study}.json").write_text(json.dumps({"means": [MEASURED | r for r in rows]}))
+
+
+def test_the_readme_shows_the_stored_results() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert tables.fill(text, ROOT / "assets" / "results") == text
+
+
+def test_rivals_follow_the_mode_whose_bytes_they_had(tmp_path: Path) -> None:
+    store(
+        tmp_path,
+        "presets",
+        {"mode": "ultra-low", "preset": "vivid"},
+        {"mode": "extreme", "preset": "vivid"},
+        {"mode": "extreme", "preset": "faithful"},
+    )
+    store(
+        tmp_path,
+        "equal",
+        {"codec": "jpeg", "match": "extreme", "psnr": 20.0},
+        {"codec": "vvc", "match": "extreme", "psnr": 23.0, "pictures": 22, "errors": 2},
+        {"codec": "vvc", "match": "ultra-low", "psnr": None},
+    )
+    names = [line.split(" | ")[0] for line in tables.equal_bytes_table(tmp_path).splitlines()[2:]]
+    assert names == [
+        "| **extreme**, faithful",
+        "| **extreme**, vivid",
+        "| VVC intra, 22 of 24",
+        "| JPEG",
+        "| **ultra-low**, vivid",
+    ]
+
+
+def test_savings_are_against_uniform(tmp_path: Path) -> None:
+    bits = {"uniform": 512, "checkerboard": 384, "quincunx": 512, "qlds": 256, "var": 512}
+    rows = [
+        {"mode": mode, "schedule": name, "token_bits": value}
+        for mode in ("ultra-low", "extreme")
+        for name, value in bits.items()
+    ]
+    store(tmp_path, "schedules", *rows)
+    assert "| `qlds` | 256 | 50.0 % | 256 | 50.0 % |" in tables.schedule_table(tmp_path)
+
+
+def test_a_missing_study_or_mark_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="run the study presets first"):
+        tables.equal_bytes_table(tmp_path)
+    with pytest.raises(ConfigError, match="expected '<!-- table equal -->'"):
+        tables.fill("no marks", tmp_path)
