@@ -24,12 +24,13 @@ from percov2_core.entropy.exact import (
 )
 
 TOTAL = 1 << 16  # what the frequencies of one token add up to
-_SCORES_AT_ONCE = 1 << 17  # attention scores of one block: what follows finds them in the cache
+_SCORES_AT_ONCE = 1 << 17  # of one block, per thread: the next step finds them in the cache
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
     """(A, n, d), (A, M, d) twice, (A, n, M) -> (A, n, d) float32, sums of weights x values."""
-    count = max(1, _SCORES_AT_ONCE // (bias.shape[0] * max(1, bias.shape[2])))
+    scores = _SCORES_AT_ONCE * torch.get_num_threads()
+    count = max(1, scores // (bias.shape[0] * max(1, bias.shape[2])))
     made = []
     for i in range(0, q.shape[1], count):
         weights = _weights(q[:, i : i + count], keys, bias[:, i : i + count])
