@@ -111,7 +111,7 @@ def row(**changes):
         "dtype": "bfloat16", "t5": "no", "mode": "extreme", "size_px": 512, "batch": 1,
         "steps": 20, "guidance": 3.0, "encode_s": 0.5, "decode_s": 1.5, "loop_s": 1.0,
         "loop_tflops": 30.0, "matmul_tflops": 60.0, "copies": "0", "peak_gib": 11.0,
-        "size_bytes": 700,
+        "size_bytes": 700, "note": "a, b",
         "boxes": "encode token coding=0.1; decode caption coding=0.3; decode flow=1.0",
     }  # fmt: skip
     return rows.BenchRow(**{**values, **changes})
@@ -122,6 +122,9 @@ def test_rows_survive_the_file_and_a_second_measurement_replaces_the_first(tmp_p
     rows.write([row(decode_s=1.25)], tmp_path)
     found = rows.read(tmp_path / "bench.csv")
     assert found == [row(decode_s=1.25), row(steps=4)]
+    (tmp_path / "bench.csv").write_text("speed\n1\n")
+    with pytest.raises(ConfigError, match=r"has columns \['speed'\], expected model, weights"):
+        rows.read(tmp_path / "bench.csv")
     assert row().share == 0.5 and row().entropy_share == pytest.approx(0.2)
 
 

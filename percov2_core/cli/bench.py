@@ -32,6 +32,7 @@ def add_parser(commands: Commands) -> None:
         help="build the model at its published size with random weights: no download",
     )
     parser.add_argument("--no-t5", action="store_true", help="leave out the third text encoder")
+    parser.add_argument("--note", default="", help="for the table: what else ran, say")
     parser.add_argument("--out", type=Path, help="folder to add the rows to, as bench.csv and .md")
     parser.add_argument(
         "--model",
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
         args.model, random=args.random_weights, t5=not args.no_t5, device=args.device
     )
     random = args.random_weights or args.model == measure.TINY_RANDOM
-    machine = measure.describe(codec, random=random)
+    machine = measure.describe(codec, random=random, note=args.note)
     print(measure.headline(machine))
     rows = []
     for size, mode, batch in product(args.size, args.modes, args.batch):

@@ -23,7 +23,8 @@ def device_name(device: torch.device) -> str:
     """The GPU's name, or the CPU's with the number of threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    return f"{_cpu_name()}, {count} thread{'s' if count > 1 else ''}"
 
 
 def matmul_peak(device: torch.device, *, side: int | None = None) -> float:

@@ -40,7 +40,7 @@ def open_codec(name: str, *, random: bool, t5: bool, device: str | None) -> PerC
     return random_codec(BASES[name], residency=home, t5_tokens=T5_TOKENS if t5 else 0)
 
 
-def describe(codec: PerCoV2, *, random: bool) -> Machine:
+def describe(codec: PerCoV2, *, random: bool, note: str = "") -> Machine:
     """What all points of a run have in common; times the matrix product."""
     modules = next(iter(codec.rates.values()))
     t5 = "-"
@@ -54,6 +54,7 @@ def describe(codec: PerCoV2, *, random: bool) -> Machine:
         dtype=str(modules.flow.transformer.dtype).removeprefix("torch."),
         t5=t5,
         peak_flops=matmul_peak(codec.device),
+        note=note,
     )
 
 

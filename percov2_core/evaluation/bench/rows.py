@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from percov2_core.errors import ConfigError
 from percov2_core.evaluation.bench.boxes import Timing
 from percov2_core.evaluation.bench.loop import LoopTiming, Point
 
@@ -30,6 +31,7 @@ class Machine:
         dtype: Of the flow transformer.
         t5: Whether captions go through T5: "yes", "no", or "-" for a model without.
         peak_flops: See `machine.matmul_peak`.
+        note: Goes into every row.
     """
 
     model: str
@@ -39,6 +41,7 @@ class Machine:
     dtype: str
     t5: str
     peak_flops: float
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +55,7 @@ class BenchRow:
         copies: Between the CPU's memory and the GPU's inside the loop, or "no device".
         peak_gib: Most memory in use: on the GPU, or resident in the process.
         size_bytes: Length of the file.
+        note: What else ran, or whatever a reader has to know.
         boxes: Seconds, as "encode autoencoder=0.01; ...".
     """
 
@@ -74,6 +78,7 @@ class BenchRow:
     copies: str
     peak_gib: float
     size_bytes: int
+    note: str
     boxes: str
 
     @property
@@ -130,6 +135,7 @@ def to_row(machine: Machine, point: Point, boxes: Timing, loop: LoopTiming) -> B
         copies=NO_DEVICE if loop.copies is None else str(loop.copies),
         peak_gib=round(max(boxes.peak_bytes, loop.peak_bytes) / 2**30, 2),
         size_bytes=boxes.size_bytes,
+        note=machine.note,
         boxes="; ".join(named),
     )
 
@@ -148,13 +154,21 @@ def write(rows: Iterable[BenchRow], folder: Path) -> None:
 
 
 def read(path: Path) -> list[BenchRow]:
-    """Rows of a CSV that `write` wrote; none if there is no file."""
+    """Rows of a CSV that `write` wrote; none if there is no file.
+
+    Raises:
+        ConfigError: if it has other columns.
+    """
     if not path.exists():
         return []
+    names = [f.name for f in fields(BenchRow)]
     with path.open(newline="", encoding="utf-8") as file:
-        return [
-            BenchRow(**{k: _parsed(k, v) for k, v in row.items()}) for row in csv.DictReader(file)
-        ]
+        reader = csv.DictReader(file)
+        if reader.fieldnames != names:
+            raise ConfigError(
+                f"{str(path)!r} has columns {reader.fieldnames}, expected {', '.join(names)}"
+            )
+        return [BenchRow(**{k: _parsed(k, v) for k, v in row.items()}) for row in reader]
 
 
 def as_markdown(rows: Sequence[BenchRow]) -> str:
@@ -181,7 +195,7 @@ Weights marked random give the same speed and memory as trained ones, and no pic
 """
 _COLUMNS = (
     "model", "device", "mode", "size", "batch", "steps", "guidance", "T5", "encode s", "decode s",
-    "loop s", "loop TFLOP/s", "matmul TFLOP/s", "share", "copies", "peak GiB",
+    "loop s", "loop TFLOP/s", "matmul TFLOP/s", "share", "copies", "peak GiB", "note",
 )  # fmt: skip
 _HEAD = f"| {' | '.join(_COLUMNS)} |\n|{' --- |' * len(_COLUMNS)}"
 
@@ -192,6 +206,7 @@ def _line(row: BenchRow) -> str:
         row.steps, f"{row.guidance:g}", row.t5, f"{row.encode_s:.3f}", f"{row.decode_s:.3f}",
         f"{row.loop_s:.3f}", f"{row.loop_tflops:.3g}", f"{row.matmul_tflops:.3g}",
         f"{row.share:.1%}", row.copies, f"{row.peak_gib:.2f}",
+        row.note,
     )  # fmt: skip
     return f"| {' | '.join(map(str, cells))} |"
 
@@ -199,7 +214,7 @@ def _line(row: BenchRow) -> str:
 def _line_of(size: int, steps: int, guided: bool, t5: str) -> str:
     cells: list[object] = [f"{TARGET}, random, bfloat16", "any GPU", "any", size, 1, steps]
     cells += ["above 1" if guided else "1", t5]
-    cells += [NOT_MEASURED] * (len(_COLUMNS) - len(cells))
+    cells += [NOT_MEASURED] * (len(_COLUMNS) - len(cells) - 1) + [""]
     return f"| {' | '.join(map(str, cells))} |"
 
 
