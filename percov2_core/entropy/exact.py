@@ -150,6 +150,8 @@ class ExactModel:
         self.content = [self._layer(f"content.{i}") for i in range(config.content_layers)]
         self.queries = [self._layer(f"queries.{i}") for i in range(config.query_layers)]
         self.query_memory = Product.beside([layer.memory for layer in self.queries])
+        # (A, S) scores by relative position, that of words last
+        self.biases = {name: self._bias(name) for name in ("content", "queries")}
 
     def table(self, name: str) -> Tensor:
         """One table of integers, in float32 or, for the exponential, int64."""
@@ -211,6 +213,10 @@ class ExactModel:
         _prove(name, bound, FLOAT64_EXACT)
         scale, offset = self.table(f"{name}.scale"), self.table(f"{name}.offset")
         return Product(weight, scale, offset, bound >= FLOAT32_EXACT)
+
+    def _bias(self, tower: str) -> Tensor:
+        words = self.table(f"{tower}.word_bias")[:, None]
+        return torch.cat([self.table(f"{tower}.bias"), words], dim=1)
 
     def _window(self, name: str) -> Window:
         return Window.of(self._product(f"mix_{name}", most=CODE_LIMIT), self.table(name))

@@ -115,8 +115,7 @@ class Session:
             return self._ask(at, ids, bias)
 
     def _tower(self, name: str, layers: list[ExactLayer], most: int) -> _Tower:
-        config, table = self.model.config, self.model.table
-        bias = torch.cat([table(f"{name}.bias"), table(f"{name}.word_bias")[:, None]], dim=1)
+        config, bias = self.model.config, self.model.biases[name]
         size = (len(layers), 2, config.heads, most, config.width // config.heads)
         return _Tower(layers, bias, torch.empty(size, device=bias.device, dtype=self._carrier))
 
