@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
 from percov2_core.codec import RateModules
 from percov2_core.errors import ConfigError
@@ -102,17 +103,6 @@ def train_sd3_rate(
     system = build_system(modules, cache.empty, loss, tuning)
     held_out = _held_out(cache, tuning.batch_px)
     state = processes(loop.device)
-    first = cache.draw(batch_px=tuning.batch_px, seed=loop.seed, step=0)
-    cost = count_cost(
-        system,
-        loop,
-        batch=len(first.latent),
-        processes=state.num_processes,
-        sharded=_sharded(),
-    )
-    tell = report if state.is_main_process else _quiet
-    tell(cost.describe())
-
     run(
         system,
         lambda step: cache.draw(batch_px=tuning.batch_px, seed=loop.seed, step=step),
@@ -121,12 +111,30 @@ def train_sd3_rate(
         resume=resume,
         evaluate=(lambda module, step: mean_scores(module, held_out)) if held_out else None,
         groups=lambda module: parameter_groups(module, new_scale=tuning.new_scale),
-        on_step=measuring(cost, loop, tell),
+        on_step=_announce(system, cache, loop, tuning, state, report),
     )
     if state.is_main_process:
         put_back(model, rate, out, cache)
     state.wait_for_everyone()
     return model
+
+
+def _announce(
+    system: SD3System,
+    cache: Cache,
+    loop: LoopConfig,
+    tuning: Tuning,
+    state: PartialState,
+    report: Callable[[str], None],
+) -> Callable[[int, float], None] | None:
+    """Report what a run will cost; the callback reports what its first steps cost."""
+    if not state.is_main_process:
+        return None
+    batch = len(cache.draw(batch_px=tuning.batch_px, seed=loop.seed, step=0).latent)
+    count, sharded = state.num_processes, _sharded()
+    cost = count_cost(system, loop, batch=batch, processes=count, sharded=sharded)
+    report(cost.describe())
+    return measuring(cost, loop, report)
 
 
 def build_system(
@@ -214,7 +222,3 @@ def _held_out(cache: Cache, batch_px: int) -> list[LatentBatch]:
 
 def _sharded() -> bool:
     return os.environ.get(FSDP_VARIABLE, "").lower() == "true"
-
-
-def _quiet(text: str) -> None:
-    pass

@@ -53,7 +53,7 @@ def find_place(job: Job) -> Place:
 def run_cache(job: Job) -> None:
     """Embed photos and their captions, once."""
     from percov2_core.caption.captioner import get_captioner
-    from percov2_core.training.cache import write_cache
+    from percov2_core.training.cache_writer import write_cache
     from percov2_core.weights.base import load_base
 
     place = find_place(job)
