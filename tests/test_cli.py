@@ -134,6 +134,7 @@ WRONG_USE = [
         "--caption: takes the place of --captioner blip, got both",
     ),
     (["compress", "IN", "-o", "no/such/OUT"], "output: no folder 'no/such'"),
+    (["compress", "IN", "-o", "."], "output: must be a file, got the folder '.'"),
     (["decompress", "PACKED", "-o", "out.jpg"], "output: must end in .png, .tif, .tiff, .bmp"),
     (["decompress", "PACKED", "-o", "no/out.png"], "output: no folder 'no'"),
     (["decompress", "PACKED", "-o", "out.png", "--steps", "0"], "steps must be in [1, "),

@@ -42,11 +42,14 @@ def check_output(name: str) -> None:
     """Refuse an output that cannot be written, before the work is done.
 
     Raises:
-        ConfigError: if its folder does not exist.
+        ConfigError: if its folder does not exist, or if it is a folder.
     """
-    folder = Path(name).parent
-    if name != STANDARD and not folder.is_dir():
+    if name == STANDARD:
+        return
+    if not (folder := Path(name).parent).is_dir():
         raise ConfigError(f"output: no folder {str(folder)!r}")
+    if Path(name).is_dir():
+        raise ConfigError(f"output: must be a file, got the folder {name!r}")
 
 
 def write_bytes(name: str, data: bytes) -> None:
