@@ -97,6 +97,22 @@ def test_a_short_stream_that_claims_many_symbols_fails_in_the_first_groups():
             reader.read(uniform)
 
 
+def test_large_groups_are_read_as_they_were_written():
+    rng = np.random.default_rng(3)
+    symbols, freqs = rng.integers(0, 8, 2500), np.full((2500, 8), TOTAL // 8, dtype=np.uint32)
+    reader = SymbolReader(write([(symbols, freqs)]).finish())
+    assert np.array_equal(reader.read(freqs), symbols)
+    reader.close()
+
+
+def test_a_short_stream_is_found_out_early_in_a_large_group():
+    uniform = np.broadcast_to(np.full(256, TOTAL // 256, dtype=np.uint32), (60_000, 256))
+    reader = SymbolReader(bytes(60))
+    with pytest.raises(BitstreamError, match="its symbols so far need at least"):
+        reader.read(uniform)
+    assert reader.ideal_bits < 8 * 2000
+
+
 def test_a_likely_run_of_zeros_still_costs_its_information():
     writer = SymbolWriter()
     writer.write(np.zeros(64, dtype=np.int64), np.full((64, 256), TOTAL // 256, dtype=np.uint32))

@@ -24,6 +24,8 @@ _WORD = np.dtype(">u4")
 _WORD_BITS = 32
 _STATE_BITS = 64
 
+_AT_ONCE = 1024  # symbols read before the next look at how much data they have taken
+
 # `perfect=False` is part of the format: both sides must say the same.
 _MODEL = constriction.stream.model.Categorical(perfect=False)
 
@@ -100,9 +102,11 @@ class SymbolReader:
         Raises:
             BitstreamError: if the data is impossible, or too short for so many symbols.
         """
+        blocks = [self._read(freqs[i : i + _AT_ONCE]) for i in range(0, len(freqs), _AT_ONCE)]
+        return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.int32)
+
+    def _read(self, freqs: NDArray[np.uint32]) -> NDArray[np.int32]:
         _check_freqs(freqs)
-        if not len(freqs):
-            return np.zeros(0, dtype=np.int32)
         try:
             symbols = np.asarray(
                 self._coder.decode(_MODEL, freqs.astype(np.float32)), dtype=np.int32

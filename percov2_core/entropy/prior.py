@@ -234,29 +234,41 @@ class TokenPrior:
         full: bool = False,
     ) -> Iterator[Step]:
         """Yield the stages of all tiles with the model's frequencies, but not the first `given`."""
-        words, flat = word_ids(caption, self.model.config), tokens.reshape(-1)
-        sessions: list[Session | _Foreseen] = [
-            Session(self.model, part.grid, words) for part in parts
+        words = word_ids(caption, self.model.config)
+        full = full and tokens.size <= ONE_PASS_TOKENS
+        walks = [
+            self._predict_tile(tokens, words, part, plan, given=given, full=full)
+            for part, plan in zip(parts, plans, strict=True)
         ]
-        if full and tokens.size <= ONE_PASS_TOKENS:
-            sessions = [self._foresee(tokens, words, plans[0])]
-        for number in range(max(len(plan) for plan in plans)):
-            for part, plan, session in zip(parts, plans, sessions, strict=True):
-                if number >= len(plan):
-                    continue
-                positions = part.positions[plan[number]]
-                if number >= given:
-                    yield Step(positions, session.frequencies(plan[number]))
-                if number + 1 < len(plan):
-                    session.reveal(plan[number], flat[positions])
+        while walks:
+            # A tile takes no memory before its first turn: a short file that claims a large grid
+            # is found out before most of them.
+            for walk in list(walks):
+                if (step := next(walk, None)) is None:
+                    walks.remove(walk)
+                else:
+                    yield step
 
-    def _foresee(self, tokens: Ints, words: list[int], plan: list[Ints]) -> _Foreseen:
-        """All frequencies of a grid of one tile."""
-        stage = np.zeros(tokens.size, dtype=np.int64)
-        for number, positions in enumerate(plan):
-            stage[positions] = number
-        session = Session(self.model, (tokens.shape[0], tokens.shape[1]), words)
-        return _Foreseen(session.foresee(tokens.ravel(), stage))
+    def _predict_tile(
+        self,
+        tokens: Ints,
+        words: list[int],
+        part: _Tile,
+        plan: list[Ints],
+        *,
+        given: int,
+        full: bool,
+    ) -> Iterator[Step]:
+        """Yield the stages of one tile from number `given` on."""
+        flat = tokens.reshape(-1)
+        fresh = Session(self.model, part.grid, words)
+        session = _Foreseen.by(fresh, flat[part.positions], plan) if full else fresh
+        for number, here in enumerate(plan):
+            positions = part.positions[here]
+            if number >= given:
+                yield Step(positions, session.frequencies(here))
+            if number + 1 < len(plan):
+                session.reveal(here, flat[positions])
 
     def _uniform(self, count: int) -> NDArray[np.uint32]:
         """(count, K) frequencies as equal as integers can be."""
@@ -300,6 +312,14 @@ class _Foreseen(NamedTuple):
     """Stands in for a `Session` of which all frequencies are there beforehand."""
 
     freqs: NDArray[np.uint32]  # (N, K)
+
+    @classmethod
+    def by(cls, session: Session, tokens: Ints, plan: list[Ints]) -> _Foreseen:
+        """Ask a fresh session for all stages of its (N,) tokens."""
+        stage = np.zeros(len(tokens), dtype=np.int64)
+        for number, here in enumerate(plan):
+            stage[here] = number
+        return cls(session.foresee(tokens, stage))
 
     def frequencies(self, positions: Ints) -> NDArray[np.uint32]:
         found: NDArray[np.uint32] = self.freqs[positions]

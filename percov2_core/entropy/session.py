@@ -33,14 +33,17 @@ from percov2_core.entropy.exact import (
     ExactModel,
     Product,
 )
-from percov2_core.entropy.schedule import Grid
+from percov2_core.entropy.schedule import MAX_TILE, Grid
+
+_SIDE = 2 * MAX_TILE - 1  # rows of the bias tables are all offsets in two dimensions, row by row
+_CENTRE = (MAX_TILE - 1) * _SIDE + MAX_TILE - 1  # the column of no offset at all
 
 
 class _Layout(NamedTuple):
-    """What the shape of a tile decides. Words count as positions from N on."""
+    """What the shape of a tile decides."""
 
     neighbours: Tensor  # (N, R) int64 positions, N outside of the tile
-    relative: Tensor  # (N, N + W) int32 columns of the bias tables
+    offset: Tensor  # (N,) int32: their differences are columns of the bias tables
     place: Tensor  # (N, D) residual integers
 
 
@@ -65,7 +68,9 @@ class Session:
         self._layout = _layout(model, grid)
         self._known = torch.full((n + 1,), model.config.mask_id, device=device)
         self._known[n] = model.config.outside_id
-        self._looked_at = torch.arange(n, n + len(words), device=device)
+        self._words = len(words)
+        # (M,) offsets of what is in the memories; words have none.
+        self._looked_at = torch.zeros(len(words), dtype=torch.int32, device=device)
         self._content = self._tower("content", model.content, len(words) + n)
         self._queries = self._tower("queries", model.queries, len(words) + n)
         with plain(device):
@@ -87,7 +92,7 @@ class Session:
             return
         at, filled = self._index(positions), len(self._looked_at)
         self._known[at] = self._index(tokens)
-        self._looked_at = torch.cat([self._looked_at, at])
+        self._looked_at = torch.cat([self._looked_at, self._layout.offset[at]])
         with plain(self.model.device):
             ids = self._known[self._layout.neighbours[at]]
             self._tell(at, ids, self._biases(self._content, at), filled=filled)
@@ -106,12 +111,11 @@ class Session:
         """
         self._known[:-1] = self._index(tokens)
         at, when = self._index(np.arange(len(tokens))), self._index(stage)
-        words = len(self._looked_at)
-        self._looked_at = torch.cat([self._looked_at, at])
+        self._looked_at = torch.cat([self._looked_at, self._layout.offset])
         with plain(self.model.device):
-            ids, bias = self._hidden(self._content, when, words=words, before=when + 1)
-            self._tell(at, ids, bias, filled=words)
-            ids, bias = self._hidden(self._queries, when, words=words, before=when)
+            ids, bias = self._hidden(self._content, when, before=when + 1)
+            self._tell(at, ids, bias, filled=self._words)
+            ids, bias = self._hidden(self._queries, when, before=when)
             return self._ask(at, ids, bias)
 
     def _tower(self, name: str, layers: list[ExactLayer], most: int) -> _Tower:
@@ -129,20 +133,19 @@ class Session:
         place = self.model.table("word_places")[: len(ids)]
         return residual(self.model.mix_words(windows).add_(place))
 
-    def _hidden(
-        self, tower: _Tower, when: Tensor, *, words: int, before: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _hidden(self, tower: _Tower, when: Tensor, *, before: Tensor) -> tuple[Tensor, Tensor]:
         """What is seen of (N,) stages `before` these: (N, R) codes and (A, N, W + N) biases."""
         around = F.pad(when, (0, 1), value=-1)[self._layout.neighbours]
         ids = self._known[self._layout.neighbours]
         ids = ids.masked_fill(around >= before[:, None], self.model.config.mask_id)
-        late = F.pad(when[None, :] >= before[:, None], (words, 0), value=False)
+        late = F.pad(when[None, :] >= before[:, None], (self._words, 0), value=False)
         bias = self._biases(tower, torch.arange(len(when), device=when.device))
         return ids, bias.masked_fill(late, -torch.inf)  # a score that is cut off to 0
 
     def _biases(self, tower: _Tower, at: Tensor) -> Tensor:
         """(A, n, M) score biases towards the words and all positions known so far."""
-        index = self._layout.relative.index_select(0, at).index_select(1, self._looked_at)
+        index = self._layout.offset[at][:, None] - self._looked_at + _CENTRE
+        index[:, : self._words] = tower.bias.shape[1] - 1
         found = tower.bias.index_select(1, index.flatten())
         return found.reshape(len(tower.bias), *index.shape)
 
@@ -150,7 +153,7 @@ class Session:
         """Frequencies for (n,) positions with (n, R) codes around them."""
         y = self._start(at, ids)
         for layer, memory in zip(self._queries.layers, self._queries.memory, strict=True):
-            y = self._update(layer, y, memory, bias)
+            y = self._update(layer, y, normalise(y), memory, bias)
         logits = self.model.out(normalise(y), carrier=self._carrier)
         found = to_frequencies(logits, self.model.table("exponential"))
         return found.cpu().numpy().astype(np.uint32)
@@ -160,8 +163,9 @@ class Session:
         x = self._start(at, ids)
         for i, layer in enumerate(self._content.layers):
             memory = self._content.memory[i : i + 1]
-            self._remember(memory, layer.memory, normalise(x), at=filled)
-            x = self._update(layer, x, memory[0], bias)
+            normed = normalise(x)
+            self._remember(memory, layer.memory, normed, at=filled)
+            x = self._update(layer, x, normed, memory[0], bias)
         self._remember(self._queries.memory, self.model.query_memory, normalise(x), at=filled)
 
     def _start(self, at: Tensor, ids: Tensor) -> Tensor:
@@ -176,10 +180,12 @@ class Session:
         space[:, 0].clamp_(-KEY_LIMIT, KEY_LIMIT)
         space[:, 1].clamp_(-VALUE_LIMIT, VALUE_LIMIT)
 
-    def _update(self, layer: ExactLayer, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
-        """One layer for (n, D) residual integers."""
+    def _update(
+        self, layer: ExactLayer, x: Tensor, normed: Tensor, memory: Tensor, bias: Tensor
+    ) -> Tensor:
+        """One layer for (n, D) residual integers, given with their normed ones."""
         carrier = self._carrier
-        q = layer.query(normalise(x), carrier=carrier).clamp_(-QUERY_LIMIT, QUERY_LIMIT)
+        q = layer.query(normed, carrier=carrier).clamp_(-QUERY_LIMIT, QUERY_LIMIT)
         heads, size = memory.shape[1], memory.shape[3]
         q = q.to(carrier).reshape(len(q), heads, size).transpose(0, 1)
         keys, values = memory[:, :, : bias.shape[-1]]
@@ -196,10 +202,9 @@ class Session:
 @lru_cache(maxsize=4)
 def _layout(model: ExactModel, grid: Grid) -> _Layout:
     rows, columns = (torch.from_numpy(i).to(model.device) for i in mm.place_indices(grid))
-    relative = torch.from_numpy(mm.relative_indices(grid))
-    of_words = model.table("content.bias").shape[1]
+    y, x = (torch.from_numpy(axis.ravel()) for axis in np.indices(grid))
     return _Layout(
         neighbours=torch.from_numpy(mm.neighbour_indices(grid)).to(model.device),
-        relative=F.pad(relative, (0, model.config.max_words), value=of_words).to(model.device),
+        offset=(y * _SIDE + x).to(model.device, torch.int32),
         place=model.table("rows")[rows] + model.table("columns")[columns],
     )
