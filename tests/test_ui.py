@@ -191,9 +191,14 @@ def test_a_stored_point_gives_its_steps_and_guidance(tmp_path: Path) -> None:
     key = "percov2 mode=extreme schedule=qlds steps=4 guidance=1.5 caption=describer"
     row = {"picture": "a", "key": key, "label": "percov2 extreme", "codec": "percov2"}
     row |= {"mode": "extreme", "steps": 4, "guidance": 1.5, "bpp": 0.02, "psnr": 22.0}
+    row["size_bytes"] = 655
     pd.DataFrame([row]).to_csv(tmp_path / "sweep.csv", index=False)
     found = Measurements(tmp_path).find(key)
     assert found == {"mode": "extreme", "steps": 4.0, "guidance": 1.5}
+    (point,) = figure(Measurements(tmp_path), [], x="bpp", y="psnr").data
+    assert point.name == "PerCoV2 Extreme"
+    expected = "4 steps, guidance 1.5<br>655 bytes, mean of 1 Kodak pictures"
+    assert point.customdata[0][0] == expected
     assert Measurements(tmp_path).find("jpeg quality=1") == {}
 
 

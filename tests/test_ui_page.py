@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +9,9 @@ import pytest
 
 pytest.importorskip("playwright", reason="needs playwright")
 
-from playwright.sync_api import Locator, Page, TimeoutError, expect
+from playwright.sync_api import Page, expect
 
-from tests.ui_browser import choose_example, compress, open_tab, pixels
+from tests.ui_browser import choose_example, compress, open_tab, pixels, set_steps
 from tests.ui_server import Server
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(600)]
@@ -95,51 +94,6 @@ def test_two_visitors_at_once_see_their_own_pictures(visit: Visit) -> None:
         assert pixels(visitor.locator("#pc-stage .pc-original")) == originals[number]
 
 
-def test_a_click_on_a_run_in_the_plot_brings_its_picture_back(page: Page) -> None:
-    choose_example(page, 4)
-    compress(page)
-    painted = pixels(page.locator("#pc-stage .pc-decoded"))
-    choose_example(page, 5)
-    open_tab(page, "Trade-off")
-    page.locator("#pc-csv").wait_for()
-    page.wait_for_function("document.querySelector('#pc-plot .js-plotly-plot')?.listened")
-    star = page.locator("#pc-plot .scatterlayer .trace:last-child .points path").last
-    click_until(page, star, "#pc-stage .pc-range")
-    assert pixels(page.locator("#pc-stage .pc-decoded")) == painted
-    open_tab(page, "In numbers")
-    expect(page.locator("#pc-numbers .pc-ours")).to_be_visible()
-
-
-def click_until(page: Page, point: Locator, shown: str) -> None:
-    """Click a point of the plot; again if the plot was just being drawn anew."""
-    for _ in range(20):
-        box = point.bounding_box()
-        if box is not None:
-            page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        with contextlib.suppress(TimeoutError):
-            page.wait_for_selector(shown, timeout=3000)
-            return
-    pytest.fail(f"no click brought {shown}")
-
-
-@pytest.mark.parametrize(
-    ("place", "name", "message"),
-    [
-        ("#pc-image", "broken.png", "broken.png is not a picture"),
-        ("#pc-file", "broken.pcv2", "not a PerCoV2 file"),
-    ],
-)
-def test_a_broken_file_gets_a_message_in_words(
-    page: Page, tmp_path: Path, place: str, name: str, message: str
-) -> None:
-    broken = tmp_path / name
-    broken.write_bytes(b"no such thing" * 20)
-    if place == "#pc-file":
-        open_tab(page, "Open a file")
-    page.locator(f"{place} input[type=file]").first.set_input_files(broken)
-    expect(page.get_by_test_id("toast-body")).to_contain_text(message)
-
-
 def test_a_target_size_is_kept(page: Page) -> None:
     choose_example(page, 0)
     page.get_by_role("button", name="Advanced").click()
@@ -147,19 +101,6 @@ def test_a_target_size_is_kept(page: Page) -> None:
     page.keyboard.press("Control+Enter")
     page.wait_for_selector("#pc-stage .pc-range")
     assert int(page.locator("#pc-bytes").get_attribute("data-bytes") or 0) <= 60
-
-
-def test_variations_and_fewer_tokens_need_no_new_encoding(page: Page) -> None:
-    choose_example(page, 0)
-    page.get_by_label("Ultra-low", exact=True).check()
-    compress(page)
-    open_tab(page, "Invented?")
-    page.locator("#pc-vary").click()
-    expect(page.locator("#pc-variations")).to_contain_text("On average")
-    assert page.locator("#pc-variations img").count() == 5
-    page.locator("#pc-resend input[type=range]").focus()
-    page.keyboard.press("ArrowLeft")
-    expect(page.locator("#pc-resent")).to_contain_text("63 of 64 tokens")
 
 
 def test_the_main_job_fits_one_screen_and_nothing_overflows_a_phone(page: Page) -> None:
@@ -172,17 +113,40 @@ def test_the_main_job_fits_one_screen_and_nothing_overflows_a_phone(page: Page) 
     page.wait_for_function("document.documentElement.scrollWidth <= 390")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(visit: Visit, scheme: str) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe")
-    page = visit(f"?__theme={scheme}", color_scheme=scheme)
+def test_the_headline_stands_before_the_picture_is_painted(page: Page, hold: Path) -> None:
+    choose_example(page, 0)
+    set_steps(page, 2)
+    page.locator("#pc-compress").click()
+    expect(page.locator("#pc-stage [role=status]")).to_contain_text("Step 1 of 2")
+    assert int(page.locator("#pc-bytes").get_attribute("data-bytes") or 0) > 0
+    assert page.locator("#pc-stage .pc-range").count() == 0
+
+
+def test_nothing_jumps_while_results_arrive(page: Page, hold: Path) -> None:
+    def below() -> float:
+        box = page.locator("#pc-details-tabs").bounding_box()
+        assert box is not None
+        return box["y"]
+
+    empty = below()
+    choose_example(page, 0)
+    assert below() == empty
+    page.locator("#pc-compress").click()
+    page.wait_for_selector("#pc-stage progress")
+    assert below() == empty
+    hold.unlink()
+    page.wait_for_selector("#pc-stage .pc-range")
+    assert below() == empty
+
+
+def test_the_picture_zooms_and_fills_the_screen(page: Page) -> None:
     choose_example(page, 0)
     compress(page)
-    page.wait_for_selector("#pc-bits .pc-bar")
-    found = axe.Axe().run(page).response["violations"]
-    serious = [
-        (v["id"], [node["html"][:160] for node in v["nodes"]])
-        for v in found
-        if v["impact"] in ("serious", "critical")
-    ]
-    assert serious == []
+    frame = page.locator("#pc-stage .pc-frame")
+    before = frame.bounding_box()
+    page.get_by_role("button", name="Zoom in").click()
+    after = frame.bounding_box()
+    assert before is not None and after is not None
+    assert after["width"] == pytest.approx(2 * before["width"], rel=0.01)
+    page.get_by_role("button", name="Full screen").click()
+    page.wait_for_function("document.fullscreenElement?.matches('.pc-compare')")

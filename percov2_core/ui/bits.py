@@ -11,7 +11,7 @@ from percov2_core.bitstream import Stream
 from percov2_core.codec import Contents
 from percov2_core.config import MODES, RATES
 from percov2_core.metrics.rate import bits_per_pixel
-from percov2_core.ui.html import bytes_in_words, png_uri
+from percov2_core.ui.html import bytes_in_words, png_uri, scale_bar
 
 _PARTS = {
     "header": "size, model, check value",
@@ -84,12 +84,15 @@ def _token_map(contents: Contents, decoded: Image.Image, stream: Stream) -> str:
         "stages": contents.stages.ravel().tolist(),
     }
     last = int(contents.stages.max()) + 1
+    most = float(contents.token_bits.max())
+    scale = scale_bar("0 bits", f"{most:.1f} bits a token") if sent.size else ""
     return f"""
 <figure class="pc-tokens" data-tokens="{escape(json.dumps(data, separators=(",", ":")))}">
  <div class="pc-map" style="aspect-ratio:{decoded.width}/{decoded.height}">
   <img src="{png_uri(decoded)}" alt="" onload="percov.tokens(this)">
   <canvas role="img" aria-label="Cost of every token: {summary}"></canvas>
  </div>
+ {scale}
  <figcaption><output class="pc-token-note">{summary}</output></figcaption>
  <div class="pc-tools">
   <label>Stage <input type="range" min="0" max="{last}" value="{last}" step="1"

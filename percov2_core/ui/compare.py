@@ -14,9 +14,11 @@ from percov2_core.ui.runs import Run
 
 _ZOOM = """
   <span class="pc-gap"></span>
-  <button type="button" onclick="percov.zoom(this, 0.5)" aria-label="Zoom out">&minus;</button>
-  <output class="pc-zoom">1&times;</output>
-  <button type="button" onclick="percov.zoom(this, 2)" aria-label="Zoom in">+</button>
+  <span class="pc-group">
+   <button type="button" onclick="percov.zoom(this, 0.5)" aria-label="Zoom out">&minus;</button>
+   <output class="pc-zoom">1&times;</output>
+   <button type="button" onclick="percov.zoom(this, 2)" aria-label="Zoom in">+</button>
+  </span>
   <button type="button" onclick="percov.full(this)">Full screen</button>
   <button type="button" onclick="percov.save(this)">Save PNG</button>"""
 

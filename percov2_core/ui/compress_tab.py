@@ -77,7 +77,7 @@ def compress_tab(handlers: Handlers, codec: PerCoV2, run: gr.State) -> CompressT
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=280, elem_id="pc-controls"):
             controls = _controls(handlers, codec)
-        with gr.Column(scale=8, min_width=280):
+        with gr.Column(scale=8, min_width=280, elem_id="pc-result"):
             headline = plain_html(runs.empty_headline(), elem_id="pc-head")
             stage = plain_html(empty(text.EMPTY_STAGE), elem_id="pc-stage")
     with gr.Tabs(elem_id="pc-details-tabs"):
@@ -109,12 +109,18 @@ def _controls(handlers: Handlers, codec: PerCoV2) -> Controls:
         side=gr.Radio(
             list(text.SIZES.items()), value=COMFORTABLE_SIDE_PX, label=text.SIZE_INFO, visible=False
         ),
-        mode=gr.Radio(list(text.MODES.items()), value="extreme", label="Mode", elem_id="pc-mode"),
+        mode=gr.Radio(
+            list(text.MODES.items()),
+            value="extreme",
+            label="Mode",
+            info=text.MODE_INFO,
+            elem_id="pc-mode",
+        ),
         caption=gr.Textbox(
             label=text.CAPTION_LABEL,
             placeholder=text.CAPTION_PLACEHOLDER,
-            lines=3,
-            max_lines=3,
+            lines=4,
+            max_lines=4,
             elem_id="pc-caption-box",
         ),
         cost=gr.Markdown(text.CAPTION_COST_EMPTY, elem_id="pc-cost"),

@@ -36,6 +36,7 @@ class Taken(NamedTuple):
     mode: Any = _KEEP
     steps: Any = _KEEP
     guidance: Any = _KEEP
+    tokens: Any = _KEEP
 
 
 class Explore:
@@ -104,4 +105,5 @@ class Explore:
             mode=point["mode"],
             steps=int(point.get("steps", preset.steps)),
             guidance=float(point.get("guidance", preset.guidance)),
+            tokens=int(point["tokens"]) if "tokens" in point else _KEEP,
         )

@@ -42,10 +42,10 @@ class Following:
             **FREE,
         )
         self._explain(back)
-        advanced = controls.advanced
+        more = controls.advanced
         self.plot.clicks.take(
             self.explore.take,
-            outputs=[self.tabs, controls.mode, advanced.steps, advanced.guidance],
+            outputs=[self.tabs, controls.mode, more.steps, more.guidance, more.tokens],
             **FREE,
         )
 

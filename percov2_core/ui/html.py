@@ -26,6 +26,14 @@ def empty(message: str) -> str:
     return f'<div class="pc-empty"><p>{escape(message)}</p></div>'
 
 
+def scale_bar(low: str, high: str) -> str:
+    """The colours of a heat map, from its least to its most."""
+    return (
+        f'<div class="pc-scale"><span>{escape(low)}</span><i aria-hidden="true"></i>'
+        f"<span>{escape(high)}</span></div>"
+    )
+
+
 def bytes_in_words(size_bytes: int) -> str:
     return "1 byte" if size_bytes == 1 else f"{size_bytes:,} bytes"
 

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from percov2_core.ui.html import png_uri
+from percov2_core.ui import text
+from percov2_core.ui.html import png_uri, scale_bar
 
 SEEDS = 4
 _STOPS = np.array([[20, 12, 80], [150, 30, 120], [240, 100, 60], [252, 230, 120]], dtype=np.float64)
-_FULL_LEVELS = 40.0  # standard deviation that is painted brightest
+_LEAST_LEVELS = 2.0  # differences below it are not blown up to look like something
 
 
 def disagreement(pictures: Sequence[Image.Image]) -> NDArray[np.float64]:
@@ -23,9 +24,14 @@ def disagreement(pictures: Sequence[Image.Image]) -> NDArray[np.float64]:
     return spread
 
 
+def brightest(values: NDArray[np.float64]) -> float:
+    """Levels that `heat` paints yellow: what one pixel in two hundred exceeds."""
+    return max(_LEAST_LEVELS, float(np.quantile(values, 0.995)))
+
+
 def heat(values: NDArray[np.float64]) -> Image.Image:
     """(H, W) levels -> RGB: dark blue where all agree, yellow where they differ most."""
-    at = np.clip(values / _FULL_LEVELS, 0, 1) * (len(_STOPS) - 1)
+    at = np.clip(values / brightest(values), 0, 1) * (len(_STOPS) - 1)
     low = np.minimum(at.astype(int), len(_STOPS) - 2)
     share = (at - low)[..., None]
     colours = _STOPS[low] * (1 - share) + _STOPS[low + 1] * share
@@ -40,11 +46,9 @@ def variations_grid(pictures: Sequence[Image.Image], *, first_seed: int) -> str:
         return f'<div class="pc-tiles">{"".join(tiles)}<div class="pc-tile pc-wait"></div></div>'
     spread = disagreement(pictures)
     tiles.append(_tile(heat(spread), "Where they disagree"))
-    return (
-        f'<div class="pc-tiles">{"".join(tiles)}</div><p class="pc-note">On average the four '
-        f"differ by {spread.mean():.1f} of 255 levels, at most by {spread.max():.0f}. "
-        "Yellow is invented, dark blue is what the file decides.</p>"
-    )
+    said = text.disagreement(float(spread.mean()), float(spread.max()))
+    scale = scale_bar("they agree", f"they differ by {brightest(spread):.0f} levels or more")
+    return f'<div class="pc-tiles">{"".join(tiles)}</div>{scale}<p class="pc-note">{said}</p>'
 
 
 def _tile(picture: Image.Image, title: str) -> str:

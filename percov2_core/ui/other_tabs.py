@@ -99,8 +99,8 @@ def plot_tab(explore: Explore, tab: gr.Tab) -> PlotTab:
     """Distortion against perception, and every run of the visitor."""
     axes = [(label, name) for name, label in plots.AXES.items()]
     with gr.Row():
-        x = gr.Dropdown(axes, value="psnr", label="Across", elem_id="pc-x")
-        y = gr.Dropdown(axes, value="picorank", label="Up", elem_id="pc-y")
+        x = gr.Dropdown(axes, value="psnr", label="Across", min_width=280, elem_id="pc-x")
+        y = gr.Dropdown(axes, value="picorank", label="Up", min_width=280, elem_id="pc-y")
     shown = PlotTab(
         history=visitor_state([]),
         x=x,

@@ -141,10 +141,28 @@
     }
   });
 
+  // A picture pasted anywhere on the main tab; gradio's own button asks for a permission first.
+  document.addEventListener("paste", async (event) => {
+    const picture = [...event.clipboardData.files].find((file) => file.type.startsWith("image/"));
+    const place = document.querySelector("#pc-image");
+    if (!picture || !place?.offsetParent) return;
+    event.preventDefault();
+    place.querySelector("button[aria-label='Remove Image']")?.click();
+    for (let tries = 0; tries < 40 && !place.querySelector("input[type=file]"); tries += 1) {
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+    const input = place.querySelector("input[type=file]");
+    const transfer = new DataTransfer();
+    transfer.items.add(picture);
+    input.files = transfer.files;
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+  });
+
   // On a phone the result is below the controls.
   document.addEventListener("click", (event) => {
-    if (innerWidth < 760 && event.target.closest?.("#pc-compress")) {
-      document.querySelector("#pc-head").scrollIntoView({ behavior: "smooth" });
+    const head = document.querySelector("#pc-head");
+    if (event.target.closest?.("#pc-compress") && head.getBoundingClientRect().top > innerHeight / 2) {
+      head.scrollIntoView({ behavior: "smooth" });
     }
   });
 

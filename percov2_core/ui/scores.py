@@ -14,6 +14,7 @@ from percov2_core.baselines.registry import FACTORS, family_at_all_sizes, find_b
 from percov2_core.errors import PerCoError
 from percov2_core.evaluation.judge import Judge, Reference, Scores
 from percov2_core.metrics import lpips
+from percov2_core.ui import text
 from percov2_core.ui.html import bytes_in_words, png_uri
 from percov2_core.ui.runs import Measured
 
@@ -50,20 +51,21 @@ def make_judge() -> Judge:
 def own_entry(row: Measured) -> Entry:
     """The line of the visitor's own run."""
     run = row.run
-    note = f"{run.look.steps} steps of {run.painted.step_s:.2f} s, guidance {run.look.guidance:g}"
+    steps = text.steps(run.look.steps)
+    note = f"{steps} of {run.painted.step_s:.2f} s, guidance {run.look.guidance:g}"
     return Entry(f"PerCoV2 {run.stream.mode}", note, run.size_bytes, run.decoded, row.scores)
 
 
 def classic_entries(judge: Judge, original: Image.Image, *, size_bytes: int) -> Iterator[Entry]:
     """One codec after the other, the quick ones first."""
-    reference = Reference(original, judge.device)
+    reference, quick = Reference(original, judge.device), Judge(["psnr"])
 
     def closeness(_: Image.Image, decoded: Image.Image) -> float:
-        return judge.score(reference, decoded).psnr or 0.0
+        return quick.score(reference, decoded).psnr or 0.0
 
     def entry(label: str, fit: Fit) -> Entry:
         decoded = fit.codec.decode(fit.data)
-        note = f"{fit.codec.name}, quality {fit.quality}"
+        note = text.classic_setting(fit.codec.name.partition("/")[2], fit.quality)
         return Entry(label, note, len(fit.data), decoded, judge.score(reference, decoded))
 
     for family, name in FAMILIES.items():
@@ -78,7 +80,7 @@ def classic_entries(judge: Judge, original: Image.Image, *, size_bytes: int) -> 
                 yield entry(f"{name} in the same bytes", fit)
             elif family != "jpeg":
                 tiny = _smallest(find_baseline(f"{family}/{FACTORS[-1]}"), original)
-                yield entry(f"{name} at 1/{FACTORS[-1]} of the size", tiny)
+                yield entry(f"{name}, shrunk", tiny)
         except PerCoError:
             continue  # this machine lacks the codec, or the picture is too small for it
 
@@ -96,11 +98,21 @@ def numbers_panel(entries: Sequence[Entry], *, pending: bool) -> str:
         for name in shown
     )
     rows = "".join(_row(entry, shown, ours=entries[0]) for entry in entries)
-    state = '<p class="pc-note" role="status">Measuring the classic codecs…</p>' if pending else ""
+    state = f'<p class="pc-note" role="status">{text.MEASURING}</p>' if pending else _notes(entries)
     return f"""
 <div class="pc-scroll" tabindex="0" role="region" aria-label="Measurements">
 <table class="pc-table pc-numbers"><thead><tr><th scope="col">codec</th><th scope="col">bytes</th>
 {heads}<th scope="col">picture</th></tr></thead><tbody>{rows}</tbody></table></div>{state}"""
+
+
+def _notes(entries: Sequence[Entry]) -> str:
+    """What a reader would miss: codecs that cannot be as small, measures that cannot be had."""
+    ours = entries[0]
+    notes = []
+    if all(entry.size_bytes > ours.size_bytes for entry in entries[1:]):
+        notes.append(text.none_as_small(ours.size_bytes))
+    notes += [note for name, note in text.MISSING.items() if getattr(ours.scores, name) is None]
+    return "".join(f'<p class="pc-note">{escape(note)}</p>' for note in notes)
 
 
 def _row(entry: Entry, shown: Sequence[str], *, ours: Entry) -> str:

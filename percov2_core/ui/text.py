@@ -44,7 +44,7 @@ GUIDANCE_INFO = "How strongly the text steers the picture. 1 turns it off."
 SEED_INFO = "Another number invents other details. 0 costs no bytes."
 SCHEDULE_INFO = "In which order tokens are sent, each predicted from the ones before."
 TOKENS_INFO = "Hybrid only: tokens to send. 0 sends the caption alone; the rest is invented."
-TARGET_INFO = "At most this many bytes: picks the mode and the tokens for you. Empty: off."
+TARGET_INFO = "At most this many bytes: picks the mode and the tokens for you. 0: off."
 SIZE_INFO = "This picture is larger than the model likes. It is compressed at:"
 
 CHOOSE_FIRST = "Choose a picture first: upload one, or click an example."
@@ -61,12 +61,27 @@ EMPTY_FILE_STAGE = "The picture will be painted here."
 EMPTY_RESENT = "Move the slider: the picture from fewer tokens appears here."
 READY_VARIATIONS = "Press the button: four pictures and a map of where they disagree appear here."
 EMPTY_VARIATIONS = "Compress or open a picture first: then see what its file leaves open."
-EMPTY_PLOT = "The stored measurements are not in this copy. Your own runs will still appear here."
 EMPTY_RUNS = "Every picture that you compress is listed here, to save as CSV."
 EMPTY_RUNS_PLOT = "No point has both of these measures yet. Pick others, or compress a picture."
+CODECS = MappingProxyType(
+    {
+        "percov2 ultra-low": "PerCoV2 Ultra-low",
+        "percov2 extreme": "PerCoV2 Extreme",
+        "percov2 hybrid": "PerCoV2 Hybrid",
+        "jpeg": "JPEG",
+        "jpeg2000": "JPEG 2000",
+        "webp": "WebP",
+        "avif": "AVIF",
+        "jxl": "JPEG XL",
+        "vvc": "VVC",
+    }
+)
 REFERENCE = "classic codecs, reference"
 PUBLISHED = "published elsewhere, own protocols"
 YOUR_RUNS = "your runs"
+COLUMNS = MappingProxyType(
+    {"psnr": "PSNR", "ms_ssim": "MS-SSIM", "lpips": "LPIPS", "picorank": "PicoRank"}
+)
 PLOT_NOTE = (
     "Every point is a mean over the Kodak pictures; stars are your own runs. Click a star to bring "
     "its picture back, or one of our points to take its steps and guidance. Published values were "
@@ -77,9 +92,14 @@ VARIATIONS_NOTE = (
     "the file, what differs is invented."
 )
 RESEND_INFO = "Send fewer tokens of the same file. Nothing is encoded from the picture again."
+HARDLY_LEVELS = 2.0
+HARDLY = (
+    "That is hardly anything: in few steps the model paints what it expects on average. "
+    "Compress with the Vivid preset to see it invent."
+)
 NOT_HYBRID = (
-    "This is an Extreme file: it is only whole. Ultra-low and Hybrid files can be sent in part; "
-    "compress in one of those modes to use this slider."
+    "This is an Extreme file, which works only whole. Compress in Ultra-low or Hybrid to send "
+    "fewer tokens."
 )
 NO_TOKENS = "This file holds its caption alone: there is no token that could be left out."
 ALL_TOKENS = "All its tokens"
@@ -89,15 +109,23 @@ WAITING = "Waiting for your turn…"
 ENCODING = "Encoding…"
 PAINTING = "Painting…"
 CANCELLED = "Cancelled. Nothing was kept."
-MEASURING = "Measuring…"
+MEASURING = "Measuring the classic codecs…"
+MISSING = MappingProxyType(
+    {
+        "lpips": "LPIPS is not shown, because its weights are not on this machine: PicoRank, which "
+        "comes with the page, stands in for it.",
+        "feature_distance": "The SqueezeNet feature distance is not shown, because its weights are "
+        "not on this machine.",
+    }
+)
 CAPTION_COST_EMPTY = "The caption will cost a few bytes."
 
 ORIGINAL = "Original"
 DECODED = "From the file"
 COMPARE_LABEL = "Compare: how much of the original is shown, in percent"
 SHORTCUTS = (
-    "Keyboard: <kbd>Ctrl</kbd>+<kbd>Enter</kbd> compresses, <kbd>O</kbd> flips between original "
-    "and result, arrow keys move the slider."
+    "Keyboard: <kbd>Ctrl</kbd>+<kbd>V</kbd> pastes a picture, <kbd>Ctrl</kbd>+<kbd>Enter</kbd> "
+    "compresses, <kbd>O</kbd> flips between original and result, arrow keys move the slider."
 )
 PRIVACY = (
     "Pictures are worked on in memory and kept by nobody. A share link is the picture: "
@@ -107,6 +135,34 @@ NOT_EVIDENCE = (
     "At these sizes most details are painted by a model: plausible, not true. "
     "Do not use it as evidence."
 )
+
+
+def steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
+
+
+def classic_setting(factor: str, quality: float) -> str:
+    """`factor` is the number by which both sides were divided, or empty."""
+    shrunk = f"shrunk to 1/{factor} a side, " if factor else ""
+    return f"{shrunk}quality {quality:g}"
+
+
+def none_as_small(size_bytes: int) -> str:
+    return f"No classic codec here makes a file of {size_bytes:,} bytes or less from this picture."
+
+
+def disagreement(mean: float, most: float) -> str:
+    """Of the pictures from several seeds, in levels of 255."""
+    said = f"On average the four differ by {mean:.1f} of 255 levels, at most by {most:.0f}."
+    if mean < HARDLY_LEVELS:
+        return f"{said} {HARDLY}"
+    return f"{said} Where they agree, the file decides; where they differ, the model invents."
+
+
+def codec_name(label: str) -> str:
+    """'avif/4' -> 'AVIF': what a codec of the stored tables is called on the page."""
+    family = label.partition("/")[0]
+    return CODECS.get(family, family)
 
 
 def too_many_bytes(size_bytes: int) -> str:

@@ -24,10 +24,14 @@ _STUDIES = ("sweep", "presets", "protocol", "classic")
 # Published LPIPS values use several backbones: they fit no axis of ours.
 _PUBLISHED_AXES = frozenset({"bpp", "psnr"})
 _RUN_KEY = "run:"
+_REFERENCE_SOURCE = "mean of 24 Kodak pictures, 512 x 512"
 _COLUMNS = ("label", "picture", "key", "thumbnail")
 _GRID = "rgba(128,140,155,.25)"
+_HOVER = (
+    "<b>%{fullData.name}</b><br>%{customdata[0]}<br>across %{x:.4g}, up %{y:.4g}<extra></extra>"
+)
 _MARKERS = {
-    text.REFERENCE: {"size": 10, "symbol": "x", "color": "#7b8794"},
+    text.REFERENCE: {"size": 10, "symbol": "x", "color": "#7b8794", "line": {"width": 0}},
     text.PUBLISHED: {"size": 11, "symbol": "star-open", "color": "#7b8794"},
     text.YOUR_RUNS: {"size": 17, "symbol": "star", "color": "#0f9d8f"},
 }
@@ -42,18 +46,19 @@ class Measurements:
         self.means = pd.DataFrame(columns=list(_COLUMNS))
         if tables:
             self.means = summarise(to_frame(pd.concat(tables).to_dict("records")))
-            self.means["picture"] = "mean of all pictures"
+            self.means["picture"] = [_setting(row) for row in self.means.to_dict("records")]
         reference = folder / "reference_points.json"
         self.reference: dict[str, Any] = {}
         if reference.is_file():
             self.reference = json.loads(reference.read_text(encoding="utf-8"))
 
     def find(self, key: str) -> dict[str, Any]:
-        """Mode, preset, steps and guidance of a stored point of ours; empty if it is none."""
+        """Mode, preset, steps, guidance, tokens of a stored point of ours; empty if it is none."""
         found = self.means[self.means["key"] == key]
         if found.empty or found.iloc[0].get("mode") not in MODES:
             return {}
-        wanted = {name: found.iloc[0].get(name) for name in ("mode", "preset", "steps", "guidance")}
+        names = ("mode", "preset", "steps", "guidance", "tokens")
+        wanted = {name: found.iloc[0].get(name) for name in names}
         return {name: value for name, value in wanted.items() if pd.notna(value)}
 
 
@@ -66,22 +71,45 @@ def figure(stored: Measurements, history: Sequence[Measured], *, x: str, y: str)
     ).reindex(columns=[*_COLUMNS, *plots.AXES])
     if points.dropna(subset=[x, y]).empty:
         return None
-    drawn = plots.per_picture(points, x=x, y=y)
+    return _dressed(plots.per_picture(points, x=x, y=y))
+
+
+def _dressed(drawn: Any) -> Any:
+    """For a page of any width, light or dark; one entry in the legend per codec."""
     drawn.update_layout(
         height=560,
         title=None,
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": "#7b8794", "size": 14},
-        margin={"l": 60, "r": 20, "t": 20, "b": 60},
-        legend={"orientation": "h", "y": -0.16},
+        font={"size": 14},
+        margin={"l": 60, "r": 20, "t": 20, "b": 50},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemwidth": 30},
     )
     drawn.update_xaxes(gridcolor=_GRID, zeroline=False)
     drawn.update_yaxes(gridcolor=_GRID, zeroline=False)
-    drawn.update_traces(marker={"size": 10, "opacity": 0.85})
-    for name, marker in _MARKERS.items():
-        drawn.update_traces(marker=marker, selector={"name": name})
+    marker = {"size": 11, "opacity": 0.9, "line": {"width": 1, "color": "rgba(255,255,255,.7)"}}
+    drawn.update_traces(marker=marker, hovertemplate=_HOVER)
+    named: set[str] = set()
+    for trace in drawn.data:
+        trace.marker.update(_MARKERS.get(trace.name, {}))
+        name = text.codec_name(trace.name)
+        trace.update(name=name, legendgroup=name, showlegend=name not in named)
+        named.add(name)
     return drawn
+
+
+def _setting(row: Mapping[str, Any]) -> str:
+    """A stored point in words."""
+    words = str(row["key"])
+    if row.get("mode") in MODES:
+        preset = row.get("preset")
+        steps, guidance = row.get("steps"), row.get("guidance")
+        words = f"preset {preset}"
+        if steps is not None and pd.notna(steps) and pd.notna(guidance):
+            words = f"{text.steps(int(steps))}, guidance {guidance:g}"
+        if pd.notna(tokens := row.get("tokens")):
+            words += f", {tokens:.0f} tokens"
+    return f"{words}<br>{row['size_bytes']:,.0f} bytes, mean of {row['pictures']} Kodak pictures"
 
 
 def _reference_rows(reference: Mapping[str, Any], *, x: str, y: str) -> pd.DataFrame:
@@ -93,8 +121,8 @@ def _reference_rows(reference: Mapping[str, Any], *, x: str, y: str) -> pd.DataF
         {
             **{axis: point.get(axis) for axis in plots.AXES},
             "label": label,
-            "picture": point["codec"],
-            "key": point.get("source", "mean of 24 Kodak pictures, 512 x 512"),
+            "picture": f"{point['codec']}<br>{point.get('source', _REFERENCE_SOURCE)}",
+            "key": "",
         }
         for label, kind in kinds.items()
         for point in reference.get(kind, {}).get("points", [])
@@ -103,8 +131,14 @@ def _reference_rows(reference: Mapping[str, Any], *, x: str, y: str) -> pd.DataF
 
 def _run_rows(history: Sequence[Measured]) -> pd.DataFrame:
     return pd.DataFrame(
-        {**measured.values, "label": text.YOUR_RUNS, "key": f"{_RUN_KEY}{measured.run.number}"}
-        for measured in history
+        {
+            **row.values,
+            "label": text.YOUR_RUNS,
+            "key": f"{_RUN_KEY}{row.run.number}",
+            "picture": f"{row.run.name}, {row.run.stream.mode}<br>{row.run.size_bytes:,} bytes, "
+            f"{text.steps(row.run.look.steps)}, guidance {row.run.look.guidance:g}",
+        }
+        for row in history
     )
 
 
@@ -126,7 +160,7 @@ def runs_table(history: Sequence[Measured]) -> str:
     if not history:
         return empty(text.EMPTY_RUNS)
     columns = _columns(history)
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+    head = "".join(f'<th scope="col">{escape(_title(name))}</th>' for name in columns)
     body = "".join(
         "<tr>" + "".join(f"<td>{_cell(m.values[name])}</td>" for name in columns) + "</tr>"
         for m in reversed(history)
@@ -136,6 +170,10 @@ def runs_table(history: Sequence[Measured]) -> str:
 <div class="pc-scroll" tabindex="0" role="region" aria-label="Your runs">
 <table class="pc-table pc-runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
 <p><a class="pc-button" id="pc-csv" download="percov2-runs.csv" href="{uri}">Save as CSV</a></p>"""
+
+
+def _title(column: str) -> str:
+    return text.COLUMNS.get(column, column.replace("_", " "))
 
 
 def runs_csv(history: Sequence[Measured]) -> str:

@@ -1,0 +1,112 @@
+"""How a picture comes into the page, in a browser; and what is said of one that does not."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("playwright", reason="needs playwright")
+
+from playwright.sync_api import Page, expect
+
+from percov2_core.ui.limits import MAX_UPLOAD_BYTES
+from tests.tiny import picture
+from tests.ui_browser import compress, open_tab, pixels
+
+pytestmark = [pytest.mark.ui, pytest.mark.timeout(600)]
+Visit = Callable[..., Page]
+
+_COPY_JS = """async (data) => {
+    const blob = await (await fetch(`data:image/png;base64,${data}`)).blob();
+    await navigator.clipboard.write([new ClipboardItem({'image/png': blob})]);
+}"""
+
+
+def upload(page: Page, file: Path) -> None:
+    page.locator("#pc-image input[type=file]").first.set_input_files(file)
+
+
+def caption(page: Page) -> str:
+    """Of the picture that was just chosen, once it is there."""
+    box = page.locator("#pc-caption-box textarea")
+    expect(box).not_to_have_value("")
+    return box.input_value()
+
+
+def test_a_picture_is_pasted_and_replaced_by_the_next_one(visit: Visit) -> None:
+    page = visit(permissions=["clipboard-read", "clipboard-write"])
+    before = ""
+    for seed in (0, 1):
+        buffer = io.BytesIO()
+        picture(256, 128, seed=seed).save(buffer, "PNG")
+        page.evaluate(_COPY_JS, base64.b64encode(buffer.getvalue()).decode())
+        page.keyboard.press("Control+v")
+        expect(page.locator("#pc-caption-box textarea")).not_to_have_value(before)
+        before = caption(page)
+        compress(page)
+        shown = pixels(page.locator("#pc-stage .pc-original"))
+        assert shown == picture(256, 128, seed=seed).tobytes()
+
+
+def test_the_webcam_gives_a_picture(visit: Visit) -> None:
+    page = visit(permissions=["camera"])
+    page.get_by_role("button", name="Capture from camera").click()
+    page.get_by_text("Click to Access Webcam").click()
+    page.get_by_role("button", name="capture photo").click()
+    assert caption(page)
+    assert compress(page) > 0
+
+
+def test_a_large_picture_is_offered_two_sizes(page: Page, tmp_path: Path) -> None:
+    picture(1600, 400).save(tmp_path / "wide.jpg")
+    upload(page, tmp_path / "wide.jpg")
+    slow = page.get_by_label("2048 px (slow)")
+    slow.wait_for()
+    compress(page)
+    expect(page.locator("#pc-bits")).to_contain_text("1024 x 256 pixels")
+    slow.check()
+    compress(page)
+    expect(page.locator("#pc-bits")).to_contain_text("1600 x 400 pixels")
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [((5200, 5000), "the page takes at most 25"), ((40, 400), "each side needs at least 64")],
+)
+def test_a_picture_of_a_wrong_size_gets_a_message_in_words(
+    page: Page, tmp_path: Path, size: tuple[int, int], message: str
+) -> None:
+    Image.new("1", size).save(tmp_path / "odd.png")
+    upload(page, tmp_path / "odd.png")
+    expect(page.get_by_test_id("toast-body")).to_contain_text(message)
+
+
+def test_a_file_of_too_many_bytes_gets_a_message_in_words(visit: Visit, tmp_path: Path) -> None:
+    page = visit()
+    with (tmp_path / "big.png").open("wb") as file:
+        file.truncate(MAX_UPLOAD_BYTES + 1)
+    upload(page, tmp_path / "big.png")
+    expect(page.get_by_test_id("toast-body")).to_contain_text("maximum allowed size of 20")
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "message"),
+    [
+        ("#pc-image", "broken.png", "broken.png is not a picture"),
+        ("#pc-file", "broken.pcv2", "not a PerCoV2 file"),
+    ],
+)
+def test_a_broken_file_gets_a_message_in_words(
+    page: Page, tmp_path: Path, place: str, name: str, message: str
+) -> None:
+    broken = tmp_path / name
+    broken.write_bytes(b"no such thing" * 20)
+    if place == "#pc-file":
+        open_tab(page, "Open a file")
+    page.locator(f"{place} input[type=file]").first.set_input_files(broken)
+    expect(page.get_by_test_id("toast-body")).to_contain_text(message)

@@ -1,0 +1,186 @@
+"""The panels and tabs around the main job, in a browser."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("playwright", reason="needs playwright")
+
+from playwright.sync_api import Locator, Page, TimeoutError, expect
+
+from tests.ui_browser import choose_example, compress, open_tab, pixels
+
+pytestmark = [pytest.mark.ui, pytest.mark.timeout(600)]
+Visit = Callable[..., Page]
+
+# The point of a sweep that is farthest from every other point, and where it is on the screen.
+_LONELY_JS = """() => {
+    const points = [...document.querySelectorAll('#pc-plot .scatterlayer .trace')].flatMap(
+        (trace) => [...trace.querySelectorAll('.points path')].map((path) => {
+            const box = path.getBoundingClientRect();
+            const key = trace.__data__[0].trace.customdata[path.__data__.i][1] || '';
+            return {x: box.x + box.width / 2, y: box.y + box.height / 2, key};
+        }));
+    const gap = (p) => Math.min(...points.filter((q) => q !== p).map(
+        (q) => Math.hypot(p.x - q.x, p.y - q.y)));
+    return points.filter((p) => p.key.includes('steps=')).sort((a, b) => gap(b) - gap(a))[0];
+}"""
+
+
+def compressed(page: Page, number: int, mode: str = "Ultra-low") -> None:
+    choose_example(page, number)
+    page.get_by_label(mode, exact=True).check()
+    compress(page)
+
+
+def test_every_token_has_its_price(page: Page) -> None:
+    compressed(page, 0)
+    page.wait_for_selector("#pc-bits .pc-bar")
+    data = page.locator("#pc-bits figure.pc-tokens").get_attribute("data-tokens") or ""
+    prices = json.loads(data)["bits"]
+    note = page.locator("#pc-bits .pc-token-note")
+    expect(note).to_contain_text(f"{len(prices)} tokens, {sum(prices):.0f} bits")
+    page.locator("#pc-bits canvas").hover(position={"x": 3, "y": 3})
+    expect(note).to_contain_text(f"row 1, column 1: {prices[0]:.2f} bits")
+
+
+def test_the_order_of_the_tokens_plays(page: Page) -> None:
+    compressed(page, 0)
+    page.wait_for_selector("#pc-bits .pc-bar")
+    page.get_by_role("button", name="Play the order").click()
+    stages = page.get_by_role("slider", name="Stages shown")
+    expect(stages).to_have_value("2")
+    shown = page.locator("#pc-bits .pc-token-note").inner_text()
+    assert 0 < int(re.findall(r"(\d+) tokens", shown)[0]) < 64
+    expect(stages).to_have_value(stages.get_attribute("max") or "")
+
+
+def test_every_codec_is_one_click_away(page: Page) -> None:
+    compressed(page, 1)
+    open_tab(page, "In numbers")
+    page.wait_for_selector("#pc-numbers .pc-ours")
+    page.locator("#pc-numbers [role=status]").wait_for(state="detached")
+    rows = page.locator("#pc-numbers tbody tr")
+    assert rows.first.locator("th").inner_text().startswith("PerCoV2 ultra-low")
+    labels = rows.locator("th").all_inner_texts()
+    assert any("JPEG, its smallest" in label for label in labels)
+    last = rows.last.locator("button")
+    last.click()
+    source = last.locator("img").get_attribute("src")
+    expect(page.locator("#pc-stage .pc-decoded")).to_have_attribute("src", source or "")
+    tag = last.get_attribute("data-tag") or ""
+    expect(page.locator("#pc-stage .pc-right")).to_have_text(tag)
+
+
+def test_variations_and_fewer_tokens_need_no_new_encoding(page: Page) -> None:
+    compressed(page, 0)
+    open_tab(page, "Invented?")
+    page.locator("#pc-vary").click()
+    expect(page.locator("#pc-variations")).to_contain_text("On average")
+    assert page.locator("#pc-variations img").count() == 5
+    page.locator("#pc-resend input[type=range]").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#pc-resent")).to_contain_text("63 of 64 tokens")
+
+
+def test_the_token_slider_rests_where_it_cannot_work(page: Page) -> None:
+    slider = page.locator("#pc-resend input[type=range]")
+    compressed(page, 0)
+    open_tab(page, "Invented?")
+    expect(slider).to_be_enabled()
+    open_tab(page, "Compress")
+    page.get_by_label("Extreme", exact=True).check()
+    compress(page)
+    open_tab(page, "Invented?")
+    expect(slider).to_be_disabled()
+    expect(page.locator("#pc-resent")).to_contain_text("This is an Extreme file")
+
+
+def test_a_click_on_a_run_in_the_plot_brings_its_picture_back(page: Page) -> None:
+    compressed(page, 4)
+    painted = pixels(page.locator("#pc-stage .pc-decoded"))
+    choose_example(page, 5)
+    open_plot(page)
+    star = page.locator("#pc-plot .scatterlayer .trace:last-child .points path").last
+    click_until(page, lambda: centre(star), "#pc-stage .pc-range")
+    assert pixels(page.locator("#pc-stage .pc-decoded")) == painted
+    open_tab(page, "In numbers")
+    expect(page.locator("#pc-numbers .pc-ours")).to_be_visible()
+
+
+def test_a_click_on_a_point_of_the_sweep_takes_its_settings(page: Page) -> None:
+    open_plot(page)
+    point = page.evaluate(_LONELY_JS)
+    click_until(page, lambda: (point["x"], point["y"]), "#pc-compress")
+    wanted = dict(re.findall(r"(mode|steps|guidance)=(\S+)", point["key"]))
+    page.get_by_role("button", name="Advanced").click()
+    steps = page.get_by_label("number input for Steps")
+    expect(steps).to_have_value(wanted["steps"])
+    guidance = page.get_by_label("number input for Guidance").input_value()
+    assert float(guidance) == float(wanted["guidance"])
+    assert page.locator("#pc-mode input:checked").get_attribute("value") == wanted["mode"]
+
+
+def test_the_axes_are_chosen_and_the_runs_download(page: Page, tmp_path: Path) -> None:
+    compressed(page, 3)
+    size_bytes = page.locator("#pc-bytes").get_attribute("data-bytes")
+    open_plot(page)
+    page.locator("#pc-x input").click()
+    page.get_by_role("option", name="bits per pixel").click()
+    expect(page.locator("#pc-plot .xtitle")).to_have_text("bits per pixel")
+    with page.expect_download() as download:
+        page.locator("#pc-csv").click()
+    download.value.save_as(tmp_path / "runs.csv")
+    (row,) = csv.DictReader((tmp_path / "runs.csv").read_text().splitlines())
+    assert row["bytes"] == size_bytes and row["mode"] == "ultra-low"
+
+
+def open_plot(page: Page) -> None:
+    open_tab(page, "Trade-off")
+    page.wait_for_function("document.querySelector('#pc-plot .js-plotly-plot')?.listened")
+
+
+def centre(point: Locator) -> tuple[float, float]:
+    box = point.bounding_box()
+    assert box is not None
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def click_until(page: Page, where: Callable[[], tuple[float, float]], shown: str) -> None:
+    """Click a point of the plot; again if the plot was just being drawn anew."""
+    for _ in range(20):
+        page.mouse.click(*where())
+        with contextlib.suppress(TimeoutError):
+            page.wait_for_selector(shown, timeout=3000)
+            return
+    pytest.fail(f"no click brought {shown}")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_on_any_tab(visit: Visit, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe")
+    page = visit(f"?__theme={scheme}", color_scheme=scheme)
+    compressed(page, 0)
+    page.wait_for_selector("#pc-bits .pc-bar")
+    page.get_by_role("button", name="Advanced").click()
+    found: dict[str, list[str]] = {}
+    for tab in ("Where bits went", "In numbers", "File and QR", *_OTHER_TABS):
+        open_tab(page, tab)
+        if tab == "Trade-off":
+            open_plot(page)
+        page.wait_for_timeout(400)  # a colour that is fading in has little contrast
+        for violation in axe.Axe().run(page).response["violations"]:
+            if violation["impact"] in ("serious", "critical"):
+                nodes = [node["html"][:160] for node in violation["nodes"]]
+                found[f"{tab}: {violation['id']}"] = nodes
+    assert found == {}
+
+
+_OTHER_TABS = ("Open a file", "Invented?", "Trade-off")
