@@ -163,6 +163,14 @@ def test_a_short_stream_that_claims_a_large_grid_fails_in_its_first_stages(monke
     assert len(asked) < 6
 
 
+def test_a_short_stream_that_claims_many_tiles_is_found_out_in_the_first(monkeypatch):
+    opened = []
+    monkeypatch.setattr(prior, "Session", lambda *args: opened.append(args) or Session(*args))
+    with pytest.raises(BitstreamError, match="its symbols so far need at least"):
+        decoded(bytes(20), (256, 256), schedule="checkerboard")
+    assert len(opened) == 1
+
+
 @pytest.mark.parametrize(
     ("tokens", "sent", "message"),
     [
