@@ -17,21 +17,11 @@ from PIL import Image, ImageOps
 from plotly.subplots import make_subplots
 
 from percov2_core.errors import ConfigError
+from percov2_core.evaluation.axes import AXES
 from percov2_core.evaluation.protocol import centre_square
 from percov2_core.evaluation.rows import summarise
 from percov2_core.evaluation.worker import THUMBNAIL_PX
 
-AXES: Mapping[str, str] = MappingProxyType(
-    {
-        "bpp": "bits per pixel",
-        "psnr": "PSNR, dB (higher is better)",
-        "ms_ssim": "MS-SSIM (higher is better)",
-        "lpips": "LPIPS AlexNet (lower is better)",
-        "feature_distance": "SqueezeNet feature distance (lower is better)",
-        "picorank": "PicoRank (lower is better)",
-        "patch_swd": "patch SWD (lower is better)",
-    }
-)
 EQUAL_METRICS = ("psnr", "ms_ssim", "feature_distance", "picorank", "patch_swd")
 PERCEPTION = ("lpips", "picorank", "feature_distance", "patch_swd")
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from percov2_core import plots
+from percov2_core.evaluation.axes import AXES
 from percov2_core.ui import runs, text, tradeoff
 from percov2_core.ui.explore import Explore
 from percov2_core.ui.html import empty
@@ -97,7 +97,7 @@ def invented_tab(variations: Variations, run: gr.State) -> InventedTab:
 
 def plot_tab(explore: Explore, tab: gr.Tab) -> PlotTab:
     """Distortion against perception, and every run of the visitor."""
-    axes = [(label, name) for name, label in plots.AXES.items()]
+    axes = [(label, name) for name, label in AXES.items()]
     with gr.Row():
         x = gr.Dropdown(axes, value="psnr", label="Across", min_width=280, elem_id="pc-x")
         y = gr.Dropdown(axes, value="picorank", label="Up", min_width=280, elem_id="pc-y")

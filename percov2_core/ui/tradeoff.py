@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from percov2_core import plots
 from percov2_core.config import MODES
+from percov2_core.evaluation.axes import AXES
 from percov2_core.evaluation.rows import summarise, to_frame
 from percov2_core.ui import text
 from percov2_core.ui.html import data_uri, empty
@@ -65,10 +65,13 @@ class Measurements:
 def figure(stored: Measurements, history: Sequence[Measured], *, x: str, y: str) -> Any | None:
     """A Plotly figure; None if no point has both axes. The second entry of a point's
     `customdata` is its key."""
+    # Only now: Plotly takes half a second, for which the first page need not wait.
+    from percov2_core import plots
+
     points = pd.concat(
         [stored.means, _reference_rows(stored.reference, x=x, y=y), _run_rows(history)],
         ignore_index=True,
-    ).reindex(columns=[*_COLUMNS, *plots.AXES])
+    ).reindex(columns=[*_COLUMNS, *AXES])
     if points.dropna(subset=[x, y]).empty:
         return None
     return _dressed(plots.per_picture(points, x=x, y=y))
@@ -119,7 +122,7 @@ def _reference_rows(reference: Mapping[str, Any], *, x: str, y: str) -> pd.DataF
         kinds[text.PUBLISHED] = "published_kodak"
     return pd.DataFrame(
         {
-            **{axis: point.get(axis) for axis in plots.AXES},
+            **{axis: point.get(axis) for axis in AXES},
             "label": label,
             "picture": f"{point['codec']}<br>{point.get('source', _REFERENCE_SOURCE)}",
             "key": "",
