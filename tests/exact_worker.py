@@ -1,9 +1,9 @@
 """Run by `test_exactness.py` in processes of their own: grids and captions -> digests.
 
-    python -m tests.exact_worker GRIDS.npz THREADS AT_ONCE
+    python -m tests.exact_worker GRIDS.npz THREADSxAT_ONCE ...
 
-prints one line per picture and rate: SHA-256 over the coded bytes, the tokens read back, and the
-tokens that hybrid mode invents.
+prints one line for each of the ways to run: for every picture and rate a SHA-256 over the coded
+bytes, the tokens read back, and the tokens that hybrid mode invents.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ def digest(prior: TokenPrior, language, tokens: np.ndarray, caption: str) -> str
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def main(path: str, threads: int, at_once: int) -> None:
-    torch.set_num_threads(threads)
+def main(path: str, *ways: str) -> None:
     language = load_language(EMBEDDED_DIR / LANGUAGE_FILE)
     priors = {r: TokenPrior(ExactModel.load(EMBEDDED_DIR / r / ENTROPY_FILE)) for r in RATES}
     with np.load(path) as arrays:
@@ -52,9 +51,11 @@ def main(path: str, threads: int, at_once: int) -> None:
             for rate in RATES
             for grid, caption in zip(arrays[rate], arrays["captions"], strict=True)
         ]
-    with ThreadPoolExecutor(at_once) as pool:
-        print("\n".join(pool.map(lambda job: digest(*job), jobs)))
+    for threads, at_once in (map(int, way.split("x")) for way in ways):
+        torch.set_num_threads(threads)
+        with ThreadPoolExecutor(at_once) as pool:
+            print(*pool.map(lambda job: digest(*job), jobs))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(*sys.argv[1:])
