@@ -126,7 +126,7 @@ def test_on_shared_hardware_each_call_borrows_the_gpu(held: Space, photo: Path) 
 
 def test_the_page_works_in_a_dark_frame_and_its_links_open(held: Space) -> None:
     sync = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    from tests.ui_server import choose_example, compress, launch, open_tab, pixels
+    from tests.ui_browser import choose_example, compress, launch, open_tab, pixels
 
     with proxy(held.port) as outside, sync.sync_playwright() as playwright:
         browser = launch(playwright)
