@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from percov2_core.hyper.quantizer import VectorQuantizer
-from percov2_core.metrics.structure import structure_distance, structure_maps
+from percov2_core.metrics.structure import structure_maps
 
 FINE_SCALES = 3  # of the structure maps, that tell one token from the next
 
@@ -65,13 +65,16 @@ def search_tokens(
         with torch.enable_grad():
             codes = quantizer.lookup(tokens).requires_grad_()
             y = decode(codes)
-            (gradient,) = torch.autograd.grad(x.numel() * _error(y, x, config), codes)
+            maps = _maps(y, x, config)
+            error = (y - x).square().mean() + config.structure * sum(m.mean() for m in maps)
+            (gradient,) = torch.autograd.grad(x.numel() * error, codes)
         promised, best = _promises(
             codes.detach(), gradient, quantizer.codebook.float(), config.curvature
         )
         moved = torch.where((parity == i % 2) & (promised > 0), best, tokens)
-        before = _error_map(y.detach(), x, tokens, config)
-        after = _error_map(decode(quantizer.lookup(moved)), x, tokens, config)
+        before = _around_tokens(y.detach(), x, maps, parity, config)
+        y = decode(quantizer.lookup(moved))
+        after = _around_tokens(y, x, _maps(y, x, config), parity, config)
         tokens = torch.where(after < before, moved, tokens)
     return tokens
 
@@ -86,16 +89,16 @@ def _promises(
     return -least, best
 
 
-def _error(y: Tensor, x: Tensor, config: SearchConfig) -> Tensor:
-    """() what the search lowers."""
-    error = (y - x).square().mean()
-    return error + config.structure * structure_distance(y, x)[0] if config.structure else error
+def _maps(y: Tensor, x: Tensor, config: SearchConfig) -> list[Tensor]:
+    return structure_maps(y, x) if config.structure else []
 
 
-def _error_map(y: Tensor, x: Tensor, tokens: Tensor, config: SearchConfig) -> Tensor:
-    """(1, h, w) the same error around each token."""
-    grid = tokens.shape[-2:]
-    error = F.avg_pool2d((y - x).square().mean(dim=1, keepdim=True), x.shape[-1] // grid[-1])
-    for values in structure_maps(y, x)[:FINE_SCALES] if config.structure else ():
-        error = error + config.structure * F.interpolate(values, grid, mode="bilinear")
+def _around_tokens(
+    y: Tensor, x: Tensor, maps: list[Tensor], grid: Tensor, config: SearchConfig
+) -> Tensor:
+    """(1, h, w) the error around each token of a grid like `grid`, (h, w)."""
+    error = F.avg_pool2d((y - x).square().mean(dim=1, keepdim=True), x.shape[-1] // grid.shape[-1])
+    for values in maps[:FINE_SCALES]:
+        fine = F.interpolate(values.detach(), grid.shape, mode="bilinear")
+        error = error + config.structure * fine
     return error[:, 0]
