@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,18 @@ from percov2_core.bitstream import Stream
 from percov2_core.config import MODES, PRESETS, SCHEDULES
 from percov2_core.errors import BitstreamError, ConfigError, ImageError
 from percov2_core.evaluation.judge import Scores
-from percov2_core.ui import bits, budget, compare, html, intake, invented, runs, share, text
+from percov2_core.ui import (
+    bits,
+    budget,
+    compare,
+    html,
+    intake,
+    invented,
+    painting,
+    runs,
+    share,
+    text,
+)
 from percov2_core.ui.limits import MAX_UPLOAD_BYTES
 from percov2_core.ui.painting import Look, Painted, paint
 from percov2_core.ui.tradeoff import Measurements, figure, run_of, runs_csv, runs_table
@@ -100,6 +112,20 @@ def test_painting_ends_with_the_decoded_picture(stream: Stream) -> None:
     assert [frame.finished for frame in frames] == [False] * (len(frames) - 1) + [True]
     assert [frame.step for frame in frames] == sorted(frame.step for frame in frames)
     assert frames[-1].picture == codec.decode(stream, steps=3, guidance=1.0)
+
+
+def test_previews_are_painted_when_they_are_due(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(painting, "FIRST_PREVIEW_S", -1.0)
+    monkeypatch.setattr(painting, "PREVIEW_SHARE", math.inf)
+    frames: list[painting.Frame] = []
+    painting._work(tiny_codec(), stream, Look(3, 1.0), threading.Event(), frames.append)
+    sizes = [frame.picture and frame.picture.size for frame in frames]
+    assert sizes == [(stream.width, stream.height)] * 2 + [None, (stream.width, stream.height)]
+    monkeypatch.setattr(painting, "FIRST_PREVIEW_S", math.inf)
+    painting._work(tiny_codec(), stream, Look(2, 1.0), threading.Event(), frames.append)
+    assert [frame.picture is None for frame in frames[4:]] == [True, True, False]
 
 
 def test_painting_says_at_once_that_it_is_cancelled(stream: Stream) -> None:

@@ -16,7 +16,7 @@ from playwright.sync_api import Page, expect
 
 from percov2_core.ui.limits import MAX_UPLOAD_BYTES
 from tests.tiny import picture
-from tests.ui_browser import compress, open_tab, pixels
+from tests.ui_browser import choose_example, compress, open_tab, pixels
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(600)]
 Visit = Callable[..., Page]
@@ -57,6 +57,7 @@ def test_the_webcam_gives_a_picture(visit: Visit) -> None:
     page = visit(permissions=["camera"])
     page.get_by_role("button", name="Capture from camera").click()
     page.get_by_text("Click to Access Webcam").click()
+    page.wait_for_function("document.querySelector('#pc-image video')?.currentTime > 0.2")
     page.get_by_role("button", name="capture photo").click()
     assert caption(page)
     assert compress(page) > 0
@@ -92,6 +93,21 @@ def test_a_file_of_too_many_bytes_gets_a_message_in_words(visit: Visit, tmp_path
         file.truncate(MAX_UPLOAD_BYTES + 1)
     upload(page, tmp_path / "big.png")
     expect(page.get_by_test_id("toast-body")).to_contain_text("maximum allowed size of 20")
+
+
+def test_a_broken_picture_is_not_confused_with_the_one_before(page: Page, tmp_path: Path) -> None:
+    choose_example(page, 0)
+    expect(page.locator("#pc-compress")).to_be_enabled()
+    (tmp_path / "broken.png").write_bytes(b"no such thing")
+    upload(page, tmp_path / "broken.png")
+    expect(page.get_by_test_id("toast-body")).to_contain_text("not a picture")
+    expect(page.locator("#pc-compress")).to_be_disabled()
+    expect(page.locator("#pc-caption-box textarea")).to_have_value("")
+
+
+def test_a_damaged_link_gets_a_message_in_words(visit: Visit) -> None:
+    page = visit("?pcv2=sRwBAAAA")
+    expect(page.get_by_test_id("toast-body")).to_contain_text("whole link was copied")
 
 
 @pytest.mark.parametrize(

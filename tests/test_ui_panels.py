@@ -15,6 +15,7 @@ pytest.importorskip("playwright", reason="needs playwright")
 
 from playwright.sync_api import Locator, Page, TimeoutError, expect
 
+from percov2_core.ui import text
 from tests.ui_browser import choose_example, compress, open_tab, pixels
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(600)]
@@ -38,6 +39,19 @@ def compressed(page: Page, number: int, mode: str = "Ultra-low") -> None:
     choose_example(page, number)
     page.get_by_label(mode, exact=True).check()
     compress(page)
+
+
+def test_every_empty_place_says_what_will_be_there(page: Page) -> None:
+    expect(page.locator("#pc-stage")).to_contain_text(text.EMPTY_STAGE)
+    for tab, place, words in (
+        ("In numbers", "#pc-numbers", text.EMPTY_NUMBERS),
+        ("File and QR", "#pc-share", text.EMPTY_SHARE),
+        ("Open a file", "#pc-decoded-stage", text.EMPTY_FILE_STAGE),
+        ("Invented?", "#pc-variations", text.EMPTY_VARIATIONS),
+        ("Trade-off", "#pc-runs", text.EMPTY_RUNS),
+    ):
+        open_tab(page, tab)
+        expect(page.locator(place)).to_contain_text(words)
 
 
 def test_every_token_has_its_price(page: Page) -> None:
@@ -104,15 +118,29 @@ def test_the_token_slider_rests_where_it_cannot_work(page: Page) -> None:
 
 
 def test_a_click_on_a_run_in_the_plot_brings_its_picture_back(page: Page) -> None:
-    compressed(page, 4)
-    painted = pixels(page.locator("#pc-stage .pc-decoded"))
-    choose_example(page, 5)
+    choose_example(page, 4)
+    painted, decoded = page.locator("#pc-stage .pc-decoded"), []
+    for mode in ("Ultra-low", "Extreme"):
+        page.get_by_label(mode, exact=True).check()
+        compress(page)
+        decoded.append(pixels(painted))
+    slider = page.get_by_role("slider", name="Compare")
+    slider.press("End")
     open_plot(page)
-    star = page.locator("#pc-plot .scatterlayer .trace:last-child .points path").last
-    click_until(page, lambda: centre(star), "#pc-stage .pc-range")
-    assert pixels(page.locator("#pc-stage .pc-decoded")) == painted
+    page.locator("#pc-x input").click()
+    page.get_by_role("option", name="bits per pixel").click()  # which tells the two apart
+    expect(page.locator("#pc-plot .xtitle")).to_have_text("bits per pixel")
+    stars = page.locator("#pc-plot .scatterlayer .trace:last-child .points path")
+    expect(stars).to_have_count(2)
+    click_until(page, lambda: centre(stars.first), "#pc-stage .pc-range")
+    expect(slider).to_have_value("50")
+    assert pixels(painted) == decoded[0] != decoded[1]
     open_tab(page, "In numbers")
-    expect(page.locator("#pc-numbers .pc-ours")).to_be_visible()
+    expect(page.locator("#pc-numbers .pc-ours")).to_contain_text("ultra-low")
+    open_tab(page, "Trade-off")
+    page.locator("#pc-runs .pc-back").first.press("Enter")
+    expect(page.locator("#pc-head")).to_contain_text("mode extreme")
+    assert pixels(painted) == decoded[1]
 
 
 def test_a_click_on_a_point_of_the_sweep_takes_its_settings(page: Page) -> None:
@@ -147,18 +175,19 @@ def open_plot(page: Page) -> None:
     page.wait_for_function("document.querySelector('#pc-plot .js-plotly-plot')?.listened")
 
 
-def centre(point: Locator) -> tuple[float, float]:
+def centre(point: Locator) -> tuple[float, float] | None:
+    """Where a point of the plot is; None while the plot is being drawn anew."""
     box = point.bounding_box()
-    assert box is not None
-    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    return box and (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
 
 
-def click_until(page: Page, where: Callable[[], tuple[float, float]], shown: str) -> None:
-    """Click a point of the plot; again if the plot was just being drawn anew."""
-    for _ in range(20):
-        page.mouse.click(*where())
+def click_until(page: Page, where: Callable[[], tuple[float, float] | None], shown: str) -> None:
+    """Click a point of the plot, again if the plot was just being drawn."""
+    for _ in range(30):
+        if place := where():
+            page.mouse.click(*place)
         with contextlib.suppress(TimeoutError):
-            page.wait_for_selector(shown, timeout=3000)
+            page.wait_for_selector(shown, timeout=2000)
             return
     pytest.fail(f"no click brought {shown}")
 

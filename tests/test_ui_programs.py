@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -56,6 +58,13 @@ def test_a_file_goes_out_and_comes_back(client: Client, photo: Path) -> None:
 def test_only_the_three_endpoints_are_public(client: Client) -> None:
     named = client.view_api(return_format="dict")["named_endpoints"]
     assert set(named) == {"/compress", "/decompress", "/inspect"}
+
+
+def test_the_same_three_are_mcp_tools(server: Server) -> None:
+    with urllib.request.urlopen(f"{server.address}gradio_api/mcp/schema") as answer:
+        tools = {tool["name"]: tool["description"] for tool in json.load(answer)}
+    assert {name.rpartition("_")[2] for name in tools} == {"compress", "decompress", "inspect"}
+    assert any(text.startswith("Compress a picture to a .pcv2 file") for text in tools.values())
 
 
 def test_a_foreign_file_is_refused_in_words(client: Client, photo: Path) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from percov2_core.errors import UnavailableError
 from percov2_core.flow.transformer import FlowModel
 from percov2_core.ui import text
-from percov2_core.ui.handlers import Handlers, View
+from percov2_core.ui.handlers import Handlers, Intake, View
 from percov2_core.ui.intake import Chosen, read_upload
 from percov2_core.ui.turns import Turns
 from tests.held_page import hold_while
@@ -74,19 +75,48 @@ def test_visitors_cancel_only_their_own(turns: Turns) -> None:
         assert opened.dropped.is_set()
 
 
+def test_a_picture_that_is_announced_twice_is_read_once(handlers: Handlers, tmp_path: Path) -> None:
+    picture().save(tmp_path / "sea.png")
+    payload = {"path": str(tmp_path / "sea.png")}
+    cleared, ready, captioned = handlers.choose(payload, "describer", None)
+    assert cleared.chosen is None and ready.chosen and captioned.caption
+    (kept,) = handlers.choose(payload, "describer", ready.chosen)
+    assert kept == Intake(gr.skip())
+    (gone,) = handlers.choose(None, "describer", ready.chosen)
+    assert gone.chosen is None
+
+
+def test_a_missing_captioner_does_not_cost_the_picture(
+    handlers: Handlers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handlers.codec, "captioners", _no_captioner)
+    picture().save(tmp_path / "sea.png")
+    intakes = handlers.choose({"path": str(tmp_path / "sea.png")}, "blip", None)
+    assert next(intakes).chosen is None
+    assert next(intakes).chosen is not None
+    with pytest.raises(gr.Error, match="no such weights"):
+        next(intakes)
+
+
+def _no_captioner(name: str) -> Any:
+    raise UnavailableError(f"captioner {name!r}: no such weights")
+
+
 def press(handlers: Handlers, chosen: Chosen, number: int) -> list[View]:
     handlers.press(chosen, number, 1024, VISITOR)
-    return list(handlers.compress(chosen, number, VISITOR, *CHOICES))
+    return list(handlers.compress(chosen, number, [], VISITOR, *CHOICES))
 
 
 def test_compressing_ends_with_a_run(handlers: Handlers, chosen: Chosen) -> None:
-    views = press(handlers, chosen, 1)
+    nothing, *views = press(handlers, chosen, 1)
+    assert nothing == View()
     run = views[-1].run
+    assert views[-1].done == [run]
     assert run.decoded == tiny_codec().decode(run.stream, steps=3, guidance=1.0)
     assert [f"{run.size_bytes} bytes" in str(view.headline) for view in views[:2]] == [False, True]
 
 
-@pytest.mark.parametrize("seen", [1, 2, 3])
+@pytest.mark.parametrize("seen", [1, 2, 3, 4])
 def test_cancelling_at_any_moment_is_confirmed(
     handlers: Handlers,
     chosen: Chosen,
@@ -99,7 +129,7 @@ def test_cancelling_at_any_moment_is_confirmed(
     monkeypatch.setattr(FlowModel, "forward", FlowModel.forward)  # undone at the end
     hold_while(hold)
     handlers.press(chosen, 1, 1024, VISITOR)
-    views = handlers.compress(chosen, 1, VISITOR, *CHOICES)
+    views = handlers.compress(chosen, 1, [], VISITOR, *CHOICES)
     for _ in range(seen):
         next(views)
     assert text.CANCELLED in handlers.cancel(1, VISITOR)[0]
@@ -113,19 +143,19 @@ def test_cancelling_at_any_moment_is_confirmed(
 def test_what_is_cancelled_while_it_waits_never_starts(handlers: Handlers, chosen: Chosen) -> None:
     handlers.press(chosen, 1, 1024, VISITOR)
     handlers.cancel(1, VISITOR)
-    (only,) = handlers.compress(chosen, 1, VISITOR, *CHOICES)
+    _, only = handlers.compress(chosen, 1, [], VISITOR, *CHOICES)
     assert text.CANCELLED in only.headline
     with pytest.raises(gr.Error, match="Cancelled"):
         handlers.press(chosen, 1, 1024, VISITOR)
     handlers.press(chosen, 2, 1024, VISITOR)
     handlers.press(chosen, 3, 1024, VISITOR)
-    assert list(handlers.compress(chosen, 2, VISITOR, *CHOICES)) == []
+    assert list(handlers.compress(chosen, 2, [], VISITOR, *CHOICES)) == [View()]
 
 
 def test_an_error_leaves_an_empty_stage_and_a_message(handlers: Handlers, chosen: Chosen) -> None:
     handlers.press(chosen, 1, 1024, VISITOR)
-    views = handlers.compress(chosen, 1, VISITOR, *CHOICES[:5], 5, *CHOICES[6:])
-    assert "Encoding" in next(views).stage
+    views = handlers.compress(chosen, 1, [], VISITOR, *CHOICES[:5], 5, *CHOICES[6:])
+    assert next(views) == View() and "Encoding" in next(views).stage
     assert text.EMPTY_STAGE in next(views).stage
     with pytest.raises(gr.Error, match="caption alone makes"):
         next(views)

@@ -87,8 +87,14 @@ def set_steps(page: Page, steps: int) -> None:
     box = page.get_by_label("number input for Steps")
     if not box.is_visible():
         page.get_by_role("button", name="Advanced").click()
-    box.fill(str(steps))
-    box.press("Enter")
+    slider = page.get_by_label("range slider for Steps")
+    for _ in range(100):  # a slider that is just being shown forgets what it is told
+        box.fill(str(steps))
+        box.press("Enter")
+        page.wait_for_timeout(200)
+        if box.input_value() == slider.input_value() == str(steps):
+            return
+    pytest.fail(f"the slider does not take {steps} steps")
 
 
 def open_tab(page: Page, name: str) -> None:

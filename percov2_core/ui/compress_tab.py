@@ -13,7 +13,7 @@ from percov2_core.ui.examples import thumbnails
 from percov2_core.ui.handlers import Handlers
 from percov2_core.ui.html import empty
 from percov2_core.ui.limits import COMFORTABLE_SIDE_PX
-from percov2_core.ui.wiring import DEVICE, FREE, plain_html, visitor_state
+from percov2_core.ui.wiring import DEVICE, FREE, INTAKE, plain_html, visitor_state
 
 _PICK_JS = """
 element.addEventListener('click', (event) => {
@@ -70,6 +70,7 @@ class CompressTab(NamedTuple):
     controls: Controls
     results: Results
     compressed: Any  # gradio's event at the end of a run
+    done: gr.State  # the visitor's runs
 
 
 def compress_tab(handlers: Handlers, codec: PerCoV2, run: gr.State) -> CompressTab:
@@ -89,7 +90,9 @@ def compress_tab(handlers: Handlers, codec: PerCoV2, run: gr.State) -> CompressT
             share = plain_html(empty(text.EMPTY_SHARE), elem_id="pc-share")
     results = Results(headline, stage, numbers, bits, share)
     _connect_controls(handlers, controls)
-    return CompressTab(controls, results, _connect_compress(handlers, controls, results, run))
+    done = visitor_state([])
+    compressed = _connect_compress(handlers, controls, results, [run, done])
+    return CompressTab(controls, results, compressed, done)
 
 
 def _controls(handlers: Handlers, codec: PerCoV2) -> Controls:
@@ -107,7 +110,10 @@ def _controls(handlers: Handlers, codec: PerCoV2) -> Controls:
         ),
         picks=plain_html(thumbnails(handlers.examples), elem_id="pc-examples", js_on_load=_PICK_JS),
         side=gr.Radio(
-            list(text.SIZES.items()), value=COMFORTABLE_SIDE_PX, label=text.SIZE_INFO, visible=False
+            list(text.SIZES.items()),
+            value=COMFORTABLE_SIDE_PX,
+            label=text.SIZE_INFO,
+            visible="hidden",
         ),
         mode=gr.Radio(
             list(text.MODES.items()),
@@ -125,7 +131,7 @@ def _controls(handlers: Handlers, codec: PerCoV2) -> Controls:
         ),
         cost=gr.Markdown(text.CAPTION_COST_EMPTY, elem_id="pc-cost"),
         **_buttons(),
-        presses=gr.Number(0, precision=0, visible=False),
+        presses=gr.Number(0, precision=0, visible="hidden"),
         advanced=_advanced(codec),
     )
 
@@ -187,22 +193,24 @@ def _connect_controls(handlers: Handlers, controls: Controls) -> None:
     controls.picks.pick(handlers.pick, outputs=controls.image, **FREE)
     controls.image.change(
         handlers.choose,
-        inputs=[controls.image, more.captioner],
+        inputs=[controls.image, more.captioner, controls.chosen],
         outputs=[
             controls.chosen,
             controls.caption,
             controls.cost,
             controls.compress,
             controls.side,
+            more.tokens,
         ],
         preprocess=False,  # gradio would open the file itself, and fail without words
-        **DEVICE,
+        trigger_mode="always_last",
+        **INTAKE,
     )
     more.captioner.input(
         handlers.recaption,
         [controls.chosen, more.captioner],
         [controls.caption, controls.cost],
-        **DEVICE,
+        **INTAKE,
     )
     controls.caption.input(
         handlers.caption_cost,
@@ -221,7 +229,7 @@ def _connect_controls(handlers: Handlers, controls: Controls) -> None:
 
 
 def _connect_compress(
-    handlers: Handlers, controls: Controls, results: Results, run: gr.State
+    handlers: Handlers, controls: Controls, results: Results, states: list[gr.State]
 ) -> Any:
     more = controls.advanced
     # In the order of `runs.Settings`.
@@ -239,8 +247,8 @@ def _connect_compress(
     )
     compressed = pressed.success(
         handlers.compress,
-        inputs=[controls.chosen, controls.presses, *settings],
-        outputs=[results.headline, results.stage, controls.caption, run],
+        inputs=[controls.chosen, controls.presses, states[1], *settings],
+        outputs=[results.headline, results.stage, controls.caption, *states],
         trigger_mode="multiple",  # a newer press replaces the older one, and must not be skipped
         **DEVICE,
     )

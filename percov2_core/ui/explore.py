@@ -7,13 +7,11 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import gradio as gr
-from PIL import Image
 
 from percov2_core.codec import Preset
 from percov2_core.evaluation.judge import Judge, Reference
 from percov2_core.ui import compare, scores, text, tradeoff
 from percov2_core.ui.html import empty
-from percov2_core.ui.limits import KEEP_RUNS
 from percov2_core.ui.runs import Measured, Run
 from percov2_core.ui.turns import Turns
 
@@ -51,19 +49,21 @@ class Explore:
     def judge(self) -> Judge:
         return scores.make_judge()
 
-    def measure(self, run: Run | None, history: list[Measured]) -> tuple[str, Any]:
-        """-> our line of the table of numbers; the visitor's runs, with this one."""
-        if run is None or run.original is None:
-            return empty(text.EMPTY_NUMBERS), _KEEP
-        found = tradeoff.row_of(run, history)
-        row = found or Measured(run, self.judge.score(self._reference(run.original), run.decoded))
-        panel = scores.numbers_panel([scores.own_entry(row)], pending=True)
-        return panel, _KEEP if found else [*history, row][-KEEP_RUNS:]
+    def measure(
+        self, run: Run | None, done: list[Run], history: list[Measured]
+    ) -> tuple[str, list[Measured]]:
+        """-> our line of the table of numbers; a row for every run, however fast they came."""
+        rows = [tradeoff.row_of(one, history) or self._measured(one) for one in done]
+        row = tradeoff.row_of(run, rows)
+        if row is None:
+            return empty(text.EMPTY_NUMBERS), rows
+        return scores.numbers_panel([scores.own_entry(row)], pending=True), rows
 
     def compare_codecs(
         self, run: Run | None, history: list[Measured], request: gr.Request
     ) -> Iterator[str]:
         """The table of numbers, growing by one classic codec after the other."""
+        yield _KEEP
         row = tradeoff.row_of(run, history)
         if run is None or run.original is None or row is None:
             return
@@ -76,8 +76,10 @@ class Explore:
             yield scores.numbers_panel(entries, pending=True)
         yield scores.numbers_panel(entries, pending=False)
 
-    def _reference(self, original: Image.Image) -> Reference:
-        return Reference(original, self.judge.device)
+    def _measured(self, run: Run) -> Measured:
+        assert run.original is not None  # only opened files have none, and they are not measured
+        reference = Reference(run.original, self.judge.device)
+        return Measured(run, self.judge.score(reference, run.decoded))
 
     def draw(self, history: list[Measured], x: str, y: str) -> tuple[Any, str, str]:
         """-> figure, what to say where there is none, table of runs."""

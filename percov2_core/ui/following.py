@@ -35,13 +35,14 @@ class Following:
             self._offer(event)
         self._explain(self.main.compressed)
         results, controls = self.main.results, self.main.controls
-        back = self.plot.clicks.back(
-            self.explore.back,
-            self.plot.history,
-            [self.tabs, results.headline, results.stage, self.run],
-            **FREE,
-        )
-        self._explain(back)
+        for place in (self.plot.clicks, self.plot.table):
+            back = place.back(
+                self.explore.back,
+                self.plot.history,
+                [self.tabs, results.headline, results.stage, self.run],
+                **FREE,
+            )
+            self._explain(back)
         more = controls.advanced
         self.plot.clicks.take(
             self.explore.take,
@@ -64,7 +65,7 @@ class Following:
         self._offer(explained)
         measured = explained.success(
             self.explore.measure,
-            [self.run, history],
+            [self.run, self.main.done, history],
             [results.numbers, history],
             trigger_mode="multiple",
             **MEASURE,

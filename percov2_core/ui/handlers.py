@@ -15,7 +15,7 @@ from percov2_core.errors import BitstreamError, PerCoError
 from percov2_core.ui import bits, compare, runs, share, text
 from percov2_core.ui.html import bytes_in_words, empty
 from percov2_core.ui.intake import Chosen, Payload, file_of, read_upload
-from percov2_core.ui.limits import MAX_WORKING_PIXELS
+from percov2_core.ui.limits import KEEP_RUNS, MAX_WORKING_PIXELS
 from percov2_core.ui.progress import states
 from percov2_core.ui.runs import Run, Settings
 from percov2_core.ui.turns import Turn, Turns
@@ -27,10 +27,11 @@ class Intake(NamedTuple):
     """Outputs of choosing a picture."""
 
     chosen: Chosen | None
-    caption: str
-    cost: str
-    button: Any
-    side: Any
+    caption: Any = _KEEP
+    cost: Any = _KEEP
+    button: Any = _KEEP
+    side: Any = _KEEP
+    tokens: Any = _KEEP
 
 
 class View(NamedTuple):
@@ -40,15 +41,17 @@ class View(NamedTuple):
     stage: Any = _KEEP
     caption: Any = _KEEP
     run: Any = _KEEP
+    done: Any = _KEEP
 
 
 @contextlib.contextmanager
-def shown_to_user() -> Iterator[None]:
-    """Turn the package's own errors into a toast. Bugs keep their traceback."""
+def shown_to_user(*, advice: str = "") -> Iterator[None]:
+    """Turn the package's own errors into a toast, with what to do. Bugs keep their traceback."""
     try:
         yield
     except PerCoError as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        said = f"{error}. {advice}" if advice else str(error)
+        raise gr.Error(said, print_exception=False) from error
 
 
 def check_paintable(stream: Stream) -> None:
@@ -80,23 +83,31 @@ class Handlers:
         """A click on a thumbnail -> the path of the example."""
         return str(self.examples[event.name])
 
-    def choose(self, payload: Payload | None, captioner: str) -> Intake:
+    def choose(
+        self, payload: Payload | None, captioner: str, before: Chosen | None
+    ) -> Iterator[Intake]:
         """Read what was uploaded, and caption it at once. `payload` is gradio's own file data."""
+        if payload and before and file_of(payload).path == before.source:
+            yield Intake(_KEEP)  # gradio says everything twice, and the visitor may be typing
+            return
+        # What was chosen before must not be compressed in place of what is shown now.
+        yield Intake(None, "", text.CAPTION_COST_EMPTY, gr.Button(interactive=False))
         if payload is None:
-            return Intake(None, "", "", gr.Button(interactive=False), gr.Radio(visible=False))
+            return
         with shown_to_user():
             chosen = read_upload(*file_of(payload))
             assert chosen.quick.png_bytes  # measured here, so that compressing need not wait for it
-            caption = ""
-            if captioner != "fixed":
-                caption = self.codec.describe(chosen.image, captioner=captioner)
-        return Intake(
-            chosen,
-            caption,
-            self.caption_cost(caption),
-            gr.Button(interactive=True),
-            gr.Radio(visible=chosen.large),
+        ready = Intake(
+            chosen=chosen,
+            button=gr.Button(interactive=True),
+            side=gr.Radio(visible=True if chosen.large else "hidden"),
+            tokens=gr.Slider(maximum=runs.tokens_of(chosen.quick.image)),
         )
+        yield ready  # a captioner that cannot be had is no reason to refuse the picture
+        if captioner != "fixed":
+            with shown_to_user():
+                caption = self.codec.describe(chosen.image, captioner=captioner)
+            yield ready._replace(caption=caption, cost=self.caption_cost(caption))
 
     def recaption(self, chosen: Chosen | None, captioner: str) -> tuple[Any, Any]:
         """Another captioner was picked."""
@@ -129,15 +140,24 @@ class Handlers:
         return int(pressed), compare.painting(size, note=text.WAITING)
 
     def compress(
-        self, chosen: Chosen | None, pressed: float, request: gr.Request, *values: Any
+        self,
+        chosen: Chosen | None,
+        pressed: float,
+        done: list[Run],
+        request: gr.Request,
+        *values: Any,
     ) -> Iterator[View]:
-        """Encode, say how small it is, then paint."""
+        """Encode, say how small it is, then paint. `done`: the visitor's runs so far."""
         if chosen is None:
             raise gr.Error(text.CHOOSE_FIRST, print_exception=False)
+        yield View()
         with self.turns.take(request.session_hash or "", int(pressed)) as turn:
             try:
                 if not turn.dropped.is_set():
-                    yield from self._compress(chosen, Settings(*values), turn)
+                    for view in self._compress(chosen, Settings(*values), turn):
+                        if isinstance(view.run, Run):
+                            view = view._replace(done=[*done, view.run][-KEEP_RUNS:])
+                        yield view
                 elif self.turns.newest(turn.session) <= turn.number:
                     yield View(*_cancelled(), run=None)
             except PerCoError as error:

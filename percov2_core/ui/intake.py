@@ -36,12 +36,14 @@ class Chosen:
     """The picture that a visitor works on.
 
     Attributes:
+        source: The uploaded file.
         name: File name without its ending.
         kind: Format of the upload as Pillow calls it.
         size_bytes: Length of the upload.
         image: Mode "RGB", no side over 2048 px.
     """
 
+    source: Path
     name: str
     kind: str
     size_bytes: int
@@ -114,7 +116,7 @@ def read_upload(path: Path, name: str) -> Chosen:
         raise ImageError(text.too_many_pixels(*size))
     if min(size) < MIN_SIDE_PX:
         raise ImageError(text.too_small(*size, MIN_SIDE_PX))
-    return Chosen(Path(name).stem, kind, size_bytes, _load(path, name))
+    return Chosen(path, Path(name).stem, kind, size_bytes, _load(path, name))
 
 
 def fitted(image: Image.Image, side_px: int) -> Image.Image:

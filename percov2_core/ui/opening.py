@@ -10,7 +10,7 @@ import gradio as gr
 
 from percov2_core.bitstream import Stream
 from percov2_core.codec import Contents, PerCoV2
-from percov2_core.ui import bits, compare, runs, share
+from percov2_core.ui import bits, compare, runs, share, text
 from percov2_core.ui.handlers import check_paintable, shown_to_user
 from percov2_core.ui.intake import Payload, file_of, read_stream
 from percov2_core.ui.painting import Look
@@ -24,7 +24,6 @@ _KEEP: Any = gr.skip()
 class Opened(NamedTuple):
     """Outputs of decoding a file."""
 
-    tab: Any = _KEEP
     headline: Any = _KEEP
     stage: Any = _KEEP
     details: Any = _KEEP
@@ -40,26 +39,32 @@ class Opening:
 
     def open_file(self, payload: Payload | None, request: gr.Request) -> Iterator[Opened]:
         """A `.pcv2` file was dropped in."""
+        yield Opened()
         if payload is None:
             return
-        with shown_to_user():
+        with shown_to_user(advice=text.FILE_ADVICE):
             file = file_of(payload)
             yield from self._open(read_stream(file.path), Path(file.name).stem, request)
 
     def open_link(self, pasted: str, request: gr.Request) -> Iterator[Opened]:
         """A link was pasted."""
+        yield Opened()
         if not pasted.strip():
             return
-        with shown_to_user():
+        with shown_to_user(advice=text.LINK_ADVICE):
             yield from self._open(share.read_link(pasted), "shared", request)
+
+    def tab_of_address(self, request: gr.Request) -> Any:
+        """A share link opens to the tab of its picture."""
+        return gr.Tabs(selected="decode") if request.query_params.get(share.PARAMETER) else _KEEP
 
     def open_address(self, request: gr.Request) -> Iterator[Opened]:
         """The page was opened by a share link."""
+        yield Opened()
         shared = request.query_params.get(share.PARAMETER)
         if not shared:
             return
-        yield Opened(tab=gr.Tabs(selected="decode"))
-        with shown_to_user():
+        with shown_to_user(advice=text.LINK_ADVICE):
             yield from self._open(Stream.from_text(shared), "shared", request)
 
     def _open(self, stream: Stream, name: str, request: gr.Request) -> Iterator[Opened]:

@@ -27,6 +27,13 @@ const attach = () => {
 };
 setInterval(attach, 300);"""
 
+# The same for those who do not point: every line of the table has a button.
+_BACK_JS = """
+element.addEventListener('click', (event) => {
+  const button = event.target.closest('button');
+  if (button) trigger('back', {key: button.dataset.key});
+});"""
+
 
 class InventedTab(NamedTuple):
     """What a new file resets."""
@@ -59,11 +66,12 @@ def decode_tab(opening: Opening, demo: gr.Blocks, tabs: gr.Tabs, run: gr.State) 
             headline = plain_html(runs.plain_headline("Open a file", text.EMPTY_FILE))
             stage = plain_html(empty(text.EMPTY_FILE_STAGE), elem_id="pc-decoded-stage")
     details = plain_html(elem_id="pc-decoded-details")
-    outputs = [tabs, headline, stage, details, run]
+    outputs = [headline, stage, details, run]
+    arrived = demo.load(opening.tab_of_address, outputs=tabs, **FREE)
     return [
         file.upload(opening.open_file, file, outputs, preprocess=False, **DEVICE),
         button.click(opening.open_link, link, outputs, **DEVICE),
-        demo.load(opening.open_address, outputs=outputs, **DEVICE),
+        arrived.then(opening.open_address, outputs=outputs, **DEVICE),
     ]
 
 
@@ -121,4 +129,4 @@ def drawing(shown: PlotTab) -> tuple[list[Any], list[Any]]:
 
 def _under_the_plot() -> gr.HTML:
     gr.Markdown(text.PLOT_NOTE)
-    return plain_html(tradeoff.runs_table([]), elem_id="pc-runs")
+    return plain_html(tradeoff.runs_table([]), js_on_load=_BACK_JS, elem_id="pc-runs")

@@ -96,6 +96,9 @@
 
   const tokens = (from) => {
     const whole = from.closest(".pc-tokens");
+    const range = whole.querySelector("input");
+    clearInterval(whole.timer);
+    range.value = range.max;
     whole.tokenData = JSON.parse(whole.dataset.tokens);
     const canvas = whole.querySelector("canvas");
     canvas.onmousemove = (event) => {
@@ -128,6 +131,18 @@
     }, 600);
   };
 
+  // Gradio renews attributes in place, but not where a slider stands.
+  const settle = (changes) => {
+    for (const { target } of changes) {
+      const range = target.matches(".pc-compare") && target.querySelector(".pc-range");
+      const wanted = target.style.getPropertyValue("--split");
+      if (range && range.value !== wanted) split(range, wanted);
+    }
+  };
+  new MutationObserver(settle).observe(document.documentElement, {
+    subtree: true, attributes: true, attributeFilter: ["style"],
+  });
+
   document.addEventListener("keydown", (event) => {
     if ((event.ctrlKey || event.metaKey) && event.key === "Enter") {
       event.preventDefault();
@@ -144,14 +159,14 @@
   // A picture pasted anywhere on the main tab; gradio's own button asks for a permission first.
   document.addEventListener("paste", async (event) => {
     const picture = [...event.clipboardData.files].find((file) => file.type.startsWith("image/"));
-    const place = document.querySelector("#pc-image");
-    if (!picture || !place?.offsetParent) return;
+    const place = visible("#pc-image");
+    if (!picture || !place) return;
     event.preventDefault();
     place.querySelector("button[aria-label='Remove Image']")?.click();
-    for (let tries = 0; tries < 40 && !place.querySelector("input[type=file]"); tries += 1) {
+    let input = null;  // there is none until the picture that was shown is gone
+    while (!(input = place.querySelector("input[type=file]"))) {
       await new Promise((resolve) => setTimeout(resolve, 50));
     }
-    const input = place.querySelector("input[type=file]");
     const transfer = new DataTransfer();
     transfer.items.add(picture);
     input.files = transfer.files;

@@ -10,6 +10,7 @@ from PIL import Image
 
 from percov2_core.bitstream import Stream
 from percov2_core.codec import PerCoV2
+from percov2_core.config import MODES, RATES
 from percov2_core.evaluation.judge import Scores
 from percov2_core.metrics.rate import bits_per_pixel
 from percov2_core.ui import text
@@ -100,6 +101,12 @@ def wanted_caption(codec: PerCoV2, image: Image.Image, settings: Settings) -> st
     return codec.describe(image, captioner=settings.captioner)
 
 
+def tokens_of(image: Image.Image) -> int:
+    """How many tokens the hybrid mode can send of a picture."""
+    rows, columns = RATES[MODES["hybrid"].rate].grid(image.height, image.width)
+    return rows * columns
+
+
 def encode(codec: PerCoV2, image: Image.Image, caption: str, settings: Settings) -> Stream:
     """Encode as the controls say."""
     seed = int(settings.seed or 0)
@@ -112,7 +119,7 @@ def encode(codec: PerCoV2, image: Image.Image, caption: str, settings: Settings)
             schedule=settings.schedule,
             seed=seed,
         )
-    tokens = int(settings.tokens) if settings.mode == "hybrid" else None
+    tokens = min(int(settings.tokens), tokens_of(image)) if settings.mode == "hybrid" else None
     return codec.encode(
         image, settings.mode, caption=caption, schedule=settings.schedule, tokens=tokens, seed=seed
     )

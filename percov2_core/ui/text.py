@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from percov2_core.ui.limits import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
+from percov2_core.ui.limits import KEEP_FILES_S, MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
 
 TITLE = "PerCoV2"
 CLAIM = "A whole photo in about a hundred bytes."
@@ -58,6 +58,14 @@ EMPTY_SHARE = (
 )
 EMPTY_FILE = "Drop in a .pcv2 file or paste a link. No original is needed."
 EMPTY_FILE_STAGE = "The picture will be painted here."
+FILE_ADVICE = (
+    "Check that it is the whole .pcv2 file as it was saved. It opens only with the model that "
+    "wrote it."
+)
+LINK_ADVICE = (
+    "Check that the whole link was copied, to its last character. It opens only with the model "
+    "that wrote it."
+)
 EMPTY_RESENT = "Move the slider: the picture from fewer tokens appears here."
 READY_VARIATIONS = "Press the button: four pictures and a map of where they disagree appear here."
 EMPTY_VARIATIONS = "Compress or open a picture first: then see what its file leaves open."
@@ -83,10 +91,12 @@ COLUMNS = MappingProxyType(
     {"psnr": "PSNR", "ms_ssim": "MS-SSIM", "lpips": "LPIPS", "picorank": "PicoRank"}
 )
 PLOT_NOTE = (
-    "Every point is a mean over the Kodak pictures; stars are your own runs. Click a star to bring "
-    "its picture back, or one of our points to take its steps and guidance. Published values were "
-    "measured by others in their own ways: they appear for rate and PSNR only, and compare loosely."
+    "Every point is a mean over Kodak pictures; stars are your own runs. Click a star, or its line "
+    "in the table, to bring its picture back; click one of our points to take its steps and "
+    "guidance. Published values were measured by others in their own ways: they appear for rate "
+    "and PSNR only, and compare loosely."
 )
+BRING_BACK = "Bring this picture back"
 VARIATIONS_NOTE = (
     "One file allows many pictures. Here it is painted with four seeds: what all four share is in "
     "the file, what differs is invented."
@@ -128,8 +138,8 @@ SHORTCUTS = (
     "compresses, <kbd>O</kbd> flips between original and result, arrow keys move the slider."
 )
 PRIVACY = (
-    "Pictures are worked on in memory and kept by nobody. A share link is the picture: "
-    "it is in the address itself."
+    f"Nothing is kept: an upload is deleted after {KEEP_FILES_S // 60} minutes. A share link is "
+    "the picture itself, in the address, and stored nowhere."
 )
 NOT_EVIDENCE = (
     "At these sizes most details are painted by a model: plausible, not true. "

@@ -164,15 +164,21 @@ def runs_table(history: Sequence[Measured]) -> str:
         return empty(text.EMPTY_RUNS)
     columns = _columns(history)
     head = "".join(f'<th scope="col">{escape(_title(name))}</th>' for name in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{_cell(m.values[name])}</td>" for name in columns) + "</tr>"
-        for m in reversed(history)
-    )
+    body = "".join(_line(row, columns) for row in reversed(history))
     uri = data_uri(runs_csv(history).encode(), "text/csv")
     return f"""
 <div class="pc-scroll" tabindex="0" role="region" aria-label="Your runs">
 <table class="pc-table pc-runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
 <p><a class="pc-button" id="pc-csv" download="percov2-runs.csv" href="{uri}">Save as CSV</a></p>"""
+
+
+def _line(row: Measured, columns: Sequence[str]) -> str:
+    first, *others = (_cell(row.values[name]) for name in columns)
+    button = (
+        f'<button type="button" class="pc-back" data-key="{_RUN_KEY}{row.run.number}" '
+        f'title="{text.BRING_BACK}">{first}</button>'
+    )
+    return f"<tr><td>{button}</td>{''.join(f'<td>{cell}</td>' for cell in others)}</tr>"
 
 
 def _title(column: str) -> str:

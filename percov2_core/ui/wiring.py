@@ -1,4 +1,9 @@
-"""What all listeners and all pieces of HTML of the page have in common."""
+"""What all listeners and all pieces of HTML of the page have in common.
+
+What gradio wants of listeners that yield: one yield at least, since outputs that are never given
+are emptied; and in the last yield every update (`gr.Button(...)`) of the ones before, since its
+client changes updates in place, and on a busy machine only the last state of one is seen.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,8 @@ DEVICE: dict[str, Any] = {
     "api_visibility": "private",
     "show_progress": "hidden",
 }
+# Reading and describing a picture need not wait for what others paint.
+INTAKE: dict[str, Any] = {**DEVICE, "concurrency_id": "intake"}
 # Measuring may wait for nobody, and nobody for it.
 MEASURE: dict[str, Any] = {**DEVICE, "concurrency_id": "measure"}
 FREE: dict[str, Any] = {
