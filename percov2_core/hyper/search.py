@@ -5,8 +5,8 @@ are decoded together. Each round takes the gradient of the error (squared error 
 the codes, moves every second token (like the squares of a chessboard) to the code that this
 gradient and a curvature term promise most from, and keeps the moves after which their own patch of
 the picture is closer.
-No bit of the format depends on it. B batch (here 1), D code width, h x w token grid, K codebook
-size, H x W pixels.
+No bit of the format depends on it, so that it computes in bfloat16 wherever the machine does.
+B batch (here 1), D code width, h x w token grid, K codebook size, H x W pixels.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 from percov2_core.hyper.quantizer import VectorQuantizer
 from percov2_core.metrics.structure import structure_maps
 
+BFLOAT16_ON_CPU: bool = torch.cpu._is_avx512_bf16_supported()  # elsewhere it is emulated, slowly
 FINE_SCALES = 3  # of the structure maps, that tell one token from the next
 
 
@@ -59,12 +60,18 @@ def search_tokens(
     Returns:
         (1, h, w) int64; each patch decodes at least as close in the round that moved its token.
     """
+    half = x.is_cuda or BFLOAT16_ON_CPU
+
+    def roughly(codes: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+            return decode(codes).float()
+
     rows, columns = (torch.arange(n, device=x.device) for n in tokens.shape[-2:])
     parity = (rows[:, None] + columns) % 2  # (h, w)
     for i in range(config.rounds):
         with torch.enable_grad():
             codes = quantizer.lookup(tokens).requires_grad_()
-            y = decode(codes)
+            y = roughly(codes)
             maps = _maps(y, x, config)
             error = (y - x).square().mean() + config.structure * sum(m.mean() for m in maps)
             (gradient,) = torch.autograd.grad(x.numel() * error, codes)
@@ -73,7 +80,7 @@ def search_tokens(
         )
         moved = torch.where((parity == i % 2) & (promised > 0), best, tokens)
         before = _around_tokens(y.detach(), x, maps, parity, config)
-        y = decode(quantizer.lookup(moved))
+        y = roughly(quantizer.lookup(moved))
         after = _around_tokens(y, x, _maps(y, x, config), parity, config)
         tokens = torch.where(after < before, moved, tokens)
     return tokens

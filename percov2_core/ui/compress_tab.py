@@ -150,8 +150,8 @@ def _advanced(codec: PerCoV2) -> Advanced:
     with gr.Accordion("Advanced", open=False, elem_id="pc-advanced"):
         return Advanced(
             captioner=gr.Radio(
-                list(text.CAPTIONERS.items()),
-                value="describer",
+                _captioners(codec),
+                value=codec.captioner,
                 label="Caption by",
                 info=text.CAPTIONER_INFO,
             ),
@@ -186,6 +186,12 @@ def _advanced(codec: PerCoV2) -> Advanced:
                 elem_id="pc-target",
             ),
         )
+
+
+def _captioners(codec: PerCoV2) -> list[tuple[str, str]]:
+    """The model's own first, and none twice."""
+    others = [pair for pair in text.OTHER_CAPTIONERS.items() if pair[1] != codec.captioner]
+    return [(text.OWN_CAPTIONER, codec.captioner), *others]
 
 
 def _connect_controls(handlers: Handlers, controls: Controls) -> None:

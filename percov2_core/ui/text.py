@@ -18,9 +18,8 @@ MODES = MappingProxyType(
     }
 )
 MODE_INFO = "Ultra-low: smallest whole picture. Extreme: closest. Hybrid: the text, little else."
-CAPTIONERS = MappingProxyType(
-    {"Describe it for me": "describer", "BLIP network": "blip", "Exactly what I type": "fixed"}
-)
+OWN_CAPTIONER = "Describe it for me"
+OTHER_CAPTIONERS = MappingProxyType({"BLIP network": "blip", "Exactly what I type": "fixed"})
 PRESETS = MappingProxyType({"Faithful": "faithful", "Balanced": "balanced", "Vivid": "vivid"})
 SCHEDULES = MappingProxyType(
     {
