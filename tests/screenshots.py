@@ -46,10 +46,11 @@ def _visit(
     page.wait_for_selector("#pc-compress")
     _shoot(page, stem, "empty")
     choose_example(page, EXAMPLE)
-    page.get_by_label("Ultra-low", exact=True).check()  # the token slider needs it
-    compress(page)
-    page.wait_for_selector("#pc-bits .pc-bar")
-    page.screenshot(path=f"{stem}-compress.png")
+    for mode in ("Extreme", "Ultra-low"):  # last the one that the token slider needs
+        page.get_by_label(mode, exact=True).check()
+        compress(page)
+        page.wait_for_selector("#pc-bits .pc-bar")
+        _shoot(page, stem, mode.lower(), whole=False)
     _shoot(page, stem, "bits")
     open_tab(page, "File and QR")
     _shoot(page, stem, "share")
@@ -83,9 +84,9 @@ def _plot(browser: Browser, path: Path) -> None:
     page.close()
 
 
-def _shoot(page: Page, stem: Path, name: str) -> None:
+def _shoot(page: Page, stem: Path, name: str, *, whole: bool = True) -> None:
     page.wait_for_timeout(800)  # fades and fonts
-    page.screenshot(path=f"{stem}-{name}.png", full_page=True)
+    page.screenshot(path=f"{stem}-{name}.png", full_page=whole)
 
 
 if __name__ == "__main__":

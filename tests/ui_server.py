@@ -36,7 +36,7 @@ class Server:
 
 @contextmanager
 def serve(
-    model: Path, folder: Path, *, held: bool = False, keep_files_s: int = 0
+    model: Path, folder: Path, *, held: bool = False, keep_files_s: int = 0, threads: int = 1
 ) -> Iterator[Server]:
     """Start `app.py`, wait until it answers, and stop it at the end.
 
@@ -54,7 +54,7 @@ def serve(
         "PERCOV2_MODEL": str(model),
         "GRADIO_SERVER_PORT": str(port),
         "GRADIO_TEMP_DIR": str(server.files),
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": str(threads),
     }
     with server.log.open("wb") as log:
         process = subprocess.Popen(

@@ -77,6 +77,7 @@ CODECS = MappingProxyType(
         "percov2 hybrid": "PerCoV2 Hybrid",
         "jpeg": "JPEG",
         "jpeg2000": "JPEG 2000",
+        "j2k": "JPEG 2000 codestream",
         "webp": "WebP",
         "avif": "AVIF",
         "jxl": "JPEG XL",

@@ -30,6 +30,7 @@ _GRID = "rgba(128,140,155,.25)"
 _HOVER = (
     "<b>%{fullData.name}</b><br>%{customdata[0]}<br>across %{x:.4g}, up %{y:.4g}<extra></extra>"
 )
+_CLASSIC_MARKER = {"size": 10, "symbol": "diamond"}
 _MARKERS = {
     text.REFERENCE: {"size": 10, "symbol": "x", "color": "#7b8794", "line": {"width": 0}},
     text.PUBLISHED: {"size": 11, "symbol": "star-open", "color": "#7b8794"},
@@ -94,7 +95,8 @@ def _dressed(drawn: Any) -> Any:
     drawn.update_traces(marker=marker, hovertemplate=_HOVER)
     named: set[str] = set()
     for trace in drawn.data:
-        trace.marker.update(_MARKERS.get(trace.name, {}))
+        ours = trace.name.startswith("percov2")
+        trace.marker.update(_MARKERS.get(trace.name, {} if ours else _CLASSIC_MARKER))
         name = text.codec_name(trace.name)
         trace.update(name=name, legendgroup=name, showlegend=name not in named)
         named.add(name)
