@@ -10,11 +10,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-TOKEN = "hf_standin"
+from tests.hub import TOKEN, Handler, serving
+
 COMMIT = "c" * 40
 Files = dict[str, bytes]
 
@@ -46,28 +46,15 @@ def files_of(folder: Path) -> Files:
 @contextmanager
 def stand_in() -> Iterator[ModelHub]:
     """Serve an empty Hub on a free port of this machine."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.hub = ModelHub(f"http://127.0.0.1:{server.server_port}")  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield server.hub  # type: ignore[attr-defined]
-    finally:
-        server.hub.over.set()  # type: ignore[attr-defined]
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(_Handler, ModelHub) as hub:
+        try:
+            yield hub
+        finally:
+            hub.over.set()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    @property
-    def hub(self) -> ModelHub:
-        return self.server.hub  # type: ignore[attr-defined,no-any-return]
-
-    def log_message(self, *_: object) -> None:
-        pass
+class _Handler(Handler):
+    hub: ModelHub
 
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))

@@ -15,7 +15,8 @@ import yaml
 from percov2_core.deploy.manifest import ROOT, parse_manifest, read_manifest, split_readme
 from percov2_core.deploy.plan import MAX_TOTAL_BYTES, Plan, make_plan
 from percov2_core.errors import ConfigError
-from tests.hub import OWNER, TOKEN, Hub, Space, stand_in
+from tests.hub import TOKEN
+from tests.space_hub import OWNER, Hub, Space, stand_in
 from tests.test_house import listed
 
 SPACE = f"{OWNER}/percov2"

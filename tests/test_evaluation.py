@@ -2,9 +2,12 @@
 
 import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -130,6 +133,26 @@ def test_two_processes_give_the_same_numbers_as_one(folder: Path, tmp_path: Path
     one = evaluate(pictures, settings, plan(tmp_path, out=tmp_path / "one"))
     two = evaluate(pictures, settings, plan(tmp_path, out=tmp_path / "two"), processes=2)
     assert one["psnr"].to_list() == pytest.approx(two["psnr"].to_list(), nan_ok=True)
+
+
+_PARENT = """
+import os, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from percov2_core.evaluation.runner import leave_with_parent
+pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=leave_with_parent)
+print(pool.submit(os.getpid).result(), flush=True)
+time.sleep(600)
+"""
+
+
+def test_workers_leave_when_their_parent_is_killed() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True)
+    with parent:
+        assert parent.stdout is not None
+        worker = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    worker.wait(60)
 
 
 def test_our_modes_account_for_every_bit(folder: Path, tmp_path: Path) -> None:

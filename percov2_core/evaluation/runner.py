@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
@@ -24,8 +25,21 @@ SIGNATURE = "run.json"
 _worker: Worker | None = None  # one per process of the pool, made by `_start`
 
 
+def leave_with_parent() -> None:
+    """End this process when the one that started it ends, however that came."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _start(plan: Plan) -> None:
     global _worker
+    leave_with_parent()
     _worker = Worker(plan)
 
 
