@@ -111,9 +111,9 @@ def test_a_batch_is_the_same_for_the_same_step_only(grids):
 
 
 def test_held_out_grids_are_never_drawn(tmp_path):
-    tokens = np.zeros((5, 4, 4), dtype=np.uint8)
+    tokens = np.zeros((9, 4, 4), dtype=np.uint8)
     tokens[-2:] = 7
-    np.savez(tmp_path / "g.npz", tokens=tokens, captions=np.array(["x"] * 5))
+    np.savez(tmp_path / "g.npz", tokens=tokens, captions=np.array(["x"] * 9))
     made = BatchMaker([load_grids(tmp_path / "g.npz")], CONFIG, SETTINGS)
     assert all(made.draw(step).tokens.max() == 0 for step in range(10))
     assert (made.held_out[0].tokens == 7).all()
@@ -155,3 +155,15 @@ def test_a_file_of_another_layout_is_refused(tmp_path, arrays, message):
 def test_a_missing_model_is_named(tmp_path):
     with pytest.raises(WeightsError, match=r"masked model none.safetensors is missing"):
         load_model(tmp_path / "none.safetensors")
+
+
+def test_a_few_grids_are_shared_between_training_and_holding_out(tmp_path):
+    for count, drawn in ((4, 3), (8, 6)):
+        tokens = np.zeros((count, 4, 4), dtype=np.uint8)
+        np.savez(tmp_path / "g.npz", tokens=tokens, captions=np.array(["a"] * count))
+        made = BatchMaker([load_grids(tmp_path / "g.npz")], CONFIG, replace(SETTINGS, held_out=32))
+        assert len(made.sets[0].tokens) == drawn
+        assert len(made.held_out[0].tokens) == count - drawn
+    np.savez(tmp_path / "g.npz", tokens=tokens[:3], captions=np.array(["a"] * 3))
+    with pytest.raises(ConfigError, match="at least 4 grids, got 3"):
+        BatchMaker([load_grids(tmp_path / "g.npz")], CONFIG, SETTINGS)

@@ -42,7 +42,7 @@ class MaskedTraining:
         min_crop: Shortest side of a cut, in tokens.
         caption_drop: Share of grids shown without a caption.
         word_drop: Share of caption words made unknown.
-        held_out: Last grids of each file, used for validation only.
+        held_out: Last grids of each file, used for validation only; at most a quarter of them.
         validate_minutes: Time between validations and checkpoints.
         seed: Of the order of everything.
     """
@@ -63,6 +63,7 @@ class MaskedTraining:
     seed: int = 0
 
 
+LEAST_GRIDS = 4
 _STAGE_NAMES = ("qlds", "quincunx", "var", "checkerboard", "chance")
 _STAGE_SHARES = (0.5, 0.12, 0.12, 0.06, 0.2)
 
@@ -130,14 +131,14 @@ class BatchMaker:
         self, sets: Sequence[TokenSet], config: MaskedModelConfig, settings: MaskedTraining
     ) -> None:
         self.settings = settings
-        self.sets = [TokenSet(s.tokens[: -settings.held_out], s.captions) for s in sets]
+        ends = [_end_of_training(s, settings.held_out) for s in sets]
+        self.sets = [
+            TokenSet(s.tokens[:end], s.captions) for s, end in zip(sets, ends, strict=True)
+        ]
         self.words = [[word_ids(caption, config) for caption in s.captions] for s in sets]
         sizes = np.array([s.tokens.size for s in self.sets], dtype=np.float64)
         self.shares = sizes / sizes.sum()
-        held = [
-            (s.tokens[-settings.held_out :], w[-settings.held_out :])
-            for s, w in zip(sets, self.words, strict=True)
-        ]
+        held = [(s.tokens[end:], w[end:]) for s, w, end in zip(sets, self.words, ends, strict=True)]
         self.held_out = [
             Batch(_tensor(t), pad_words(w), _tensor(stages("qlds", (t.shape[1], t.shape[2]))))
             for t, w in held
@@ -179,6 +180,14 @@ class BatchMaker:
         most = [max(low, side * 3 // 4) for low, side in zip(least, full, strict=True)]
         sides = [int(rng.integers(low, high + 1)) for low, high in zip(least, most, strict=True)]
         return sides[0], sides[1]
+
+
+def _end_of_training(found: TokenSet, held_out: int) -> int:
+    """The first grid of those held out: as many as asked for, but never more than a quarter."""
+    count = len(found.tokens)
+    if count < LEAST_GRIDS:
+        raise ConfigError(f"tokens: a file needs at least {LEAST_GRIDS} grids, got {count}")
+    return count - max(1, min(held_out, count // LEAST_GRIDS))
 
 
 def _tensor(array: NDArray[np.generic]) -> Tensor:
