@@ -15,17 +15,17 @@ from tempfile import TemporaryDirectory
 from playwright.sync_api import Page, sync_playwright
 
 from percov2_core.weights import EMBEDDED_DIR
-from tests.ui_browser import choose_example, launch
+from tests.ui_browser import choose_example, launch, open_tab
 from tests.ui_server import serve
 
 EXAMPLES = (0, 3, 5, 6, 7)
+STARTS = 3
 _BUTTONS = {"extreme": "Extreme", "ultra-low": "Ultra-low", "hybrid": "Hybrid"}
 # The browser's own clock: from the click to the first change that shows what was waited for.
 _CLICK_JS = """() => new Promise((resolve) => {
     const seen = {};
     const began = performance.now();
-    const old = document.querySelector('#pc-bytes');
-    old?.removeAttribute('id');
+    document.querySelector('#pc-bytes')?.removeAttribute('id');
     document.querySelector('#pc-stage figure')?.classList.add('seen');
     const look = () => {
         const now = (performance.now() - began) / 1000;
@@ -40,31 +40,38 @@ _CLICK_JS = """() => new Promise((resolve) => {
 
 
 def main(model: Path, threads: int) -> None:
-    began = time.perf_counter()
-    with (
-        TemporaryDirectory() as folder,
-        serve(model, Path(folder), threads=threads) as server,
-        sync_playwright() as playwright,
-    ):
-        print(f"answers after {time.perf_counter() - began:.1f} s", flush=True)
+    with sync_playwright() as playwright:
         page = launch(playwright).new_page(viewport={"width": 1440, "height": 900})
         page.set_default_timeout(120_000)
+        starts = [_start(page, model, threads) for _ in range(STARTS)]
+        print(f"first page {statistics.median(starts):.1f} s after the start", flush=True)
+        with TemporaryDirectory() as folder, serve(model, Path(folder), threads=threads) as server:
+            page.goto(server.address)
+            open_tab(page, "In numbers")  # so that it is seen when everything is done
+            for mode, label in _BUTTONS.items():
+                page.get_by_label(label).first.check()
+                waits = [_wait(page, number) for number in EXAMPLES]
+                headline, picture = (
+                    statistics.median(wait[name] for wait in waits)
+                    for name in ("headline", "picture")
+                )
+                print(f"{mode}: headline {headline:.2f} s, picture {picture:.2f} s after the click")
+
+
+def _start(page: Page, model: Path, threads: int) -> float:
+    began = time.perf_counter()
+    with TemporaryDirectory() as folder, serve(model, Path(folder), threads=threads) as server:
         page.goto(server.address)
         page.get_by_role("button", name="Compress").wait_for()
-        print(f"first page after {time.perf_counter() - began:.1f} s", flush=True)
-        for mode, label in _BUTTONS.items():
-            page.get_by_label(label).first.check()
-            waits = [_wait(page, number) for number in EXAMPLES]
-            headline, picture = (
-                statistics.median(wait[name] for wait in waits) for name in ("headline", "picture")
-            )
-            print(f"{mode}: headline {headline:.2f} s, picture {picture:.2f} s after the click")
+        return time.perf_counter() - began
 
 
 def _wait(page: Page, number: int) -> dict[str, float]:
     choose_example(page, number)
     found: dict[str, float] = page.evaluate(_CLICK_JS)
-    page.locator("#pc-numbers [role=status]").wait_for(state="detached")
+    # What follows a picture must not slow the next one: the classic codecs take some seconds.
+    for state in ("attached", "detached"):
+        page.locator("#pc-numbers [role=status]").wait_for(state=state)
     return found
 
 
