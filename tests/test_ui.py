@@ -106,6 +106,17 @@ def test_a_target_below_the_caption_says_so(stream: Stream) -> None:
         budget.longest_part(tiny_codec(), stream, size_bytes=5)
 
 
+def test_only_uploads_are_taken_from_a_paste(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "files"))
+    inside = tmp_path / "files" / "abc" / "image.png"
+    assert intake.uploaded(str(inside)) == inside
+    for other in ("", str(tmp_path / "image.png"), str(inside / "../../../image.png")):
+        with pytest.raises(ImageError, match="did not arrive"):
+            intake.uploaded(other)
+
+
 def test_painting_ends_with_the_decoded_picture(stream: Stream) -> None:
     codec = tiny_codec()
     frames = [f for f in paint(codec, stream, Look(3, 1.0), cancel=threading.Event()) if f]

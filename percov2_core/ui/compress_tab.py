@@ -15,10 +15,19 @@ from percov2_core.ui.html import empty
 from percov2_core.ui.limits import COMFORTABLE_SIDE_PX
 from percov2_core.ui.wiring import DEVICE, FREE, INTAKE, plain_html, visitor_state
 
+# Pictures are also pasted anywhere on this tab. Not through gr.Image: its own button asks for a
+# permission first, and a picture that is shown would have to be removed before.
 _PICK_JS = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('button');
   if (button) trigger('pick', {name: button.dataset.name});
+});
+document.addEventListener('paste', async (event) => {
+  const picture = [...event.clipboardData.files].find((file) => file.type.startsWith('image/'));
+  if (!picture || !element.offsetParent) return;
+  event.preventDefault();
+  const file = await upload(picture).catch(() => null);
+  trigger('paste', {path: file?.path ?? ''});
 });"""
 
 # The browser counts, so that Cancel is understood even if it arrives before Compress.
@@ -197,6 +206,7 @@ def _captioners(codec: PerCoV2) -> list[tuple[str, str]]:
 def _connect_controls(handlers: Handlers, controls: Controls) -> None:
     more = controls.advanced
     controls.picks.pick(handlers.pick, outputs=controls.image, **FREE)
+    controls.picks.paste(handlers.paste, outputs=controls.image, **FREE)
     controls.image.change(
         handlers.choose,
         inputs=[controls.image, more.captioner, controls.chosen],

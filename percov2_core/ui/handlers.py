@@ -14,7 +14,7 @@ from percov2_core.codec import PerCoV2
 from percov2_core.errors import BitstreamError, PerCoError
 from percov2_core.ui import bits, compare, runs, share, text
 from percov2_core.ui.html import bytes_in_words, empty
-from percov2_core.ui.intake import Chosen, Payload, file_of, read_upload
+from percov2_core.ui.intake import Chosen, Payload, file_of, read_upload, uploaded
 from percov2_core.ui.limits import KEEP_RUNS, MAX_WORKING_PIXELS
 from percov2_core.ui.progress import states
 from percov2_core.ui.runs import Run, Settings
@@ -82,6 +82,11 @@ class Handlers:
     def pick(self, event: gr.EventData) -> str:
         """A click on a thumbnail -> the path of the example."""
         return str(self.examples[event.name])
+
+    def paste(self, event: gr.EventData) -> str:
+        """A picture was pasted, and uploaded by the browser -> its path."""
+        with shown_to_user():
+            return str(uploaded(event.path))
 
     def choose(
         self, payload: Payload | None, captioner: str, before: Chosen | None

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gradio.utils import get_upload_folder
 from PIL import Image
 
 from percov2_core import image_io
@@ -90,6 +91,18 @@ def file_of(payload: Payload | None) -> Uploaded:
         raise ImageError(text.CHOOSE_FIRST)
     path = Path(payload["path"])
     return Uploaded(path, payload.get("orig_name") or path.name)
+
+
+def uploaded(path: str) -> Path:
+    """The path of an upload as the browser tells it, who might ask for any file.
+
+    Raises:
+        ImageError: if it is empty, as after an upload that failed, or not that of an upload.
+    """
+    found = Path(path).resolve()
+    if not path or not found.is_relative_to(Path(get_upload_folder()).resolve()):
+        raise ImageError(text.PASTE_FAILED)
+    return found
 
 
 def read_stream(path: Path) -> Stream:

@@ -156,23 +156,6 @@
     }
   });
 
-  // A picture pasted anywhere on the main tab; gradio's own button asks for a permission first.
-  document.addEventListener("paste", async (event) => {
-    const picture = [...event.clipboardData.files].find((file) => file.type.startsWith("image/"));
-    const place = visible("#pc-image");
-    if (!picture || !place) return;
-    event.preventDefault();
-    place.querySelector("button[aria-label='Remove Image']")?.click();
-    let input = null;  // there is none until the picture that was shown is gone
-    while (!(input = place.querySelector("input[type=file]"))) {
-      await new Promise((resolve) => setTimeout(resolve, 50));
-    }
-    const transfer = new DataTransfer();
-    transfer.items.add(picture);
-    input.files = transfer.files;
-    input.dispatchEvent(new Event("change", { bubbles: true }));
-  });
-
   // On a phone the result is below the controls.
   document.addEventListener("click", (event) => {
     const head = document.querySelector("#pc-head");

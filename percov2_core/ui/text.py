@@ -65,6 +65,10 @@ LINK_ADVICE = (
     "Check that the whole link was copied, to its last character. It opens only with the model "
     "that wrote it."
 )
+PASTE_FAILED = (
+    "The pasted picture did not arrive. This page takes at most "
+    f"{MAX_UPLOAD_BYTES / 2**20:.0f} MB: save it smaller, or upload it as a file."
+)
 EMPTY_RESENT = "Move the slider: the picture from fewer tokens appears here."
 READY_VARIATIONS = "Press the button: four pictures and a map of where they disagree appear here."
 EMPTY_VARIATIONS = "Compress or open a picture first: then see what its file leaves open."
