@@ -117,7 +117,7 @@ def test_a_float32_model_in_place_of_the_twin_is_caught_by_the_check_value_when_
     monkeypatch,
 ):
     monkeypatch.setattr(prior, "Session", FloatSession)
-    monkeypatch.setattr(prior, "ONE_PASS_TOKENS", 0)
+    monkeypatch.setattr(prior, "TOKENS_AT_ONCE", 0)
     # The coder notices most of it by itself, but not all. Here it is not asked.
     monkeypatch.setattr(SymbolReader, "close", lambda self: None)
     caught = 0

@@ -130,12 +130,19 @@ def test_the_order_inside_a_stage_changes_nothing(twin):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("spoken", [True, False])
-def test_one_pass_over_all_stages_gives_what_they_give_one_by_one(twin, schedule, spoken):
+def test_stages_taken_together_give_what_they_give_one_by_one(twin, schedule, spoken):
     tokens, words = smooth_grids(1, 1007)
     words = words[0] if spoken else []
-    stage = stages(schedule, (8, 8)).ravel()
-    found = Session(twin, (8, 8), words).foresee(tokens[0].numpy().ravel(), stage)
-    assert np.array_equal(found, walk(twin, tokens[0], words, schedule))
+    flat, stage = tokens[0].numpy().ravel(), stages(schedule, (8, 8)).ravel()
+    plan = [np.flatnonzero(stage == number) for number in range(stage.max() + 1)]
+    expected = walk(twin, tokens[0], words, schedule)
+    for first in (0, len(plan) // 2):
+        session = Session(twin, (8, 8), words)
+        for early in (plan[:first], plan[first:]):
+            if early:
+                found = session.foresee(early, flat[np.concatenate(early)])
+                for here, freqs in zip(early, found, strict=True):
+                    assert np.array_equal(freqs, expected[here])
 
 
 def test_attention_in_blocks_of_any_size_gives_the_same_integers(twin, monkeypatch):

@@ -93,13 +93,13 @@ def test_a_file_may_end_at_every_cut_point(schedule):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("grid", [(12, 12), (13, 12)])
-def test_one_pass_writes_what_stage_by_stage_writes(schedule, grid, monkeypatch):
-    # The larger grid is always written stage by stage.
+@pytest.mark.parametrize("grid", [(12, 12), (24, 20)])
+def test_stages_taken_together_write_what_stage_by_stage_writes(schedule, grid, monkeypatch):
+    # Of the larger grid, some stages are always written by themselves.
     tokens = random_tokens(5, grid)
     whole = coded(tokens, schedule=schedule)[0].finish()
     costs = PRIOR.cost(tokens, "pale sky", schedule=schedule)
-    monkeypatch.setattr(prior, "ONE_PASS_TOKENS", 0)
+    monkeypatch.setattr(prior, "TOKENS_AT_ONCE", 0)
     assert coded(tokens, schedule=schedule)[0].finish() == whole
     assert np.array_equal(PRIOR.cost(tokens, "pale sky", schedule=schedule), costs)
 

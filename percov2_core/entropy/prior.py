@@ -26,9 +26,9 @@ from percov2_core.errors import BitstreamError, ConfigError
 
 Ints = NDArray[np.int64]
 
-# Grids up to this size are encoded in one pass over all stages: a stage then has so few tokens
-# that calls cost more than numbers. In larger ones it would be wasted on what is hidden.
-ONE_PASS_TOKENS = 144
+# The encoder takes stages together up to so many tokens: calls of few tokens cost more than their
+# numbers, and of many the numbers are wasted on what each stage hides from the others.
+TOKENS_AT_ONCE = 224
 
 
 class CutPoint(NamedTuple):
@@ -235,7 +235,6 @@ class TokenPrior:
     ) -> Iterator[Step]:
         """Yield the stages of all tiles with the model's frequencies, but not the first `given`."""
         words = word_ids(caption, self.model.config)
-        full = full and tokens.size <= ONE_PASS_TOKENS
         walks = [
             self._predict_tile(tokens, words, part, plan, given=given, full=full)
             for part, plan in zip(parts, plans, strict=True)
@@ -261,14 +260,18 @@ class TokenPrior:
     ) -> Iterator[Step]:
         """Yield the stages of one tile from number `given` on."""
         flat = tokens.reshape(-1)
-        fresh = Session(self.model, part.grid, words)
-        session = _Foreseen.by(fresh, flat[part.positions], plan) if full else fresh
-        for number, here in enumerate(plan):
-            positions = part.positions[here]
-            if number >= given:
-                yield Step(positions, session.frequencies(here))
-            if number + 1 < len(plan):
-                session.reveal(here, flat[positions])
+        session = Session(self.model, part.grid, words)
+        number = 0
+        for group in _together(plan) if full else [[here] for here in plan]:
+            positions = [part.positions[here] for here in group]
+            if len(group) > 1:
+                found = session.foresee(group, flat[np.concatenate(positions)])
+                yield from map(Step, positions, found)
+            elif number >= given:
+                yield Step(positions[0], session.frequencies(group[0]))
+            number += len(group)
+            if len(group) == 1 and number < len(plan):
+                session.reveal(group[0], flat[positions[0]])
 
     def _uniform(self, count: int) -> NDArray[np.uint32]:
         """(count, K) frequencies as equal as integers can be."""
@@ -308,25 +311,15 @@ class _Tile(NamedTuple):
         return [np.flatnonzero(here), *(part for s in plan if len(part := s[~here[s]]))]
 
 
-class _Foreseen(NamedTuple):
-    """Stands in for a `Session` of which all frequencies are there beforehand."""
-
-    freqs: NDArray[np.uint32]  # (N, K)
-
-    @classmethod
-    def by(cls, session: Session, tokens: Ints, plan: list[Ints]) -> _Foreseen:
-        """Ask a fresh session for all stages of its (N,) tokens."""
-        stage = np.zeros(len(tokens), dtype=np.int64)
-        for number, here in enumerate(plan):
-            stage[here] = number
-        return cls(session.foresee(tokens, stage))
-
-    def frequencies(self, positions: Ints) -> NDArray[np.uint32]:
-        found: NDArray[np.uint32] = self.freqs[positions]
-        return found
-
-    def reveal(self, positions: Ints, tokens: Ints) -> None:
-        """Nothing is left to be learnt."""
+def _together(plan: list[Ints]) -> list[list[Ints]]:
+    """Put stages that follow each other together, as long as they stay small."""
+    groups: list[list[Ints]] = []
+    for here in plan:
+        if groups and len(here) + sum(map(len, groups[-1])) <= TOKENS_AT_ONCE:
+            groups[-1].append(here)
+        else:
+            groups.append([here])
+    return groups
 
 
 def _count(

@@ -58,8 +58,8 @@ class _Tower(NamedTuple):
 class Session:
     """One tile while its stages become known. Each position is computed once.
 
-    Use: `frequencies` of a stage, then `reveal` its tokens, then the next stage. Who knows all
-    tokens beforehand may instead ask for all frequencies at once: `foresee`.
+    Use: `frequencies` of a stage, then `reveal` its tokens, then the next stage. Who knows the
+    tokens beforehand may take several stages at once: `foresee`.
     """
 
     def __init__(self, model: ExactModel, grid: Grid, words: Sequence[int]) -> None:
@@ -97,26 +97,32 @@ class Session:
             ids = self._known[self._layout.neighbours[at]]
             self._tell(at, ids, self._biases(self._content, at), filled=filled)
 
-    def foresee(self, tokens: NDArray[np.integer], stage: NDArray[np.int64]) -> NDArray[np.uint32]:
-        """All frequencies in one pass, the same as stage by stage.
-
-        Nothing may have been revealed, and the session is used up.
+    def foresee(
+        self, stages: Sequence[NDArray[np.int64]], tokens: NDArray[np.integer]
+    ) -> list[NDArray[np.uint32]]:
+        """`frequencies` and `reveal` of several stages in one pass.
 
         Args:
-            tokens: (N,) in [0, K), position by position.
-            stage: (N,) the stage of each position.
+            stages: The next stages, each (n,) flat positions.
+            tokens: Those of all these stages one after another, in [0, K).
 
         Returns:
-            (N, K) frequencies as of `frequencies`.
+            The frequencies of each stage, as of `frequencies`.
         """
-        self._known[:-1] = self._index(tokens)
-        at, when = self._index(np.arange(len(tokens))), self._index(stage)
-        self._looked_at = torch.cat([self._looked_at, self._layout.offset])
+        sizes, filled = [len(stage) for stage in stages], len(self._looked_at)
+        at = self._index(np.concatenate(stages))
+        when = self._index(np.repeat(np.arange(len(sizes)), sizes))
+        self._known[at] = self._index(tokens)
+        self._looked_at = torch.cat([self._looked_at, self._layout.offset[at]])
+        around = torch.full_like(self._known, -1)  # (N + 1,) in which of these stages
+        around[at] = when
+        around = around[self._layout.neighbours[at]]
         with plain(self.model.device):
-            ids, bias = self._hidden(self._content, when, before=when + 1)
-            self._tell(at, ids, bias, filled=self._words)
-            ids, bias = self._hidden(self._queries, when, before=when)
-            return self._ask(at, ids, bias)
+            ids, bias = self._hide(self._content, at, around, when, before=when + 1)
+            self._tell(at, ids, bias, filled=filled)
+            ids, bias = self._hide(self._queries, at, around, when, before=when)
+            found = self._ask(at, ids, bias)
+        return np.split(found, np.cumsum(sizes)[:-1])
 
     def _tower(self, name: str, layers: list[ExactLayer], most: int) -> _Tower:
         config, bias = self.model.config, self.model.biases[name]
@@ -133,14 +139,20 @@ class Session:
         place = self.model.table("word_places")[: len(ids)]
         return residual(self.model.mix_words(windows).add_(place))
 
-    def _hidden(self, tower: _Tower, when: Tensor, *, before: Tensor) -> tuple[Tensor, Tensor]:
-        """What is seen of (N,) stages `before` these: (N, R) codes and (A, N, W + N) biases."""
-        around = F.pad(when, (0, 1), value=-1)[self._layout.neighbours]
-        ids = self._known[self._layout.neighbours]
+    def _hide(
+        self, tower: _Tower, at: Tensor, around: Tensor, when: Tensor, *, before: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Of (n,) positions in the stages `when`, hide from each what is not `before` its own.
+
+        Returns:
+            (n, R) codes around them, whose stages are `around`, and (A, n, M) biases.
+        """
+        ids = self._known[self._layout.neighbours[at]]
         ids = ids.masked_fill(around >= before[:, None], self.model.config.mask_id)
-        late = F.pad(when[None, :] >= before[:, None], (self._words, 0), value=False)
-        bias = self._biases(tower, torch.arange(len(when), device=when.device))
-        return ids, bias.masked_fill(late, -torch.inf)  # a score that is cut off to 0
+        bias = self._biases(tower, at)
+        late = when[None, :] >= before[:, None]
+        bias[:, :, -len(at) :].masked_fill_(late, -torch.inf)  # a score that is cut off to 0
+        return ids, bias
 
     def _biases(self, tower: _Tower, at: Tensor) -> Tensor:
         """(A, n, M) score biases towards the words and all positions known so far."""
