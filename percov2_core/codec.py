@@ -170,10 +170,10 @@ class PerCoV2:
         latent = self.vae.encode(x)  # (1, 16, H/8, W/8)
         vectors = modules.encoder(latent)  # (1, D, h, w)
         nearest = modules.quantizer.tokens(vectors)  # (1, h, w)
-        grid = self._search(nearest, modules, x)[0].cpu().numpy()  # (h, w)
+        grid = self._search(nearest, text, modules, x)[0].cpu().numpy()  # (h, w)
         return self.container.pack(stream, grid, text)
 
-    def _search(self, tokens: Tensor, modules: RateModules, x: Tensor) -> Tensor:
+    def _search(self, tokens: Tensor, caption: str, modules: RateModules, x: Tensor) -> Tensor:
         """Improve tokens by what the hyper-decoder's start decodes to, tile by tile."""
         tokens, least = tokens.clone(), torch.ones(1, device=x.device)
         stride = x.shape[-1] // tokens.shape[-1]
@@ -181,12 +181,17 @@ class PerCoV2:
         for top in range(0, tokens.shape[1], size):
             for left in range(0, tokens.shape[2], size):
                 rows, columns = slice(top, top + size), slice(left, left + size)
+                tile, bits = tokens[:, rows, columns], None
+                if modules.search.rate:
+                    found = modules.prior.bits(tile[0].cpu().numpy(), caption)
+                    bits = torch.from_numpy(found).to(x).permute(2, 0, 1)
                 tokens[:, rows, columns] = search_tokens(
-                    tokens[:, rows, columns],
+                    tile,
                     modules.quantizer,
                     lambda codes: self.vae.decode(modules.decoder(codes, least).start),
                     x[..., _scaled(rows, stride), _scaled(columns, stride)],
                     config=modules.search,
+                    bits=bits,
                 )
         return tokens
 

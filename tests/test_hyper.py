@@ -86,6 +86,20 @@ def test_the_search_can_weigh_structure(quantizer):
     assert distances[1] < 0.95 * distances[0]
 
 
+def test_the_search_weighs_bits_against_the_error(quantizer):
+    x = blurred(quantizer.lookup(torch.randint(32, (1, 6, 6))))
+    nearest = torch.randint(32, (1, 6, 6))
+    bits = 8 * torch.rand(32, 6, 6)
+    errors, spent = [], []
+    for rate in (0.0, 0.2, 50.0):
+        config = SearchConfig(rounds=6, curvature=2.0, rate=rate)
+        tokens = search_tokens(nearest, quantizer, blurred, x, config=config, bits=bits)
+        errors.append(float((blurred(quantizer.lookup(tokens)) - x).square().mean()))
+        spent.append(float(bits.gather(0, tokens).sum()))
+    assert errors == sorted(errors)
+    assert spent[0] > 1.2 * spent[1] > 1.2 * spent[2]
+
+
 def test_no_rounds_leave_the_tokens_as_they_are(quantizer):
     tokens = torch.randint(32, (1, 4, 4))
     found = search_tokens(

@@ -4,7 +4,8 @@ The nearest code of each hyper-latent vector is not the best token, because neig
 are decoded together. Each round takes the gradient of the error (squared error and structure) by
 the codes, moves every second token (like the squares of a chessboard) to the code that this
 gradient and a curvature term promise most from, and keeps the moves after which their own patch of
-the picture is closer.
+the picture is closer. The error may include what the token costs in bits, D + lambda R (Sullivan
+and Wiegand, IEEE Signal Processing Magazine 15(6), 1998).
 No bit of the format depends on it, so that it computes in bfloat16 wherever the machine does.
 B batch (here 1), D code width, h x w token grid, K codebook size, H x W pixels.
 """
@@ -35,11 +36,13 @@ class SearchConfig:
             expected to cost beyond its gradient.
         structure: Weight of the structure distance (`metrics.structure`) beside the mean squared
             error.
+        rate: Squared error, summed over channels and pixels, that one bit is worth: lambda.
     """
 
     rounds: int = 0
     curvature: float = 60.0
     structure: float = 0.0
+    rate: float = 0.0
 
 
 def search_tokens(
@@ -49,18 +52,24 @@ def search_tokens(
     x: Tensor,
     *,
     config: SearchConfig,
+    bits: Tensor | None = None,
 ) -> Tensor:
-    """Improve tokens for the squared error and the structure.
+    """Improve tokens for the squared error, the structure and the rate.
 
     Args:
         tokens: (1, h, w) int64 to start from.
         decode: (1, D, h, w) codes -> (1, 3, H, W) picture, differentiable.
         x: (1, 3, H, W) float in [-1, 1], the picture.
+        bits: (K, h, w) float, what each code would take in each place; None if all take the same.
 
     Returns:
-        (1, h, w) int64; each patch decodes at least as close in the round that moved its token.
+        (1, h, w) int64; each patch, with its bits, costs no more in the round that moved its token.
     """
     half = x.is_cuda or BFLOAT16_ON_CPU
+    codebook = quantizer.codebook.float()
+    price = x.new_zeros(1, len(codebook), *tokens.shape[-2:])  # of each code, in squared error
+    if bits is not None:
+        price += config.rate * bits
 
     def roughly(codes: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
@@ -75,25 +84,21 @@ def search_tokens(
             maps = _maps(y, x, config)
             error = (y - x).square().mean() + config.structure * sum(m.mean() for m in maps)
             (gradient,) = torch.autograd.grad(x.numel() * error, codes)
-        promised, best = _promises(
-            codes.detach(), gradient, quantizer.codebook.float(), config.curvature
-        )
-        moved = torch.where((parity == i % 2) & (promised > 0), best, tokens)
-        before = _around_tokens(y.detach(), x, maps, parity, config)
+        saved = _promises(codes.detach(), gradient, codebook, config.curvature)
+        saved, best = (saved + price.gather(1, tokens[:, None]) - price).max(dim=1)
+        moved = torch.where((parity == i % 2) & (saved > 0), best, tokens)
+        before = _around_tokens(y.detach(), x, maps, tokens, price, config)
         y = roughly(quantizer.lookup(moved))
-        after = _around_tokens(y, x, _maps(y, x, config), parity, config)
+        after = _around_tokens(y, x, _maps(y, x, config), moved, price, config)
         tokens = torch.where(after < before, moved, tokens)
     return tokens
 
 
-def _promises(
-    codes: Tensor, gradient: Tensor, codebook: Tensor, curvature: float
-) -> tuple[Tensor, Tensor]:
-    """(1, h, w) how much the best other code should lower the error, and which it is."""
+def _promises(codes: Tensor, gradient: Tensor, codebook: Tensor, curvature: float) -> Tensor:
+    """(1, K, h, w) how much each code should lower the error in each place."""
     change = torch.einsum("kd,bdhw->bkhw", codebook, gradient) - (codes * gradient).sum(1)[:, None]
     length = 2 - 2 * torch.einsum("kd,bdhw->bkhw", codebook, codes)  # all codes have unit length
-    least, best = (change + curvature * length).min(dim=1)
-    return -least, best
+    return -(change + curvature * length)
 
 
 def _maps(y: Tensor, x: Tensor, config: SearchConfig) -> list[Tensor]:
@@ -101,11 +106,12 @@ def _maps(y: Tensor, x: Tensor, config: SearchConfig) -> list[Tensor]:
 
 
 def _around_tokens(
-    y: Tensor, x: Tensor, maps: list[Tensor], grid: Tensor, config: SearchConfig
+    y: Tensor, x: Tensor, maps: list[Tensor], tokens: Tensor, price: Tensor, config: SearchConfig
 ) -> Tensor:
-    """(1, h, w) the error around each token of a grid like `grid`, (h, w)."""
-    error = F.avg_pool2d((y - x).square().mean(dim=1, keepdim=True), x.shape[-1] // grid.shape[-1])
+    """(1, h, w) the error around each token, and the token's own price."""
+    grid = tokens.shape[-2:]
+    error = F.avg_pool2d((y - x).square().mean(dim=1, keepdim=True), x.shape[-1] // grid[1])
     for values in maps[:FINE_SCALES]:
-        fine = F.interpolate(values.detach(), grid.shape, mode="bilinear")
+        fine = F.interpolate(values.detach(), grid, mode="bilinear")
         error = error + config.structure * fine
-    return error[:, 0]
+    return (error + price.gather(1, tokens[:, None]) * (tokens.numel() / x.numel()))[:, 0]

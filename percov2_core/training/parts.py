@@ -63,7 +63,7 @@ EMBEDDED = MappingProxyType(
             decoder_depths=(4, 4, 4),
             noise_scale=0.85,
             text_guidance=0.25,
-            search=SearchConfig(rounds=3, curvature=1000.0),
+            search=SearchConfig(rounds=3, curvature=1000.0, rate=25.0),
         ),
     }
 )
