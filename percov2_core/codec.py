@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
@@ -165,6 +166,8 @@ class PerCoV2:
         if caption is None:
             caption = self.describe(picture, captioner=captioner)
         text = packing.check_caption(caption)
+        if stream.tokens_sent == 0:  # the caption alone: no token is looked for
+            return self.container.pack(stream, np.zeros(rate.grid(*picture.size[::-1]), int), text)
 
         x = image_io.to_tensor(picture, rate.token_stride).to(self.device)  # (1, 3, H, W)
         latent = self.vae.encode(x)  # (1, 16, H/8, W/8)
