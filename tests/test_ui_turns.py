@@ -65,6 +65,20 @@ def test_a_finished_picture_cannot_be_cancelled(turns: Turns) -> None:
     assert not turns.cancel("a", 1)
 
 
+def test_a_picture_is_compared_once_each_time_the_visitor_comes_to_it(turns: Turns) -> None:
+    turns.press("ann", 1)
+    place = turns.place("ann")
+    assert turns.compare("ann", 1) and not turns.compare("ann", 1)
+    turns.press("ann", 2)
+    assert turns.place("ann") != place
+    # The newer picture is not there yet when a late call compares the older one once more.
+    assert turns.compare("ann", 1) and turns.compare("ann", 2) and not turns.compare("ann", 2)
+    place = turns.place("ann")
+    turns.look("ann")
+    assert turns.place("ann") != place == (2, 0)
+    assert turns.compare("ann", 1) and turns.compare("bob", 1)
+
+
 def test_visitors_cancel_only_their_own(turns: Turns) -> None:
     with turns.take("a", 1) as turn, turns.take("a") as opened:
         turns.cancel("b", 5)

@@ -65,12 +65,16 @@ class Explore:
         """The table of numbers, growing by one classic codec after the other."""
         yield _KEEP
         row = tradeoff.row_of(run, history)
+        session = request.session_hash or ""
         if run is None or run.original is None or row is None:
             return
-        entries, session = [scores.own_entry(row)], request.session_hash or ""
-        pressed = self.turns.newest(session)
+        if not self.turns.compare(session, run.number):
+            return  # a visitor may be so fast that several calls find the same picture
+        entries = [scores.own_entry(row)]
+        place = self.turns.place(session)
         for entry in scores.classic_entries(self.judge, run.original, size_bytes=run.size_bytes):
-            if self.turns.newest(session) != pressed:
+            if self.turns.place(session) != place:
+                yield _KEEP  # what is yielded last is said again at the end
                 return  # the visitor has gone on, and others wait
             entries.append(entry)
             yield scores.numbers_panel(entries, pending=True)
@@ -87,12 +91,13 @@ class Explore:
         note = "" if figure is not None else empty(text.EMPTY_RUNS_PLOT)
         return figure, note, tradeoff.runs_table(history)
 
-    def back(self, event: gr.EventData, history: list[Measured]) -> Back:
+    def back(self, event: gr.EventData, history: list[Measured], request: gr.Request) -> Back:
         """A click on an own run: its picture again."""
         found = tradeoff.run_of(event.key, history)
         if found is None or found.run.original is None:
             raise gr.Error(text.RUN_FORGOTTEN, print_exception=False)
         run = found.run
+        self.turns.look(request.session_hash or "")
         return Back(gr.Tabs(selected="compress"), run.headline, compare.of_run(run), run)
 
     def take(self, event: gr.EventData) -> Taken:

@@ -13,7 +13,7 @@ from percov2_core.ui.explore import Explore
 from percov2_core.ui.handlers import Handlers
 from percov2_core.ui.other_tabs import InventedTab, PlotTab, drawing
 from percov2_core.ui.variations import Variations
-from percov2_core.ui.wiring import DEVICE, FREE, MEASURE
+from percov2_core.ui.wiring import CLASSICS, DEVICE, FREE, MEASURE
 
 
 @dataclass(frozen=True)
@@ -76,5 +76,5 @@ class Following:
             [self.run, history],
             results.numbers,
             trigger_mode="multiple",
-            **MEASURE,
+            **CLASSICS,
         )

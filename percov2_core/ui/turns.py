@@ -26,6 +26,8 @@ class Turn:
 class _Visit:
     pressed: int = 0  # the newest press
     over: int = 0  # the newest press that was cancelled, or whose picture was shown
+    looks: int = 0  # how often the visitor went back to an earlier picture
+    compared: tuple[int, int, int] | None = None  # press, look and picture of the newest comparison
     turns: set[Turn] = field(default_factory=set)
 
     def wants(self, number: int) -> bool:
@@ -87,6 +89,22 @@ class Turns:
         """Number of the visitor's newest press, 0 if there was none."""
         with self._visit(session) as visit:
             return visit.pressed
+
+    def look(self, session: str) -> None:
+        """The visitor went back to an earlier picture."""
+        with self._visit(session) as visit:
+            visit.looks += 1
+
+    def place(self, session: str) -> tuple[int, int]:
+        """Changes whenever the visitor goes on to another picture, by a press or by going back."""
+        with self._visit(session) as visit:
+            return visit.pressed, visit.looks
+
+    def compare(self, session: str, number: int) -> bool:
+        """True once each time the visitor comes to the picture of a press."""
+        with self._visit(session) as visit:
+            before, visit.compared = visit.compared, (visit.pressed, visit.looks, number)
+            return visit.compared != before
 
     def forget(self, session: str) -> None:
         """A visitor left: whatever they started is dropped."""

@@ -22,8 +22,9 @@ DEVICE: dict[str, Any] = {
 }
 # Reading and describing a picture need not wait for what others paint.
 INTAKE: dict[str, Any] = {**DEVICE, "concurrency_id": "intake"}
-# Measuring may wait for nobody, and nobody for it.
+# Measuring may wait for nobody, and nobody for it; least of all for the slow classic codecs.
 MEASURE: dict[str, Any] = {**DEVICE, "concurrency_id": "measure"}
+CLASSICS: dict[str, Any] = {**DEVICE, "concurrency_id": "classics"}
 FREE: dict[str, Any] = {
     "concurrency_limit": None,
     "api_visibility": "private",
