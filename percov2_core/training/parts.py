@@ -54,7 +54,7 @@ EMBEDDED = MappingProxyType(
             decoder_depths=(10,),
             noise_scale=0.6,
             text_guidance=0.0,
-            search=SearchConfig(rounds=5, curvature=70.0, structure=0.08),
+            search=SearchConfig(rounds=5, curvature=90.0, structure=0.1, rate=1.0),
         ),
         "ultra-low": Sizes(
             encoder_widths=(96, 160, 224),
