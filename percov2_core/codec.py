@@ -185,9 +185,11 @@ class PerCoV2:
             for left in range(0, tokens.shape[2], size):
                 rows, columns = slice(top, top + size), slice(left, left + size)
                 tile, bits = tokens[:, rows, columns], None
-                if modules.search.rate:
-                    found = modules.prior.bits(tile[0].cpu().numpy(), caption)
-                    bits = torch.from_numpy(found).to(x).permute(2, 0, 1)
+                if modules.search.rate:  # by one schedule, so that all send the same tokens
+                    found = modules.prior.choices(
+                        tile[0].cpu().numpy(), caption, schedule=DEFAULT_SCHEDULE
+                    )
+                    bits = torch.from_numpy(found).to(x.device)
                 tokens[:, rows, columns] = search_tokens(
                     tile,
                     modules.quantizer,

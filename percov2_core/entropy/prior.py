@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from percov2_core.config import DEFAULT_SCHEDULE, check_schedule
+from percov2_core.config import check_schedule
 from percov2_core.entropy.coder import TOTAL, SymbolReader, SymbolWriter
 from percov2_core.entropy.draws import Draws
 from percov2_core.entropy.exact import ExactModel
@@ -169,20 +169,24 @@ class TokenPrior:
         self, tokens: NDArray[np.integer], caption: str, *, schedule: str
     ) -> NDArray[np.float64]:
         """(h, w) tokens -> (h, w) bits that each of them takes."""
-        bits = self.bits(tokens, caption, schedule=schedule)
-        found: NDArray[np.float64] = np.take_along_axis(bits, tokens[..., None], axis=2)[..., 0]
-        return found
-
-    def bits(
-        self, tokens: NDArray[np.integer], caption: str, *, schedule: str = DEFAULT_SCHEDULE
-    ) -> NDArray[np.float64]:
-        """(h, w) tokens -> (h, w, K) bits that each code would take in each place."""
         grid = self._checked(tokens)
-        freqs = np.empty((grid.size, self.codebook_size))
-        for step in self._walk(grid, caption, schedule=schedule, sent=grid.size, full=True):
-            freqs[step.positions] = step.freqs
-        found: NDArray[np.float64] = np.log2(TOTAL) - np.log2(freqs)
-        return found.reshape(*grid.shape, self.codebook_size)
+        bits = np.zeros(grid.size)
+        steps = self._walk(grid, caption, schedule=schedule, sent=grid.size, full=True)
+        for positions, freqs in steps:
+            chosen = freqs[np.arange(len(positions)), grid.ravel()[positions]]
+            bits[positions] = np.log2(TOTAL) - np.log2(chosen)
+        return bits.reshape(grid.shape)
+
+    def choices(
+        self, tokens: NDArray[np.integer], caption: str, *, schedule: str
+    ) -> NDArray[np.float32]:
+        """(h, w) tokens -> (K, h, w) bits that each code would take in each place."""
+        grid = self._checked(tokens)
+        bits = np.empty((self.codebook_size, grid.size), dtype=np.float32)
+        steps = self._walk(grid, caption, schedule=schedule, sent=grid.size, full=True)
+        for positions, freqs in steps:
+            bits[:, positions] = np.log2(TOTAL) - np.log2(freqs.T)
+        return bits.reshape(-1, *grid.shape)
 
     def _fill(
         self,
