@@ -92,7 +92,7 @@ def test_the_plan_holds_what_runs_and_nothing_else(plan: Plan) -> None:
     paths = {file.path for file in plan.files}
     assert {"app.py", "requirements.txt", "README.md", "Spacefile", "LICENSE"} <= paths
     assert "percov2_core/ui/page.css" in paths
-    assert "assets/models/embedded/model.json" in paths
+    assert "percov2_core/models/embedded/model.json" in paths
     folders = {path.split("/")[0] for path in paths if "/" in path}
     assert folders == {"percov2_core", "assets"}
     assert not any("__pycache__" in path or "/." in f"/{path}" for path in paths)

@@ -13,7 +13,7 @@ from percov2_core.weights.about import ABOUT_FILE
 from percov2_core.weights.base import INDEX_FILE
 from percov2_core.weights.sizes import BASES, find_base_model
 
-MODELS_DIR = Path(__file__).parents[2] / "assets" / "models"
+MODELS_DIR = Path(__file__).parents[1] / "models"
 EMBEDDED_DIR = MODELS_DIR / "embedded"
 BASE_VARIABLE = "PERCOV2_SD3_BASE"
 CHECKPOINT_FILES = ["*.json", "*.npz", "*.safetensors", "*.txt", "*.md"]
