@@ -11,21 +11,25 @@ from __future__ import annotations
 import io
 import logging
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from percov2_core.config import MAX_SIDE_PX, MIN_SIDE_PX
 from percov2_core.errors import ImageError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 logger = logging.getLogger(__name__)
 
 MAX_PICTURE_BYTES = 256 * 2**20  # 4096 x 4096 at 16 bits and four channels are 128 MiB
+
+MAX_SOURCE_PIXELS = 64 * 10**6  # of a picture that is reduced while it is read
+
+Source: TypeAlias = str | Path | bytes | BinaryIO
 
 # Pillow can also run Ghostscript (EPS) and fetch what a file points at: not for strangers' files.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
@@ -34,8 +38,27 @@ _SIXTEEN_BIT_MAX = 65535
 _PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 
-def load(source: str | Path | bytes | BinaryIO) -> Image.Image:
+class Probe(NamedTuple):
+    """What the header of a picture says.
+
+    Attributes:
+        kind: Name of the format: PNG, JPEG and so on.
+        width_px: Upright, as `load` would give it without `fit`.
+        height_px: Likewise.
+    """
+
+    kind: str
+    width_px: int
+    height_px: int
+
+
+def load(source: Source, *, fit: int | None = None, name: str = "") -> Image.Image:
     """Read a picture from a path, its bytes or an open file; the first frame if it moves.
+
+    Args:
+        source: Where it is.
+        fit: Longest side to reduce it to, if it is longer.
+        name: What its owner calls it, for messages; that of the path if there is one.
 
     Returns:
         8-bit sRGB, mode "RGB", as `normalise` makes it.
@@ -44,16 +67,55 @@ def load(source: str | Path | bytes | BinaryIO) -> Image.Image:
         ImageError: if it is no picture, is damaged, or has a side outside [64, 4096].
         OSError: if the file cannot be opened.
     """
-    data = _read(source)
-    if len(data) > MAX_PICTURE_BYTES:
-        raise ImageError(f"picture: expected at most {MAX_PICTURE_BYTES} bytes, got more")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError as error:
-        raise ImageError(f"not a picture: expected one of {', '.join(FORMATS)}") from error
-    except Exception as error:  # see `normalise`
-        raise ImageError(f"picture cannot be read: {error}") from error
-    return normalise(image)
+    image = _open(source, _called(source, name))
+    if fit is None:
+        return normalise(image)
+    if image.width * image.height > MAX_SOURCE_PIXELS:
+        raise ImageError(
+            f"{image.width} x {image.height} pixels are too many to read: "
+            f"reduce the picture to at most {MAX_SOURCE_PIXELS / 1e6:.0f} megapixels first"
+        )
+    check_shape(image.width, image.height, fit)
+    return fitted(_normalised(image), fit)
+
+
+def probe(source: Source, *, name: str = "") -> Probe:
+    """What `source` is, and its size, from its header: no pixel is decoded.
+
+    Raises:
+        ImageError: if it is no picture.
+        OSError: if the file cannot be opened.
+    """
+    image = _open(source, _called(source, name))
+    return Probe(image.format or "file", *image.size)
+
+
+def fitted(image: Image.Image, side_px: int) -> Image.Image:
+    """`image` with its long side reduced to `side_px` if it is longer; the shape stays.
+
+    Raises:
+        ImageError: if its short side would have less than 64 pixels.
+    """
+    size = check_shape(image.width, image.height, side_px)
+    return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def check_shape(width_px: int, height_px: int, side_px: int) -> tuple[int, int]:
+    """The size that `fitted` gives.
+
+    Raises:
+        ImageError: if a side of it has less than 64 pixels.
+    """
+    scale = min(1.0, side_px / max(width_px, height_px))
+    width, height = max(1, round(width_px * scale)), max(1, round(height_px * scale))
+    if min(width, height) >= MIN_SIDE_PX:
+        return width, height
+    if scale == 1:
+        raise ImageError(_small(width, height))
+    raise ImageError(
+        f"{width_px} x {height_px} pixels become {width} x {height} when the longest side is "
+        f"reduced to {side_px}, and each side needs at least {MIN_SIDE_PX}: cut the picture first"
+    )
 
 
 def normalise(image: Image.Image) -> Image.Image:
@@ -66,12 +128,20 @@ def normalise(image: Image.Image) -> Image.Image:
     if not isinstance(image, Image.Image):
         raise ImageError(f"picture must be a PIL image, got {type(image).__name__}")
     check_size(image.width, image.height)
+    return _normalised(image)
+
+
+def _normalised(image: Image.Image) -> Image.Image:
+    """`normalise` for any size."""
     try:
         image.load()
     except Exception as error:
         # Pillow's readers raise nearly anything on damaged data: OSError, SyntaxError,
         # ValueError, struct.error, zlib.error, EOFError, MemoryError and more.
-        raise ImageError(f"picture is damaged or cut short: {error}") from error
+        raise ImageError(
+            f"the {image.format or ''} picture is damaged, cut short or of a rare kind: "
+            "save it again as PNG or JPEG"
+        ) from error
     image = _upright(image)
     colour, alpha = _split(image)
     rgb = _to_srgb(_to_8bit(colour), image.info.get("icc_profile"))
@@ -87,11 +157,21 @@ def check_size(width_px: int, height_px: int) -> None:
     Raises:
         ImageError: if a side is outside [64, 4096].
     """
-    if not MIN_SIDE_PX <= min(width_px, height_px) <= max(width_px, height_px) <= MAX_SIDE_PX:
+    if min(width_px, height_px) < MIN_SIDE_PX:
+        raise ImageError(_small(width_px, height_px))
+    if max(width_px, height_px) > MAX_SIDE_PX:
+        check_shape(width_px, height_px, MAX_SIDE_PX)
         raise ImageError(
-            f"picture: each side must be {MIN_SIDE_PX} to {MAX_SIDE_PX} pixels, "
-            f"got {width_px}x{height_px}"
+            f"{width_px} x {height_px} pixels: each side must be {MIN_SIDE_PX} to {MAX_SIDE_PX}; "
+            f"reduce the picture, with --fit {MAX_SIDE_PX} or load(fit={MAX_SIDE_PX})"
         )
+
+
+def _small(width_px: int, height_px: int) -> str:
+    return (
+        f"{width_px} x {height_px} pixels: each side must be {MIN_SIDE_PX} to {MAX_SIDE_PX}; "
+        "choose a larger picture"
+    )
 
 
 def to_tensor(image: Image.Image, multiple: int) -> Tensor:
@@ -99,6 +179,9 @@ def to_tensor(image: Image.Image, multiple: int) -> Tensor:
 
     H' and W' are the next multiples; the last row and column are repeated to fill them.
     """
+    import torch  # takes seconds to load: a wrong picture is reported before
+    import torch.nn.functional as F
+
     pixels = torch.from_numpy(np.array(image, dtype=np.float32))  # (H, W, 3)
     tensor = pixels.movedim(-1, 0)[None] / 127.5 - 1  # (1, 3, H, W)
     right, bottom = -image.width % multiple, -image.height % multiple
@@ -107,13 +190,42 @@ def to_tensor(image: Image.Image, multiple: int) -> Tensor:
 
 def to_image(tensor: Tensor, *, size: tuple[int, int]) -> Image.Image:
     """(1, 3, H', W') float on any device -> mode "RGB" of `size` = (W, H), cropped and clamped."""
+    import torch  # see above
+
     width, height = size
     pixels = tensor.detach()[0, :, :height, :width].float().cpu()
     levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(levels.movedim(0, -1).contiguous().numpy())
 
 
-def _read(source: str | Path | bytes | BinaryIO) -> bytes:
+def _called(source: Source, name: str) -> str:
+    """A short printable name for messages."""
+    if not name and isinstance(source, (str, Path)):
+        name = str(source)
+    name = "".join(c if c.isprintable() else "?" for c in Path(name).name)
+    return name if len(name) <= 60 else f"{name[:40]}...{name[-12:]}"
+
+
+def _open(source: Source, name: str) -> Image.Image:
+    """Header of the picture; no pixel is decoded."""
+    data = _read(source)
+    if len(data) > MAX_PICTURE_BYTES:
+        raise ImageError(f"picture: expected at most {MAX_PICTURE_BYTES} bytes, got more")
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{name or 'this file'} is not a picture that can be read here: "
+            f"save it as one of {', '.join(FORMATS)}"
+        ) from error
+    except Exception as error:  # see `normalise`
+        raise ImageError(
+            f"{name or 'the picture'} is damaged, cut short or of a rare kind: "
+            "save it again as PNG or JPEG"
+        ) from error
+
+
+def _read(source: Source) -> bytes:
     """At most one byte more than is allowed, so that an endless file ends."""
     if isinstance(source, bytes):
         return source

@@ -229,7 +229,7 @@ def test_only_the_first_frame_of_a_moving_picture_is_read(format):
 
 @pytest.mark.parametrize("size", [(63, 512), (512, 63), (4097, 64), (64, 4097)])
 def test_a_side_outside_the_limits_is_refused_by_both_numbers(size):
-    message = f"each side must be 64 to 4096 pixels, got {size[0]}x{size[1]}"
+    message = f"{size[0]} x {size[1]} pixels"
     with pytest.raises(ImageError, match=message):
         image_io.load(as_bytes(Image.new("L", size), "PNG"))
 
@@ -251,7 +251,7 @@ def test_a_small_file_that_claims_huge_sides_is_refused_unread(side, action):
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
     with warnings.catch_warnings():
         warnings.simplefilter(action)
-        with pytest.raises(ImageError, match=r"picture cannot be read|each side must be"):
+        with pytest.raises(ImageError, match=r"damaged|each side must be"):
             image_io.load(data)
 
 
@@ -274,13 +274,17 @@ def test_damaged_pictures_raise_nothing_but_image_error(data, format):
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\xb1\x1c\x01\xff", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
 def test_what_is_no_picture_is_refused_in_words(data):
-    with pytest.raises(ImageError, match="not a picture: expected one of PNG, JPEG"):
+    with pytest.raises(
+        ImageError, match="is not a picture that can be read here: save it as one of PNG, JPEG"
+    ):
         image_io.load(data)
 
 
 @pytest.mark.parametrize("format", ["PCX", "SGI", "TGA"])
 def test_a_format_outside_the_list_is_refused_even_if_pillow_knows_it(format):
-    with pytest.raises(ImageError, match="not a picture: expected one of PNG, JPEG"):
+    with pytest.raises(
+        ImageError, match="is not a picture that can be read here: save it as one of PNG, JPEG"
+    ):
         image_io.load(as_bytes(noise(), format))
 
 
