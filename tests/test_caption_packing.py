@@ -23,7 +23,9 @@ from percov2_core.entropy.coder import TOTAL, SymbolReader, SymbolWriter
 from percov2_core.errors import BitstreamError, ConfigError
 from percov2_core.training.caption_language import build_language
 
-SHIPPED = Path(__file__).parents[1] / "percov2_core" / "models" / "embedded" / "caption_language.npz"
+SHIPPED = (
+    Path(__file__).parents[1] / "percov2_core" / "models" / "embedded" / "caption_language.npz"
+)
 CAPTIONS = [
     "A dog runs on the beach.",
     "A dog, two cats and a man stand on the beach.",

@@ -20,9 +20,7 @@ from percov2_core.errors import ImageError, WeightsError
 
 NAME = "PicoRank"
 MIN_SIDE_PX = 32  # two cells at the coarsest tap
-DEFAULT_WEIGHTS = (
-    Path(__file__).parents[1] / "models" / "embedded" / "perceptual.safetensors"
-)
+DEFAULT_WEIGHTS = Path(__file__).parents[1] / "models" / "embedded" / "perceptual.safetensors"
 # As many teacher layers stand behind each tap: conv1, fire3, fire5, and fire6 to fire9.
 TAP_WEIGHTS = (1 / 7, 1 / 7, 1 / 7, 4 / 7)
 _WIDTHS = (32, 48, 96, 128)
