@@ -17,13 +17,12 @@ from percov2_core.codec import RateModules
 from percov2_core.config import MODES, RATES
 from percov2_core.errors import UnavailableError, WeightsError
 from percov2_core.flow.transformer import Conditions
-from percov2_core.weights import load_codec
+from percov2_core.weights import load_codec, rates
 from percov2_core.weights.about import read_about, write_about
 from percov2_core.weights.base import load_text
 from percov2_core.weights.files import WEIGHTS_FILE
 from percov2_core.weights.fresh import random_codec, write_fresh_checkpoint
 from percov2_core.weights.lora import ADAPTER_FILE
-from percov2_core.weights.rates import load_sd3_rate, save_sd3_rate
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import TINY
 from tests.tiny import picture
@@ -49,7 +48,7 @@ def written(tmp_path_factory):
             tiny_sd3_folder(),
             lora_rank=rank,
             t5_tokens=T5_TOKENS,
-            hyper=TINY.hyper,
+            sizes=TINY.rates,
         )
         for kind, rank in RANKS.items()
     }
@@ -67,7 +66,7 @@ def lora(written, tmp_path):
 
 def training_modules(folder, rate: str) -> RateModules:
     text = load_text(tiny_sd3_folder(), CPU, t5_tokens=T5_TOKENS)
-    return load_sd3_rate(folder / rate, tiny_sd3_folder(), text, CPU, merge=False)
+    return rates.load(folder / rate, CPU, base=tiny_sd3_folder(), text=text, merge=False)
 
 
 def change(module: nn.Module, names: tuple[str, ...] = ("",)) -> None:
@@ -113,7 +112,7 @@ def test_what_training_changed_is_what_is_loaded(folder):
     change(modules.flow.transformer, trained)
     change(modules.decoder)
     change(modules.encoder)
-    save_sd3_rate(modules, folder / "extreme")
+    rates.save(modules, folder / "extreme", packed=False)
     loaded = load_codec(folder, device="cpu").rates["extreme"]
     untouched = load_codec(f"sd3-medium:{folder}", device="cpu").rates["ultra-low"]
     z = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(2))

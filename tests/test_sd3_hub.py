@@ -26,7 +26,7 @@ CHECKPOINT = "somebody/percov2-sd3"
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     return write_fresh_checkpoint(
-        tmp_path_factory.mktemp("checkpoint"), tiny_sd3_folder(), lora_rank=2, hyper=TINY.hyper
+        tmp_path_factory.mktemp("checkpoint"), tiny_sd3_folder(), lora_rank=2, sizes=TINY.rates
     )
 
 

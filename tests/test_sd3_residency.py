@@ -28,7 +28,7 @@ def base(monkeypatch):
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     return write_fresh_checkpoint(
-        tmp_path_factory.mktemp("sd3"), tiny_sd3_folder(), lora_rank=0, hyper=TINY.hyper
+        tmp_path_factory.mktemp("sd3"), tiny_sd3_folder(), lora_rank=0, sizes=TINY.rates
     )
 
 

@@ -14,8 +14,8 @@ from percov2_core.errors import ConfigError
 from percov2_core.hyper.decoder import HyperDecoder
 from percov2_core.hyper.encoder import HyperEncoder
 from percov2_core.hyper.quantizer import VectorQuantizer
-from percov2_core.training import parts, recipes
 from percov2_core.training import rate as stage
+from percov2_core.training import recipes
 from percov2_core.training.autoencoder import TINY
 from percov2_core.training.data import CropPlan, crop_batch, open_photos
 from percov2_core.training.loop import LoopConfig
@@ -23,6 +23,7 @@ from percov2_core.training.quantize import TrainingQuantizer, kmeans
 from percov2_core.training.rate import open_vae
 from percov2_core.training.stage1 import Stage1Loss
 from percov2_core.weights import EMBEDDED_DIR, load_part
+from percov2_core.weights.sizes import EMBEDDED, Sizes
 from tests.tiny import picture, tiny_sizes
 
 CPU = torch.device("cpu")
@@ -168,6 +169,6 @@ def test_the_recipes_of_the_model_card_can_be_read(path):
     recipe = recipes.read_recipe(path)
     for key, kind in (("loop", LoopConfig), ("plan", CropPlan), ("loss", Stage1Loss)):
         recipes.settings(kind, recipe[key], key)
-    known = parts.EMBEDDED[path.stem.rpartition("-")[0]]
+    known = EMBEDDED[path.stem.rpartition("-")[0]]
     sizes = dataclasses.asdict(known) | recipe.get("model", {})
-    assert recipes.settings(parts.Sizes, sizes, "model")
+    assert recipes.settings(Sizes, sizes, "model")

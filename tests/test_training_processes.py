@@ -85,7 +85,7 @@ def stage1(entry, work, out, *, rank, steps=4, more=()):
     model = work / f"model-{rank}"
     if not model.exists():
         write_fresh_checkpoint(
-            model, tiny_sd3_folder(), lora_rank=rank, t5_tokens=0, hyper=TINY.hyper
+            model, tiny_sd3_folder(), lora_rank=rank, t5_tokens=0, sizes=TINY.rates
         )
     words = ["extreme", "--model", f"sd3-medium:{model}", "--cache", str(work / "cache")]
     words += ["--config", str(work / "recipe.json"), "--out", str(out), "--steps", str(steps)]

@@ -31,7 +31,7 @@ from percov2_core.weights.base import load_text
 from percov2_core.weights.fresh import write_fresh_checkpoint
 from percov2_core.weights.lora import add_lora
 from percov2_core.weights.residency import Residency
-from percov2_core.weights.sizes import HYPER, TINY, TRANSFORMER
+from percov2_core.weights.sizes import SD3, TINY, TRANSFORMER
 from tests.tiny import picture
 from tests.tiny_sd3 import tiny_sd3_folder
 
@@ -80,7 +80,7 @@ def cache(photos, tmp_path_factory):
 def fresh(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "fresh"
     return write_fresh_checkpoint(
-        folder, tiny_sd3_folder(), lora_rank=request.param, t5_tokens=0, hyper=TINY.hyper
+        folder, tiny_sd3_folder(), lora_rank=request.param, t5_tokens=0, sizes=TINY.rates
     )
 
 
@@ -363,15 +363,15 @@ def test_the_cost_is_counted_and_then_measured():
 def test_the_memory_that_the_readme_names_is_what_is_counted(rank, shards, gib):
     with torch.device("meta"):
         network = SD3Transformer2DModel(**TRANSFORMER).requires_grad_(False)
-        size = HYPER["extreme"]
+        size = SD3["extreme"]
         network = extend_patch_embedding(network, size.features)
         if rank:  # a frozen base may be in half precision
             network = add_lora(network.to(torch.bfloat16), rank=rank)
-        backwards = (size.widths[::-1], size.depths[::-1], size.code_dim)
+        decoder = (size.decoder_widths, size.decoder_depths, size.code_dim)
         modules = SimpleNamespace(
-            encoder=HyperEncoder(16, size.widths, size.depths, size.code_dim),
+            encoder=HyperEncoder(16, size.encoder_widths, size.encoder_depths, size.code_dim),
             quantizer=VectorQuantizer(256, size.code_dim),
-            decoder=HyperDecoder(16, size.features, *backwards),
+            decoder=HyperDecoder(16, size.features, *decoder),
             flow=FlowModel(network, FlowConfig()),
         )
     empty = TextEmbedding(torch.zeros(1, 77, 4096), torch.zeros(1, 2048))

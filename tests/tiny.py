@@ -21,10 +21,10 @@ from percov2_core.config import MODES, PRESETS, RATES
 from percov2_core.entropy.exporter import export
 from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfig
 from percov2_core.hyper.search import SearchConfig
-from percov2_core.training import parts
 from percov2_core.training.autoencoder import TINY
 from percov2_core.training.caption_language import build_language
-from percov2_core.weights import load_codec
+from percov2_core.weights import load_codec, rates
+from percov2_core.weights.sizes import Sizes
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -37,9 +37,9 @@ def picture(width: int = 160, height: int = 96, *, seed: int = 0) -> Image.Image
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def tiny_sizes(rate: str) -> parts.Sizes:
+def tiny_sizes(rate: str) -> Sizes:
     count = DOUBLINGS[rate]
-    return parts.Sizes(
+    return Sizes(
         encoder_widths=(8,) * count,
         encoder_depths=(1,) * count,
         decoder_widths=(8,) * count,
@@ -77,10 +77,11 @@ def write_tiny_model(folder: Path) -> Path:
         torch.manual_seed(0)
         AutoencoderDC(**TINY, scaling_factor=1.0).half().save_pretrained(folder / "vae")
         for rate in RATES:
-            fresh = parts.build(tiny_sizes(rate))
-            for module in fresh.modules().values():
+            fresh = rates.build(tiny_sizes(rate))
+            for module in (fresh.encoder, fresh.decoder, fresh.flow, fresh.text):
+                assert isinstance(module, nn.Module)
                 _shaken(module)
-            parts.save(fresh, folder / rate)
+            rates.save(fresh, folder / rate, packed=True)
             export(tiny_masked_model()).save(folder / rate / "entropy.safetensors")
     captions = ["a red house by the sea", "two dogs play on the green grass"] * 3
     sentences = [describe(picture(seed=seed)) for seed in range(8)]

@@ -10,12 +10,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from percov2_core.caption.describer import describe
+from percov2_core.codec import RateModules
 from percov2_core.errors import ConfigError
+from percov2_core.flow.text import TextEncoder
 from percov2_core.guidance import TOLD_MAX
 from percov2_core.latent.autoencoder import LatentAutoencoder
 from percov2_core.metrics.distortion import to_8bit
 from percov2_core.metrics.features import SqueezeNetFeatures
-from percov2_core.training import parts as rate_parts
 from percov2_core.training.data import CropPlan, Photos
 from percov2_core.training.loop import CHECKPOINT, LoopConfig, run
 from percov2_core.training.quantize import TrainingQuantizer
@@ -26,6 +27,8 @@ from percov2_core.training.stage1 import (
     Stage1System,
     captioned_batch,
 )
+from percov2_core.weights import rates
+from percov2_core.weights.sizes import Sizes
 
 
 def open_vae(folder: Path) -> LatentAutoencoder:
@@ -36,14 +39,16 @@ def open_vae(folder: Path) -> LatentAutoencoder:
 
 def build_system(
     vae: LatentAutoencoder,
-    sizes: rate_parts.Sizes,
+    modules: RateModules,
     loss: Stage1Loss,
     features: SqueezeNetFeatures | None,
 ) -> Stage1System:
-    """Fresh modules of one rate around a frozen autoencoder."""
-    p = rate_parts.build(sizes)
-    quantizer = TrainingQuantizer(p.quantizer)
-    parts = Stage1Parts(vae, p.encoder, quantizer, p.decoder, p.text, p.flow)
+    """The modules of one rate around a frozen autoencoder."""
+    assert isinstance(modules.text, TextEncoder)
+    quantizer = TrainingQuantizer(modules.quantizer)
+    parts = Stage1Parts(
+        vae, modules.encoder, quantizer, modules.decoder, modules.text, modules.flow
+    )
     return Stage1System(parts, loss, features)
 
 
@@ -73,7 +78,7 @@ def train_rate(
     out: Path,
     *,
     vae: LatentAutoencoder,
-    sizes: rate_parts.Sizes,
+    sizes: Sizes,
     loss: Stage1Loss,
     loop: LoopConfig,
     plan: CropPlan,
@@ -84,7 +89,8 @@ def train_rate(
 ) -> Path:
     """Train one rate, then write its modules to `out/parts`."""
     torch.manual_seed(loop.seed)
-    system = build_system(vae, sizes, loss, features)
+    modules = rates.build(sizes)
+    system = build_system(vae, modules, loss, features)
     if init is not None and not resume:
         continue_from(system, init)
 
@@ -100,15 +106,7 @@ def train_rate(
         resume=resume,
         evaluate=evaluate if scorer else None,
     )
-    trained = rate_parts.RateParts(
-        system.encoder,
-        system.quantizer.quantizer,
-        system.decoder,
-        system.text,
-        system.flow,
-        sizes.search,
-    )
-    rate_parts.save(trained, out / "parts")
+    rates.save(modules, out / "parts", packed=True)
     if loss.tune_painter:
         system.vae.vae.half().save_pretrained(out / "vae")
     return out / "parts"

@@ -49,18 +49,18 @@ _PLANS = MappingProxyType(
 def run_rate(job: Job, rate: str) -> None:
     if job.model:
         return sd3_recipes.run_rate(job, rate)
-    from percov2_core.training import parts
     from percov2_core.training import rate as stage
     from percov2_core.training.stage1 import Stage1Loss
+    from percov2_core.weights.sizes import EMBEDDED, Sizes
 
-    known = parts.EMBEDDED[rate]
+    known = EMBEDDED[rate]
     sizes = {f.name: getattr(known, f.name) for f in dataclasses.fields(known)}
     sizes |= job.recipe.get("model", {})
     stage.train_rate(
         job.photos(),
         job.out,
         vae=stage.open_vae(job.needs("vae")),
-        sizes=settings(parts.Sizes, sizes, "model"),
+        sizes=settings(Sizes, sizes, "model"),
         loss=settings(Stage1Loss, job.recipe.get("loss", {}), "loss"),
         loop=job.loop(lr=8e-4),
         plan=settings(CropPlan, {**_PLANS[rate], **job.recipe.get("plan", {})}, "plan"),

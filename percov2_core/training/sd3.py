@@ -30,10 +30,10 @@ from percov2_core.training.sd3_stage1 import (
     mean_scores,
     parameter_groups,
 )
-from percov2_core.weights.about import read_about, write_about
+from percov2_core.weights import rates
+from percov2_core.weights.about import ENTROPY_FILE, read_about, write_about
 from percov2_core.weights.lora import is_lora
 from percov2_core.weights.places import find_base
-from percov2_core.weights.rates import load_sd3_rate, save_sd3_rate
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import CLIP_TOKENS
 
@@ -179,7 +179,8 @@ def put_back(model: Path, rate: str, out: Path, cache: Cache) -> None:
             parameter.data = parameter.data.to(torch.bfloat16)  # as the base is published
     fresh, old = model / f"{rate}.new", model / f"{rate}.old"
     shutil.rmtree(fresh, ignore_errors=True)
-    save_sd3_rate(modules, fresh)
+    rates.save(modules, fresh, packed=False)
+    modules.prior.model.save(fresh / ENTROPY_FILE)
     (model / rate).rename(old)
     fresh.rename(model / rate)
     shutil.rmtree(old)
@@ -209,7 +210,7 @@ def _load(model: Path, rate: str, empty: TextEmbedding, *, precise: bool) -> Rat
     full = not (model / rate / "lora").is_dir()
     home = Residency(device="cpu", dtype="float32" if full or precise else "bfloat16")
     base = find_base(read_about(model).base, t5=False)
-    return load_sd3_rate(model / rate, base, CachedText(empty), home, merge=False)
+    return rates.load(model / rate, home, base=base, text=CachedText(empty), merge=False)
 
 
 def _held_out(cache: Cache, batch_px: int) -> list[LatentBatch]:

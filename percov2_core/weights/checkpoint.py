@@ -15,11 +15,11 @@ from percov2_core.codec import PerCoV2, RateModules
 from percov2_core.config import RATES
 from percov2_core.errors import WeightsError
 from percov2_core.latent.autoencoder import LatentAutoencoder
+from percov2_core.weights import rates
 from percov2_core.weights.about import LANGUAGE_FILE, About, checked_digest, read_about
 from percov2_core.weights.base import load_base
 from percov2_core.weights.files import existing, load_part
 from percov2_core.weights.places import base_of, find_base, find_model
-from percov2_core.weights.rates import load_own_rate, load_sd3_rate
 from percov2_core.weights.residency import Residency
 
 WARM_UP_PX = 512
@@ -48,12 +48,12 @@ def load_codec(
     about = read_about(folder)
     if (wanted := base_of(str(name))) not in ("", about.base):
         raise WeightsError(f"model {str(folder)!r}: base is {about.base!r}, expected {wanted!r}")
-    vae, rates = _over_base(folder, about, home) if about.base else _own(folder, home)
+    vae, modules = _over_base(folder, about, home) if about.base else _own(folder, home)
     return assemble(
         about,
         digest=checked_digest(about, folder),
         vae=vae,
-        rates=rates,
+        rates=modules,
         language=load_language(existing(folder / LANGUAGE_FILE)),
         home=home,
     )
@@ -100,7 +100,7 @@ def warm_up(codec: PerCoV2, home: Residency | None = None) -> None:
 def _own(folder: Path, home: Residency) -> tuple[LatentAutoencoder, dict[str, RateModules]]:
     """A folder that holds its own base, as the embedded model's does."""
     vae = LatentAutoencoder(load_part(AutoencoderDC, folder / "vae", home.target))
-    return vae, {rate: load_own_rate(folder / rate, home) for rate in RATES}
+    return vae, {rate: rates.load(folder / rate, home) for rate in RATES}
 
 
 def _over_base(
@@ -111,5 +111,6 @@ def _over_base(
     base = load_base(
         place, name=about.base, residency=home, transformer=False, t5_tokens=about.t5_tokens
     )
-    rates = {rate: load_sd3_rate(folder / rate, place, base.text, home) for rate in RATES}
-    return base.vae, rates
+    return base.vae, {
+        rate: rates.load(folder / rate, home, base=place, text=base.text) for rate in RATES
+    }

@@ -15,50 +15,22 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import nn
 
-from percov2_core.caption.describer import VOCABULARY
 from percov2_core.caption.language import load_language
 from percov2_core.codec import PerCoV2, Preset, RateModules
-from percov2_core.config import LATENT_CHANNELS, MODES, PRESETS, RATES
+from percov2_core.config import MODES, PRESETS
 from percov2_core.entropy.exact import ExactModel
-from percov2_core.entropy.exporter import export
-from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfig
 from percov2_core.entropy.prior import TokenPrior
 from percov2_core.flow.extension import extend_patch_embedding
-from percov2_core.flow.sd3_text import SD3TextEncoder
-from percov2_core.flow.transformer import FlowConfig, FlowModel
-from percov2_core.hyper.decoder import HyperDecoder
-from percov2_core.hyper.encoder import HyperEncoder
-from percov2_core.hyper.quantizer import VectorQuantizer
-from percov2_core.hyper.search import SearchConfig
-from percov2_core.weights.about import LANGUAGE_FILE, About, write_about
+from percov2_core.weights import rates
+from percov2_core.weights.about import ENTROPY_FILE, LANGUAGE_FILE, About, write_about
 from percov2_core.weights.base import load_shift, load_text, load_transformer, random_base
 from percov2_core.weights.checkpoint import assemble
 from percov2_core.weights.lora import add_lora
 from percov2_core.weights.places import EMBEDDED_DIR
-from percov2_core.weights.rates import save_sd3_rate
 from percov2_core.weights.residency import Residency
-from percov2_core.weights.sizes import HYPER, T5_TOKENS, BaseModel, HyperSizes
+from percov2_core.weights.sizes import SD3, T5_TOKENS, BaseModel, Sizes
 
-TILE = 128  # latent cells a side that the published model was trained on: 1024 px
 _PRESETS = {"faithful": Preset(4, 1.0), "balanced": Preset(20, 3.0), "vivid": Preset(20, 5.0)}
-
-
-def fresh_rate(
-    rate: str, transformer: nn.Module, text: SD3TextEncoder, sizes: HyperSizes
-) -> RateModules:
-    """Untrained modules of a rate on the CPU, around an extended transformer that is anywhere."""
-    codebook_size = RATES[rate].codebook_size
-    masked = MaskedModelConfig(codebook_size=codebook_size, vocabulary=VOCABULARY)
-    backwards = (sizes.widths[::-1], sizes.depths[::-1], sizes.code_dim)
-    return RateModules(
-        encoder=HyperEncoder(LATENT_CHANNELS, sizes.widths, sizes.depths, sizes.code_dim),
-        quantizer=VectorQuantizer(codebook_size, sizes.code_dim),
-        prior=TokenPrior(export(MaskedImageModel(masked).eval())),
-        decoder=HyperDecoder(LATENT_CHANNELS, sizes.features, *backwards),
-        text=text,
-        search=SearchConfig(rounds=0),
-        flow=FlowModel(transformer, FlowConfig(start="noise", tile=TILE)).eval(),
-    )
 
 
 def write_fresh_checkpoint(
@@ -68,7 +40,7 @@ def write_fresh_checkpoint(
     base_name: str = "sd3-medium",
     lora_rank: int = 64,
     t5_tokens: int = T5_TOKENS,
-    hyper: Mapping[str, HyperSizes] = HYPER,
+    sizes: Mapping[str, Sizes] = SD3,
     residency: Residency | None = None,
     seed: int = 0,
 ) -> Path:
@@ -87,10 +59,12 @@ def write_fresh_checkpoint(
     text = load_text(base, home, t5_tokens=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for rate, size in hyper.items():
+        for rate, size in sizes.items():
             transformer = load_transformer(base / "transformer", home)
             wanted = _difference(transformer, size.features, lora_rank)
-            save_sd3_rate(fresh_rate(rate, wanted, text, size), folder / rate)
+            modules = rates.build(size, transformer=wanted, text=text)
+            rates.save(modules, folder / rate, packed=False)
+            modules.prior.model.save(folder / rate / ENTROPY_FILE)
     shutil.copyfile(EMBEDDED_DIR / LANGUAGE_FILE, folder / LANGUAGE_FILE)
     write_about(_about(base_name, load_shift(base), t5_tokens), folder)
     return folder
@@ -105,18 +79,18 @@ def random_codec(
     """
     home = residency or Residency.from_environment()
     base = random_base(model, residency=home, t5_tokens=t5_tokens)
-    (features,) = {size.features for size in model.hyper.values()}
+    (features,) = {size.features for size in model.rates.values()}
     assert base.transformer is not None
     transformer = extend_patch_embedding(base.transformer, features)
-    rates = {
-        rate: _on(fresh_rate(rate, transformer, base.text, size), home)
-        for rate, size in model.hyper.items()
+    modules = {
+        rate: _on(rates.build(size, transformer=transformer, text=base.text), home)
+        for rate, size in model.rates.items()
     }
     return assemble(
         _about(model.name, base.shift, t5_tokens),
         digest=bytes(32),
         vae=base.vae,
-        rates=rates,
+        rates=modules,
         language=load_language(EMBEDDED_DIR / LANGUAGE_FILE),
         home=home,
     )
@@ -129,6 +103,7 @@ def _on(modules: RateModules, home: Residency) -> RateModules:
         encoder=modules.encoder.to(device).eval(),
         quantizer=modules.quantizer.to(device),
         decoder=modules.decoder.to(device).eval(),
+        flow=modules.flow.eval(),
         prior=TokenPrior(ExactModel(twin.config, twin.tables, device=str(device))),
     )
 

@@ -1,21 +1,30 @@
-"""The modules of one rate: from and to the folder RATE/ of a model."""
+"""The modules of one rate: build them fresh, save them into RATE/ of a model, load them strictly.
+
+A rate brings everything, as in the embedded model, or takes transformer and text encoders from
+Stable Diffusion 3 (`base`): then RATE/ holds a full transformer or the difference from the base's.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import SD3Transformer2DModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
+from percov2_core.caption.describer import VOCABULARY
 from percov2_core.codec import RateModules
+from percov2_core.config import LATENT_CHANNELS
 from percov2_core.entropy.exact import ExactModel
+from percov2_core.entropy.exporter import export
+from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfig
 from percov2_core.entropy.prior import TokenPrior
 from percov2_core.errors import WeightsError
 from percov2_core.flow.extension import extend_patch_embedding
-from percov2_core.flow.text import TextEmbedder, TextEncoder
+from percov2_core.flow.text import TextEmbedder, TextEncoder, small_text_encoder
 from percov2_core.flow.transformer import FlowConfig, FlowModel
 from percov2_core.hyper.decoder import HyperDecoder
 from percov2_core.hyper.encoder import HyperEncoder
@@ -28,82 +37,152 @@ from percov2_core.weights.files import (
     existing,
     fill,
     load_part,
+    pack,
     read_json,
     read_settings,
     write_json,
 )
 from percov2_core.weights.lora import is_lora, load_lora, merged, save_lora
 from percov2_core.weights.residency import Residency
+from percov2_core.weights.sizes import Sizes
 
 
-def load_own_rate(folder: Path, home: Residency) -> RateModules:
-    """A rate that brings everything, as in the embedded model.
-
-    Raises:
-        WeightsError: if a file is missing or damaged, or a parameter does not fit.
-    """
-    transformer = load_part(SD3Transformer2DModel, folder / "transformer", home.target)
-    return _modules(folder, home, transformer, _load_text(folder, home.target))
-
-
-def load_sd3_rate(
-    folder: Path, base: Path, text: TextEmbedder, home: Residency, *, merge: bool = True
+def build(
+    sizes: Sizes, *, transformer: nn.Module | None = None, text: TextEmbedder | None = None
 ) -> RateModules:
-    """A rate over Stable Diffusion 3.
+    """Fresh modules on the CPU; the entropy model gives every token the same probability.
 
     Args:
-        folder: RATE/ of the checkpoint.
-        base: Folder of the base; its transformer is read where the checkpoint is a difference.
+        transformer: A base's, its input channels extended; None makes one, which paints `start`.
+        text: The base's text encoders; None makes one.
+    """
+    text = text or small_text_encoder(VOCABULARY, width=sizes.text_width, layers=sizes.text_layers)
+    flow = FlowConfig(
+        start=sizes.start,
+        noise_scale=sizes.noise_scale,
+        guidance_width=sizes.guidance_width,
+        text_guidance=sizes.text_guidance,
+        tile=sizes.tile,
+    )
+    masked = MaskedModelConfig(codebook_size=sizes.codebook_size, vocabulary=VOCABULARY)
+    return RateModules(
+        flow=FlowModel(transformer or _own_transformer(sizes), flow),
+        text=text,
+        encoder=HyperEncoder(
+            LATENT_CHANNELS, sizes.encoder_widths, sizes.encoder_depths, sizes.code_dim
+        ),
+        quantizer=VectorQuantizer(sizes.codebook_size, sizes.code_dim),
+        decoder=HyperDecoder(
+            LATENT_CHANNELS,
+            sizes.features,
+            sizes.decoder_widths,
+            sizes.decoder_depths,
+            sizes.code_dim,
+            sizes.guidance_width,
+        ),
+        prior=TokenPrior(export(MaskedImageModel(masked).eval())),
+        search=sizes.search,
+    )
+
+
+def save(modules: RateModules, folder: Path, *, packed: bool) -> None:
+    """Write all but the entropy model, which is trained afterwards and saved by itself.
+
+    The transformer is written as its low-rank difference if `lora.add_lora` made it.
+
+    Args:
+        packed: In half precision, large matrices in 8 bits; the modules are left in half
+            precision. False keeps the precision that they have.
+    """
+    parts: dict[str, Any] = {"hyper_encoder": modules.encoder, "hyper_decoder": modules.decoder}
+    if isinstance(modules.text, TextEncoder):
+        parts["text_encoder"] = modules.text.model
+        modules.text.tokenizer.save_pretrained(folder / "tokenizer")
+    if is_lora(modules.flow.transformer):
+        save_lora(modules.flow.transformer, folder / "lora")
+    else:
+        parts["transformer"] = modules.flow.transformer
+    for name, part in parts.items():
+        (part.half() if packed else part).save_pretrained(folder / name)
+        if packed:
+            pack(folder / name)
+    modules.quantizer.save_pretrained(folder / "quantizer")  # its numbers give tokens a meaning
+    write_json(folder / "flow.json", asdict(modules.flow.config))
+    write_json(folder / "search.json", asdict(modules.search))
+
+
+def load(
+    folder: Path,
+    home: Residency,
+    *,
+    base: Path | None = None,
+    text: TextEmbedder | None = None,
+    merge: bool = True,
+) -> RateModules:
+    """Load RATE/ of a model.
+
+    Args:
+        base: Folder of Stable Diffusion 3, for a rate over it.
+        text: Its text encoders; None loads those in RATE/.
         merge: Fold a low-rank difference into the weights; False keeps it apart, for training.
 
     Raises:
         WeightsError: if a file is missing or damaged, or a parameter does not fit.
         UnavailableError: if the checkpoint needs peft and it is not installed.
     """
-    if not (folder / "lora").is_dir():
-        return _modules(folder, home, load_transformer(folder / "transformer", home), text)
-    features = int(read_json(folder / "hyper_decoder" / "config.json")["feature_channels"])
-    plain = extend_patch_embedding(load_transformer(base / "transformer", home), features)
-    wrapped = load_lora(plain, folder / "lora")
-    if not merge:
-        return _modules(folder, home, wrapped, text)
-    return _modules(folder, home, merged(wrapped, home.precision), text)
-
-
-def save_sd3_rate(modules: RateModules, folder: Path) -> None:
-    """Write a rate over Stable Diffusion 3 in the precision that it has.
-
-    The transformer is written in full, or as its low-rank difference if `lora.add_lora` made it.
-    """
-    modules.encoder.save_pretrained(folder / "hyper_encoder")
-    modules.quantizer.save_pretrained(folder / "quantizer")
-    modules.decoder.save_pretrained(folder / "hyper_decoder")
-    if is_lora(modules.flow.transformer):
-        save_lora(modules.flow.transformer, folder / "lora")
-    else:
-        modules.flow.transformer.save_pretrained(folder / "transformer")
-    modules.prior.model.save(folder / ENTROPY_FILE)
-    write_json(folder / "flow.json", asdict(modules.flow.config))
-    write_json(folder / "search.json", asdict(modules.search))
-
-
-def _modules(
-    folder: Path, home: Residency, transformer: nn.Module, text: TextEmbedder
-) -> RateModules:
     device = home.target
-    try:
-        prior = TokenPrior(ExactModel.load(existing(folder / ENTROPY_FILE), device=str(device)))
-    except (ValueError, KeyError) as error:
-        raise WeightsError(f"{str(folder / ENTROPY_FILE)!r}: {error}") from error
+    transformer = _load_over(folder, base, home, merge) if base else _load_own(folder, device)
     return RateModules(
         encoder=load_part(HyperEncoder, folder / "hyper_encoder", device),
         quantizer=load_part(VectorQuantizer, folder / "quantizer", device),
-        prior=prior,
+        prior=_load_prior(folder / ENTROPY_FILE, device),
         decoder=load_part(HyperDecoder, folder / "hyper_decoder", device),
-        text=text,
+        text=text or _load_text(folder, device),
         search=read_settings(SearchConfig, folder / "search.json"),
         flow=FlowModel(transformer, read_settings(FlowConfig, folder / "flow.json")).eval(),
     )
+
+
+def _own_transformer(sizes: Sizes) -> SD3Transformer2DModel:
+    transformer = SD3Transformer2DModel(
+        sample_size=64,
+        patch_size=2,
+        in_channels=2 * LATENT_CHANNELS + sizes.features,
+        num_layers=sizes.layers,
+        attention_head_dim=sizes.head_dim,
+        num_attention_heads=sizes.heads,
+        joint_attention_dim=sizes.text_width,
+        caption_projection_dim=sizes.heads * sizes.head_dim,
+        pooled_projection_dim=sizes.text_width + sizes.guidance_width,
+        out_channels=LATENT_CHANNELS,
+        pos_embed_max_size=sizes.pos_embed_max,
+        qk_norm="rms_norm",
+    )
+    nn.init.zeros_(transformer.proj_out.weight)
+    nn.init.zeros_(transformer.proj_out.bias)
+    return transformer
+
+
+def _load_own(folder: Path, device: torch.device) -> nn.Module:
+    part: nn.Module = load_part(SD3Transformer2DModel, folder / "transformer", device)
+    return part
+
+
+def _load_over(folder: Path, base: Path, home: Residency, merge: bool) -> nn.Module:
+    if not (folder / "lora").is_dir():
+        full: nn.Module = load_transformer(folder / "transformer", home)
+        return full
+    features = int(read_json(folder / "hyper_decoder" / "config.json")["feature_channels"])
+    plain = extend_patch_embedding(load_transformer(base / "transformer", home), features)
+    wrapped = load_lora(plain, folder / "lora")
+    return merged(wrapped, home.precision) if merge else wrapped
+
+
+def _load_prior(path: Path, device: torch.device) -> TokenPrior:
+    try:
+        return TokenPrior(ExactModel.load(existing(path), device=str(device)))
+    except (ValueError, KeyError) as error:
+        raise WeightsError(f"{str(path)!r}: {error}") from error
 
 
 def _load_text(folder: Path, device: torch.device) -> TextEncoder:

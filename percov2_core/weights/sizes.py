@@ -1,6 +1,6 @@
-"""Stable Diffusion 3 as published: names on the Hub, and the settings of every part.
+"""Sizes of our modules, by model and rate, and of Stable Diffusion 3 as published.
 
-The settings are those of the repositories' own `config.json`; they build models of the real size
+Its settings are those of the repositories' own `config.json`; they build models of the real size
 where no weights can be had (bench, memory, parameter counts).
 """
 
@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from percov2_core.errors import ConfigError
+from percov2_core.hyper.search import SearchConfig
 
 CLIP_TOKENS = 77
 T5_TOKENS = 256
@@ -21,19 +22,84 @@ Settings: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HyperSizes:
-    """Sizes of our modules between latent and tokens; widths run fine to coarse."""
+class Sizes:
+    """One rate. Encoder widths run fine to coarse, decoder ones back.
 
-    widths: tuple[int, ...]
-    depths: tuple[int, ...]
+    `heads`, `head_dim`, `layers` and `pos_embed_max` are those of a transformer of one's own,
+    `text_width` and `text_layers` of the text encoder beside it: a rate over Stable Diffusion 3
+    takes both from its base. `start`, `noise_scale`, `text_guidance` and `tile` are explained at
+    `FlowConfig`.
+    """
+
+    encoder_widths: tuple[int, ...]
+    encoder_depths: tuple[int, ...]
+    decoder_widths: tuple[int, ...]
+    decoder_depths: tuple[int, ...]
+    noise_scale: float
+    text_guidance: float
+    search: SearchConfig
     code_dim: int = 16
-    features: int = 32
+    features: int = 16
+    heads: int = 3
+    head_dim: int = 64
+    layers: int = 3
+    text_width: int = 128
+    text_layers: int = 2
+    guidance_width: int = 16
+    codebook_size: int = 256
+    pos_embed_max: int = 32
+    start: str = "codes"
+    tile: int = 64
 
 
-HYPER: Mapping[str, HyperSizes] = MappingProxyType(
+EMBEDDED: Mapping[str, Sizes] = MappingProxyType(
     {
-        "ultra-low": HyperSizes(widths=(192, 256, 320), depths=(2, 3, 3)),
-        "extreme": HyperSizes(widths=(320,), depths=(6,)),
+        "extreme": Sizes(
+            encoder_widths=(192,),
+            encoder_depths=(6,),
+            decoder_widths=(256,),
+            decoder_depths=(10,),
+            noise_scale=0.6,
+            text_guidance=0.0,
+            search=SearchConfig(rounds=5, curvature=90.0, structure=0.1, rate=1.0),
+        ),
+        "ultra-low": Sizes(
+            encoder_widths=(96, 160, 224),
+            encoder_depths=(2, 2, 2),
+            decoder_widths=(256, 224, 160),
+            decoder_depths=(4, 4, 4),
+            noise_scale=0.85,
+            text_guidance=0.25,
+            search=SearchConfig(rounds=3, curvature=1000.0, rate=25.0),
+        ),
+    }
+)
+
+
+def _over_sd3(
+    widths: tuple[int, ...], depths: tuple[int, ...], code_dim: int = 16, features: int = 32
+) -> Sizes:
+    """The paper's flow from pure noise; the tile is what the base was trained on, 1024 px."""
+    return Sizes(
+        encoder_widths=widths,
+        encoder_depths=depths,
+        decoder_widths=widths[::-1],
+        decoder_depths=depths[::-1],
+        code_dim=code_dim,
+        features=features,
+        start="noise",
+        noise_scale=1.0,
+        text_guidance=1.0,
+        guidance_width=0,
+        tile=128,
+        search=SearchConfig(rounds=0),
+    )
+
+
+SD3: Mapping[str, Sizes] = MappingProxyType(
+    {
+        "ultra-low": _over_sd3((192, 256, 320), (2, 3, 3)),
+        "extreme": _over_sd3((320,), (6,)),
     }
 )
 TRANSFORMER: Settings = MappingProxyType(
@@ -114,7 +180,7 @@ class BaseModel:
     Attributes:
         name: What `load_codec` and `model.json` call it.
         repository: Its diffusers layout on the Hub; gated.
-        hyper: Sizes of our modules, by rate.
+        rates: Sizes of our modules.
     """
 
     name: str
@@ -124,7 +190,7 @@ class BaseModel:
     clip_l: Settings
     clip_g: Settings
     t5: Settings
-    hyper: Mapping[str, HyperSizes]
+    rates: Mapping[str, Sizes]
 
 
 def _medium(name: str, repository: str, **changes: Any) -> BaseModel:
@@ -136,7 +202,7 @@ def _medium(name: str, repository: str, **changes: Any) -> BaseModel:
         clip_l=CLIP_L,
         clip_g=CLIP_G,
         t5=T5_XXL,
-        hyper=HYPER,
+        rates=SD3,
     )
 
 
@@ -186,9 +252,9 @@ TINY = BaseModel(
     clip_l=_tiny_clip(CLIP_L, 24),
     clip_g=_tiny_clip(CLIP_G, 40),
     t5={**T5_XXL, "d_model": 96, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2},
-    hyper={
-        "ultra-low": HyperSizes(widths=(8, 8, 8), depths=(1, 1, 1), code_dim=4, features=4),
-        "extreme": HyperSizes(widths=(8,), depths=(1,), code_dim=4, features=4),
+    rates={
+        "ultra-low": _over_sd3((8, 8, 8), (1, 1, 1), code_dim=4, features=4),
+        "extreme": _over_sd3((8,), (1,), code_dim=4, features=4),
     },
 )
 
