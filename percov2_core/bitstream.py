@@ -28,12 +28,15 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from percov2_core.config import (
+    DEFAULT_SCHEDULE,
     MAX_SIDE_PX,
     MIN_SIDE_PX,
     MODES,
     RATES,
     SCHEDULES,
+    check_schedule,
     check_whole,
+    find_mode,
 )
 from percov2_core.errors import BitstreamError, ConfigError
 
@@ -106,11 +109,53 @@ class Stream:
         _check_range("seed", self.seed, 0, MAX_SEED)
         _check_file_size(len(self.payload) + len(self.header_bytes()))
 
+    @classmethod
+    def blank(
+        cls,
+        size: tuple[int, int],
+        mode: str,
+        *,
+        fingerprint: int,
+        schedule: str = DEFAULT_SCHEDULE,
+        tokens: int | None = None,
+        seed: int = 0,
+    ) -> Stream:
+        """The header of a picture, without payload.
+
+        Args:
+            size: Width and height in pixels.
+            tokens: Hybrid only: how many tokens will be sent; None is 0.
+
+        Raises:
+            ConfigError: if a name or a number is wrong.
+        """
+        rows, columns = RATES[find_mode(mode).rate].grid(size[1], size[0])
+        return cls(
+            mode=mode,
+            schedule=check_schedule(schedule),
+            width=size[0],
+            height=size[1],
+            tokens_sent=_tokens_sent(tokens, rows * columns, mode),
+            fingerprint=fingerprint,
+            check=0,
+            payload=b"",
+            seed=check_whole("seed", seed, 0, MAX_SEED),
+        )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens of this picture, whether they are sent or not."""
+        return RATES[MODES[self.mode].rate].grid(self.height, self.width)
+
     @property
     def tokens_total(self) -> int:
         """Tokens in the whole grid of this picture."""
-        rows, columns = RATES[MODES[self.mode].rate].grid(self.height, self.width)
-        return rows * columns
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def may_be_cut(self) -> bool:
+        """Whether the first tokens alone make a file: at the rate of the hybrid mode."""
+        return MODES[self.mode].rate == MODES["hybrid"].rate
 
     @property
     def sizes(self) -> Sizes:
@@ -196,6 +241,11 @@ class Stream:
             raise BitstreamError(f"link: expected it to end in {stream.to_text()[-1]!r}")
         return stream
 
+    def check_may_be_cut(self) -> None:
+        """Raise a ConfigError if the mode allows no shorter file."""
+        if not self.may_be_cut:
+            raise ConfigError(f"truncate: mode must be ultra-low or hybrid, got {self.mode}")
+
     def truncate(self, stage: int) -> Stream:
         """The hybrid stream of the first `stage` stages; 0 is the caption alone.
 
@@ -203,8 +253,7 @@ class Stream:
             ConfigError: if the mode or the stage does not allow it, or this stream was read from
                 a file and so holds no cuts.
         """
-        if MODES[self.mode].rate != MODES["hybrid"].rate:
-            raise ConfigError(f"truncate: mode must be ultra-low or hybrid, got {self.mode}")
+        self.check_may_be_cut()
         if not self.cuts:
             raise ConfigError("truncate: this stream was read from a file: use codec.truncate")
         stage = check_whole("stage", stage, 0, len(self.cuts) - 1)
@@ -267,6 +316,15 @@ class _HeaderReader:
 
     def rest(self) -> bytes:
         return self._data[self._offset :]
+
+
+def _tokens_sent(tokens: int | None, total: int, mode: str) -> int:
+    """How many tokens a mode sends when it is asked for `tokens`."""
+    if MODES[mode].partial:
+        return check_whole("tokens", 0 if tokens is None else tokens, 0, total)
+    if tokens not in (None, total):
+        raise ConfigError(f"tokens: mode {mode!r} sends all {total}, got {tokens!r}")
+    return total
 
 
 def _check_file_size(size_bytes: int) -> None:

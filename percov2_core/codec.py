@@ -8,23 +8,27 @@
       |                                                              +--> flow --> latent --> image
       +----> caption --> text encoder -------------------------------+
 
-Letters: H x W pixels (padded to whole tokens), D code width, h x w token grid.
+`encode` is the upper half, `write` its end: tokens and caption --> file. `decode` is the lower
+half: `read` (file --> tokens and caption) and `paint`, which shows every step of the flow.
+
+Letters: H x W pixels (padded to whole tokens), D code width, h x w token grid, K codebook size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from percov2_core import image_io
-from percov2_core.bitstream import MAX_SEED, Stream
+from percov2_core.bitstream import MAX_SEED, Cut, Stream, check_value
 from percov2_core.caption import packing
 from percov2_core.caption.captioner import Captioner
 from percov2_core.caption.language import CaptionLanguage
@@ -37,9 +41,10 @@ from percov2_core.config import (
     check_real,
     check_whole,
 )
-from percov2_core.container import Bits, Container, Contents, check_stream
-from percov2_core.entropy.prior import TokenPrior
-from percov2_core.flow.sampler import SamplerStep, draw_noise, sample
+from percov2_core.entropy.coder import SymbolReader, SymbolWriter
+from percov2_core.entropy.prior import CutPoint, TokenPrior, coding_order, stage_map
+from percov2_core.errors import BitstreamError, ConfigError
+from percov2_core.flow.sampler import draw_noise, sample, sigmas
 from percov2_core.flow.text import TextEmbedder
 from percov2_core.flow.transformer import Conditions, FlowModel
 from percov2_core.hyper.decoder import HyperDecoder
@@ -48,21 +53,10 @@ from percov2_core.hyper.quantizer import VectorQuantizer
 from percov2_core.hyper.search import SearchConfig, search_tokens
 from percov2_core.latent.autoencoder import LatentAutoencoder
 
-__all__ = [
-    "MAX_GUIDANCE",
-    "MAX_STEPS",
-    "SEARCH_TILE_PX",
-    "Bits",
-    "Contents",
-    "PerCoV2",
-    "Preset",
-    "RateModules",
-    "Step",
-]
-
 MAX_STEPS = 100
-SEARCH_TILE_PX = 512  # bounds the memory that gradients take
 MAX_GUIDANCE = 20.0
+
+Ints = NDArray[np.int64]
 
 
 class Preset(NamedTuple):
@@ -85,13 +79,42 @@ class RateModules:
     search: SearchConfig
 
 
+class Bits(NamedTuple):
+    """Where the bits of a file went; the sum is 8 x its bytes."""
+
+    header: int
+    caption: int
+    tokens: int
+
+
+class Contents(NamedTuple):
+    """What a file says, before any picture is painted."""
+
+    stream: Stream  # the file itself
+    caption: str
+    tokens: Ints  # (h, w) in [0, K), those that were not sent are sampled
+    sent: NDArray[np.bool_]  # (h, w) True where the token is in the file
+    token_bits: NDArray[np.float64]  # (h, w) bits, 0 where the token was not sent
+    stages: Ints  # (h, w) stage of the schedule
+    bits: Bits
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Progress of `PerCoV2.decode`."""
+    """One step of `PerCoV2.paint`."""
 
     index: int  # 1..total
     total: int
     preview: Callable[[], Image.Image]  # the picture that the flow is heading for
+    picture: Image.Image | None = None  # the finished picture, in the last step
+
+
+class _Manner(NamedTuple):
+    """How to paint, checked."""
+
+    steps: int
+    guidance: float
+    seed: int
 
 
 class PerCoV2:
@@ -106,7 +129,7 @@ class PerCoV2:
         rates: Mapping[str, RateModules],
         language: CaptionLanguage,
         captioners: Callable[[str], Captioner],
-        scheduler: FlowMatchEulerDiscreteScheduler,
+        shift: float,
         presets: Mapping[str, Mapping[str, Preset]],
         captioner: str = "describer",
     ) -> None:
@@ -117,15 +140,13 @@ class PerCoV2:
         self.language = language
         self.captioners = captioners
         self.captioner = captioner
-        self.scheduler = scheduler
+        self.shift = shift  # of the flow's times, see `flow.sampler`
         self.presets = presets
-        priors = {rate: modules.prior for rate, modules in rates.items()}
-        self.container = Container(name=name, digest=digest, language=language, priors=priors)
 
     @property
     def fingerprint(self) -> int:
         """First byte of the model's digest, 0..255."""
-        return self.container.fingerprint
+        return self.digest[0]
 
     @property
     def device(self) -> torch.device:
@@ -159,46 +180,35 @@ class PerCoV2:
             ConfigError: if a name or a number is wrong.
         """
         picture = image_io.normalise(image)
-        stream = self.container.blank(
-            picture.size, mode, schedule=schedule, tokens=tokens, seed=seed
+        header = Stream.blank(
+            picture.size,
+            mode,
+            fingerprint=self.fingerprint,
+            schedule=schedule,
+            tokens=tokens,
+            seed=seed,
         )
-        rate, modules = RATES[MODES[mode].rate], self.rates[MODES[mode].rate]
         if caption is None:
             caption = self.describe(picture, captioner=captioner)
         text = packing.check_caption(caption)
-        if stream.tokens_sent == 0:  # the caption alone: no token is looked for
-            return self.container.pack(stream, np.zeros(rate.grid(*picture.size[::-1]), int), text)
+        if header.tokens_sent == 0:  # the caption alone: no token is looked for
+            return self.write(header, np.zeros(header.grid, int), text)
 
-        x = image_io.to_tensor(picture, rate.token_stride).to(self.device)  # (1, 3, H, W)
+        rate = MODES[mode].rate
+        modules, least = self.rates[rate], torch.ones(1, device=self.device)
+        x = image_io.to_tensor(picture, RATES[rate].token_stride).to(self.device)  # (1, 3, H, W)
         latent = self.vae.encode(x)  # (1, 16, H/8, W/8)
         vectors = modules.encoder(latent)  # (1, D, h, w)
         nearest = modules.quantizer.tokens(vectors)  # (1, h, w)
-        grid = self._search(nearest, text, modules, x)[0].cpu().numpy()  # (h, w)
-        return self.container.pack(stream, grid, text)
-
-    def _search(self, tokens: Tensor, caption: str, modules: RateModules, x: Tensor) -> Tensor:
-        """Improve tokens by what the hyper-decoder's start decodes to, tile by tile."""
-        tokens, least = tokens.clone(), torch.ones(1, device=x.device)
-        stride = x.shape[-1] // tokens.shape[-1]
-        size = SEARCH_TILE_PX // stride
-        for top in range(0, tokens.shape[1], size):
-            for left in range(0, tokens.shape[2], size):
-                rows, columns = slice(top, top + size), slice(left, left + size)
-                tile, bits = tokens[:, rows, columns], None
-                if modules.search.rate:  # by one schedule, so that all send the same tokens
-                    found = modules.prior.choices(
-                        tile[0].cpu().numpy(), caption, schedule=DEFAULT_SCHEDULE
-                    )
-                    bits = torch.from_numpy(found).to(x.device)
-                tokens[:, rows, columns] = search_tokens(
-                    tile,
-                    modules.quantizer,
-                    lambda codes: self.vae.decode(modules.decoder(codes, least).start),
-                    x[..., _scaled(rows, stride), _scaled(columns, stride)],
-                    config=modules.search,
-                    bits=bits,
-                )
-        return tokens
+        found = search_tokens(
+            nearest,
+            modules.quantizer,
+            lambda codes: self.vae.decode(modules.decoder(codes, least).start),
+            x,
+            config=modules.search,
+            bits=lambda tile: _prices(modules.prior, tile, text),
+        )  # (1, h, w)
+        return self.write(header, found[0].cpu().numpy(), text)
 
     def describe(self, image: Image.Image, *, captioner: str | None = None) -> str:
         """Ask a captioner for a caption, by default the one that the model was trained with."""
@@ -209,7 +219,133 @@ class PerCoV2:
         """Ideal cost of a caption in the file, in bits."""
         return packing.caption_bits(text, self.language)
 
-    @torch.inference_mode()
+    def write(self, header: Stream, tokens: Ints, caption: str) -> Stream:
+        """Put a caption and the first tokens of a grid into a file: the end of `encode`.
+
+        Args:
+            header: See `Stream.blank`; its check value and payload are replaced.
+            tokens: (h, w) in [0, K).
+
+        Returns:
+            The file; where it may be cut, it holds a cut at every stage.
+
+        Raises:
+            ConfigError: if the caption is too long.
+        """
+        writer = SymbolWriter()
+        packing.write_caption(writer, caption, self.language)
+        points = [CutPoint(0, writer.snapshot())] if header.may_be_cut else []
+        points += self.rates[MODES[header.mode].rate].prior.compress(
+            tokens,
+            caption,
+            schedule=header.schedule,
+            writer=writer,
+            tokens_sent=header.tokens_sent,
+            cuts=header.may_be_cut,
+        )
+        ordered = tokens.ravel()[coding_order(header.schedule, header.grid)]
+        cuts = []
+        for count, payload in points:
+            shorter = replace(header, mode="hybrid", tokens_sent=count)
+            cuts.append(Cut(count, self._check(shorter, ordered, caption), payload))
+        check = self._check(header, ordered, caption)
+        return replace(header, check=check, payload=writer.finish(), cuts=tuple(cuts))
+
+    def truncate(
+        self, stream: Stream, *, stage: int | None = None, tokens: int | None = None
+    ) -> Stream:
+        """The hybrid stream of the first stages, or of the first tokens, of any stream.
+
+        Raises:
+            ConfigError: if not exactly one of `stage` and `tokens` is given, it is out of range,
+                or the mode does not allow it.
+            BitstreamError: if the file is damaged or of another model.
+        """
+        if (stage is None) == (tokens is None):
+            raise ConfigError(f"truncate: give stage or tokens, got {stage} and {tokens}")
+        header = _checked(stream)
+        header.check_may_be_cut()
+        if tokens is not None:
+            left = check_whole("tokens", tokens, 0, stream.tokens_sent)
+            header = replace(stream, mode="hybrid", tokens_sent=left)
+        contents = self.read(stream)
+        written = self.write(header, contents.tokens, contents.caption)
+        return written if stage is None else written.truncate(stage)
+
+    def read(self, stream: Stream) -> Contents:
+        """What a file says, and what each part of it costs: the first half of `decode`.
+
+        Raises:
+            BitstreamError: if the file is damaged or of another model.
+        """
+        if _checked(stream).fingerprint != self.fingerprint:
+            raise BitstreamError(
+                f"fingerprint: file was written by a model with {stream.fingerprint:02x}, "
+                f"{self.name!r} has {self.fingerprint:02x}"
+            )
+        reader = SymbolReader(stream.payload)
+        caption = packing.read_caption(reader, self.language)
+        caption_bits = reader.ideal_bits
+        tokens, token_bits = self.rates[MODES[stream.mode].rate].prior.decompress(
+            reader,
+            stream.grid,
+            caption=caption,
+            schedule=stream.schedule,
+            tokens_sent=stream.tokens_sent,
+            seed=stream.seed,
+        )  # (h, w), (h, w)
+        reader.close()
+        order = coding_order(stream.schedule, stream.grid)
+        if (check := self._check(stream, tokens.ravel()[order], caption)) != stream.check:
+            raise BitstreamError(
+                f"check value: contents give {check:04x}, file says {stream.check:04x}: "
+                "the file is damaged or was written by another entropy model"
+            )
+        sent = np.zeros(stream.grid, dtype=np.bool_)
+        sent.reshape(-1)[order[: stream.tokens_sent]] = True
+        payload = 8 * len(stream.payload)
+        spent = min(payload, round(caption_bits)) if stream.tokens_sent else payload
+        return Contents(
+            stream=stream,
+            caption=caption,
+            tokens=tokens,
+            sent=sent,
+            token_bits=token_bits,
+            stages=stage_map(stream.schedule, stream.grid),
+            bits=Bits(8 * stream.sizes.header, spent, payload - spent),
+        )
+
+    def paint(
+        self,
+        contents: Contents,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        preset: str = "balanced",
+        seed: int | None = None,
+    ) -> Generator[Step, None, None]:
+        """Repaint the picture step by step: the second half of `decode`.
+
+        To cancel, close the generator or ask for no further step: nothing runs on.
+
+        Args:
+            contents: What `read` gave.
+            steps: Euler steps of the flow, 1 to 100; None takes the preset's.
+            guidance: 1 to 20; None takes the preset's.
+            preset: One of `config.PRESETS`.
+            seed: Seed of the noise; None takes the file's.
+
+        Returns:
+            The steps; the last holds the picture. Same arguments, same machine: same pixels.
+
+        Raises:
+            ConfigError: if a number or the preset is wrong; at once, before the first step.
+        """
+        manner = self._manner(
+            contents.stream, steps=steps, guidance=guidance, preset=preset, seed=seed
+        )
+        return self._steps(contents, manner)
+
     def decode(
         self,
         stream: Stream,
@@ -220,77 +356,74 @@ class PerCoV2:
         seed: int | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> Image.Image:
-        """Repaint the picture. Same arguments, same machine: same pixels.
-
-        Args:
-            steps: Euler steps of the flow, 1 to 100; None takes the preset's.
-            guidance: 1 to 20; None takes the preset's.
-            preset: One of `config.PRESETS`.
-            seed: Seed of the noise; None takes the file's.
-            on_step: Called after each step; an exception that it raises cancels.
+        """`read` a file and `paint` it to the end. Same arguments, same machine: same pixels.
 
         Raises:
             BitstreamError: if the file is damaged or of another model.
             ConfigError: if a number or the preset is wrong.
         """
-        chosen = self._preset(stream, preset)
-        steps = check_whole("steps", chosen.steps if steps is None else steps, 1, MAX_STEPS)
-        guidance = chosen.guidance if guidance is None else guidance
-        guidance = check_real("guidance", guidance, 1, MAX_GUIDANCE)
-        seed = check_whole("seed", stream.seed if seed is None else seed, 0, MAX_SEED)
-        tokens, caption, _ = self.container.unpack(stream)
-        modules = self.rates[MODES[stream.mode].rate]
+        manner = self._manner(stream, steps=steps, guidance=guidance, preset=preset, seed=seed)
+        for step in self._steps(self.read(stream), manner):
+            if on_step is not None:
+                on_step(step)
+        assert step.picture is not None
+        return step.picture
 
-        codes = modules.quantizer.lookup(torch.from_numpy(tokens)[None].to(self.device))
-        told = torch.full((1,), guidance, device=codes.device)
+    @torch.inference_mode()
+    def _steps(self, contents: Contents, manner: _Manner) -> Generator[Step, None, None]:
+        stream, modules = contents.stream, self.rates[MODES[contents.stream.mode].rate]
+        tokens = torch.from_numpy(contents.tokens)[None].to(self.device)  # (1, h, w)
+        codes = modules.quantizer.lookup(tokens)  # (1, D, h, w)
+        told = torch.full((1,), manner.guidance, device=codes.device)
         start, features = modules.decoder(codes, told)  # (1, 16, H/8, W/8), (1, C, H/8, W/8)
-        latent = sample(
+        latents = sample(
             modules.flow,
-            Conditions(start, features, modules.text.encode([caption])),
+            Conditions(start, features, modules.text.encode([contents.caption])),
             modules.text.encode([""]),
-            steps=steps,
-            guidance=guidance,
-            noise=draw_noise(start.shape, seed, start.device),
-            scheduler=self.scheduler,
-            on_step=self._report(stream, on_step),
-        )  # (1, 16, H/8, W/8)
-        return self._paint(stream, latent)
+            times=sigmas(manner.steps, self.shift),
+            guidance=manner.guidance,
+            noise=draw_noise(start.shape, manner.seed, start.device),
+        )
+        for index, latent in enumerate(latents, 1):  # (1, 16, H/8, W/8)
+            preview = partial(self._picture, stream, latent)
+            last = index == manner.steps
+            yield Step(index, manner.steps, preview, preview() if last else None)
 
-    def read(self, stream: Stream) -> Contents:
-        """What the file says, without painting the picture.
-
-        Raises:
-            BitstreamError: if the file is damaged or of another model.
-        """
-        return self.container.contents(stream)
-
-    def truncate(
-        self, stream: Stream, *, stage: int | None = None, tokens: int | None = None
-    ) -> Stream:
-        """The hybrid stream of the first stages, or of the first tokens, of any stream.
-
-        Raises:
-            ConfigError: if not exactly one of `stage` and `tokens` is given, or it is out of range.
-        """
-        return self.container.truncate(stream, stage=stage, tokens=tokens)
-
-    def _preset(self, stream: Stream, preset: str) -> Preset:
-        return self.presets[check_stream(stream).mode][check_choice("preset", preset, PRESETS)]
-
-    def _paint(self, stream: Stream, latent: Tensor) -> Image.Image:
+    @torch.inference_mode()
+    def _picture(self, stream: Stream, latent: Tensor) -> Image.Image:
         return image_io.to_image(self.vae.decode(latent), size=(stream.width, stream.height))
 
-    def _report(
-        self, stream: Stream, on_step: Callable[[Step], None] | None
-    ) -> Callable[[SamplerStep], None] | None:
-        if on_step is None:
-            return None
+    def _manner(
+        self,
+        stream: Stream,
+        *,
+        steps: int | None,
+        guidance: float | None,
+        preset: str,
+        seed: int | None,
+    ) -> _Manner:
+        chosen = self.presets[_checked(stream).mode][check_choice("preset", preset, PRESETS)]
+        guidance = chosen.guidance if guidance is None else guidance
+        return _Manner(
+            check_whole("steps", chosen.steps if steps is None else steps, 1, MAX_STEPS),
+            check_real("guidance", guidance, 1, MAX_GUIDANCE),
+            check_whole("seed", stream.seed if seed is None else seed, 0, MAX_SEED),
+        )
 
-        def report(step: SamplerStep) -> None:
-            on_step(Step(step.index, step.total, lambda: self._paint(stream, step.estimate())))
+    def _check(self, stream: Stream, ordered: Ints, caption: str) -> int:
+        """Check value of a stream that holds the first of these tokens, (N,) in coding order."""
+        tokens = ordered[: stream.tokens_sent].astype("<u2").tobytes()
+        return check_value(stream, caption, tokens=tokens, model=self.digest)
 
-        return report
+
+def _prices(prior: TokenPrior, tile: Tensor, caption: str) -> Tensor:
+    """(h, w) tokens -> (K, h, w) bits; by one schedule, so that all send the same tokens."""
+    found = prior.choices(tile.cpu().numpy(), caption, schedule=DEFAULT_SCHEDULE)
+    return torch.from_numpy(found).to(tile.device)
 
 
-def _scaled(span: slice, stride: int) -> slice:
-    return slice(span.start * stride, span.stop * stride)
+def _checked(stream: Stream) -> Stream:
+    if not isinstance(stream, Stream):
+        kind = type(stream).__name__
+        raise ConfigError(f"stream must be a Stream (see Stream.from_bytes), got {kind}")
+    return stream

@@ -25,20 +25,19 @@ from percov2_core.weights import EMBEDDED_DIR, ENTROPY_FILE, LANGUAGE_FILE
 
 
 def digest(prior: TokenPrior, language, tokens: np.ndarray, caption: str) -> str:
-    writer = SymbolWriter()
-    write_caption(writer, caption, language)
-    prior.compress(tokens, caption, schedule="qlds", writer=writer)
-    data = writer.finish()
-    reader = SymbolReader(data)
-    grid = (tokens.shape[0], tokens.shape[1])
-    said = read_caption(reader, language)
-    read = prior.decompress(reader, grid, caption=said, schedule="qlds")
-    reader.close()
-    invented = [
-        prior.complete(tokens, caption, schedule="qlds", tokens_sent=sent)
-        for sent in (0, tokens.size // 4)
-    ]
-    parts = [data, read.tobytes(), *(grid.tobytes() for grid in invented)]
+    parts = []
+    for sent in (tokens.size, tokens.size // 4, 0):
+        writer = SymbolWriter()
+        write_caption(writer, caption, language)
+        prior.compress(tokens, caption, schedule="qlds", writer=writer, tokens_sent=sent)
+        data = writer.finish()
+        reader = SymbolReader(data)
+        said = read_caption(reader, language)
+        read = prior.decompress(
+            reader, tokens.shape, caption=said, schedule="qlds", tokens_sent=sent
+        )
+        reader.close()
+        parts += [data, read.tokens.tobytes()]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 

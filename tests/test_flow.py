@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from percov2_core.errors import ConfigError
-from percov2_core.flow.sampler import draw_noise, sample
+from percov2_core.flow.sampler import blend, draw_noise, sample, sigmas, tiles
 from percov2_core.flow.text import TextEmbedding, small_text_encoder
-from percov2_core.flow.tiling import blend, tiles
 from percov2_core.flow.transformer import Conditions, FlowConfig, FlowModel
 from percov2_core.guidance import guidance_features
 
@@ -38,15 +38,15 @@ def conditions(value: float, side: int = 8) -> Conditions:
 
 def run(model: Recorder, *, steps: int, guidance: float) -> torch.Tensor:
     flow = FlowModel(model, FlowConfig())
-    return sample(
+    *_, arrived = sample(
         flow,
         conditions(3.0),
         text(1.0),
-        steps=steps,
+        times=sigmas(steps, shift=1.0),
         guidance=guidance,
         noise=torch.ones(1, 16, 8, 8),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
     )
+    return arrived
 
 
 def test_one_euler_step_subtracts_the_velocity():
@@ -63,6 +63,14 @@ def test_guidance_costs_one_batch_of_two_and_nothing_when_it_is_one():
     run(model, steps=3, guidance=2.5)
     run(model, steps=3, guidance=1.0)
     assert model.batches == [2, 2, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 1.7])
+def test_times_are_to_the_bit_those_of_the_published_scheduler(shift):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    for steps in (1, 2, 3, 7, 20, 100):
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps).tolist())
+        assert sigmas(steps, shift) == scheduler.sigmas.tolist()
 
 
 def test_noise_depends_on_the_seed_alone():

@@ -93,7 +93,7 @@ def test_the_search_weighs_bits_against_the_error(quantizer):
     errors, spent = [], []
     for rate in (0.0, 0.2, 50.0):
         config = SearchConfig(rounds=6, curvature=2.0, rate=rate)
-        tokens = search_tokens(nearest, quantizer, blurred, x, config=config, bits=bits)
+        tokens = search_tokens(nearest, quantizer, blurred, x, config=config, bits=lambda _: bits)
         errors.append(float((blurred(quantizer.lookup(tokens)) - x).square().mean()))
         spent.append(float(bits.gather(0, tokens).sum()))
     assert errors == sorted(errors)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from percov2_core.errors import ConfigError, WeightsError
 from percov2_core.flow.extension import extend_patch_embedding
-from percov2_core.flow.sampler import draw_noise, sample
+from percov2_core.flow.sampler import draw_noise, sample, sigmas
 from percov2_core.flow.transformer import Conditions, FlowConfig, FlowModel
 from percov2_core.latent.autoencoder import LatentAutoencoder
 from percov2_core.weights.base import load_base, load_text, load_transformer
@@ -86,14 +86,13 @@ def test_the_untrained_flow_paints_what_the_published_pipeline_paints(pipeline):
     noise = draw_noise((1, 16, 8, 8), 3, torch.device("cpu"))
     features = draw_noise((1, 4, 8, 8), 4, torch.device("cpu"))
     with torch.no_grad():
-        ours = sample(
+        *_, ours = sample(
             flow,
             Conditions(torch.zeros_like(noise), features, base.text.encode([CAPTION])),
             base.text.encode([""]),
-            steps=steps,
+            times=sigmas(steps, base.shift),
             guidance=guidance,
             noise=noise,
-            scheduler=type(pipeline.scheduler)(shift=base.shift),
         )
     theirs = pipeline(
         CAPTION,

@@ -143,7 +143,7 @@ def test_the_first_byte_of_the_digest_is_in_every_file(lora):
     codec = load_codec(lora, device="cpu")
     assert codec.encode(picture()).fingerprint == bytes.fromhex(about.digest)[0]
     assert (about.shift, about.base, about.captioner) == (3.0, "sd3-medium", "auto")
-    assert codec.scheduler.config.shift == 3.0
+    assert codec.shift == 3.0
 
 
 def test_about_survives_writing(lora):

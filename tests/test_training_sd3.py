@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers import SD3Transformer2DModel
 
 from percov2_core.bitstream import Stream
 from percov2_core.cli import main
 from percov2_core.errors import ConfigError
 from percov2_core.flow.extension import extend_patch_embedding
-from percov2_core.flow.sampler import sample
+from percov2_core.flow.sampler import sample, sigmas
 from percov2_core.flow.text import TextEmbedding
 from percov2_core.flow.transformer import Conditions, FlowConfig, FlowModel
 from percov2_core.hyper.decoder import HyperDecoder
@@ -241,14 +241,13 @@ def test_the_velocity_that_is_learned_is_the_one_that_the_sampler_follows(model,
     scores = mean_scores(built.eval(), [batch])
     assert max(scores.values()) < 1e-6
     empty = TextEmbedding(built.empty_sequence, built.empty_pooled)
-    reached = sample(
+    *_, reached = sample(
         built.flow,
         Conditions(z, z, batch.text),
         empty,
-        steps=3,
+        times=sigmas(3, 3.0),
         guidance=1.0,
         noise=torch.randn(z.shape, generator=torch.Generator().manual_seed(0)),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
     torch.testing.assert_close(reached, z, atol=1e-4, rtol=1e-4)
 

@@ -37,9 +37,12 @@ class CutPoint(NamedTuple):
     tokens: int  # how many are in it
     payload: bytes  # the coder's stream if it ended here
 
-    @property
-    def size_bytes(self) -> int:
-        return len(self.payload)
+
+class Decompressed(NamedTuple):
+    """What a reader gets."""
+
+    tokens: Ints  # (h, w) in [0, K)
+    bits: NDArray[np.float64]  # (h, w) what each token took, 0 where it was drawn
 
 
 class Step(NamedTuple):
@@ -78,8 +81,8 @@ class TokenPrior:
     """The entropy model of one rate.
 
     compress:    tokens, caption --> writer
-    decompress:  reader, caption --> tokens
-    complete:    first tokens, caption --> all tokens
+    decompress:  reader, caption --> tokens, and what each of them took
+    choices:     tokens, caption --> what each code would take in each place
     """
 
     def __init__(self, model: ExactModel) -> None:
@@ -94,6 +97,7 @@ class TokenPrior:
         schedule: str,
         writer: SymbolWriter,
         tokens_sent: int | None = None,
+        cuts: bool = False,
     ) -> list[CutPoint]:
         """Write the first tokens of a grid.
 
@@ -103,27 +107,29 @@ class TokenPrior:
             schedule: One of `config.SCHEDULES`.
             writer: The stream, open; what is in it already stays.
             tokens_sent: How many tokens to write; all of them if None.
+            cuts: Whether the file may end early.
 
         Returns:
-            Where the file may end: after each stage.
+            Where it may end, if it may: after each stage.
 
         Raises:
             ConfigError: if a token, the schedule or `tokens_sent` is out of range.
         """
         grid = self._checked(tokens)
         left = _count(tokens_sent, grid, error=ConfigError)
-        cuts: list[CutPoint] = []
+        points: list[CutPoint] = []
         done = 0
         if not left:
-            return cuts
+            return points
         for step in self._walk(grid, caption, schedule=schedule, sent=left, full=True):
             count = min(len(step.positions), left - done)
             writer.write(grid.ravel()[step.positions[:count]], step.freqs[:count])
             done += count
-            cuts.append(CutPoint(done, writer.snapshot()))
+            if cuts:
+                points.append(CutPoint(done, writer.snapshot()))
             if done == left:
                 break
-        return cuts
+        return points
 
     def decompress(
         self,
@@ -134,48 +140,27 @@ class TokenPrior:
         schedule: str,
         tokens_sent: int | None = None,
         seed: int = 0,
-    ) -> Ints:
+    ) -> Decompressed:
         """Read the tokens that were sent and draw the others.
-
-        Returns:
-            (h, w) int64 in [0, K).
 
         Raises:
             BitstreamError: if the stream is damaged or too short, or `tokens_sent` too large.
         """
-        tokens = np.zeros(grid, dtype=np.int64)
+        tokens, bits = np.zeros(grid, dtype=np.int64), np.zeros(grid)
         sent = _count(tokens_sent, tokens, error=BitstreamError)
-        return self._fill(tokens, caption, schedule=schedule, sent=sent, seed=seed, reader=reader)
-
-    def complete(
-        self,
-        tokens: NDArray[np.integer],
-        caption: str,
-        *,
-        schedule: str,
-        tokens_sent: int,
-        seed: int = 0,
-    ) -> Ints:
-        """Keep the first tokens of a grid and draw the others: what a reader would get.
-
-        Returns:
-            (h, w) int64 in [0, K).
-        """
-        known = self._checked(tokens)
-        sent = _count(tokens_sent, known, error=ConfigError)
-        return self._fill(known, caption, schedule=schedule, sent=sent, seed=seed, reader=None)
-
-    def cost(
-        self, tokens: NDArray[np.integer], caption: str, *, schedule: str
-    ) -> NDArray[np.float64]:
-        """(h, w) tokens -> (h, w) bits that each of them takes."""
-        grid = self._checked(tokens)
-        bits = np.zeros(grid.size)
-        steps = self._walk(grid, caption, schedule=schedule, sent=grid.size, full=True)
-        for positions, freqs in steps:
-            chosen = freqs[np.arange(len(positions)), grid.ravel()[positions]]
-            bits[positions] = np.log2(TOTAL) - np.log2(chosen)
-        return bits.reshape(grid.shape)
+        flat, flat_bits, done, draws = tokens.reshape(-1), bits.reshape(-1), 0, None
+        known: list[Ints] = []
+        for positions, freqs in self._walk(tokens, caption, schedule=schedule, sent=sent):
+            count = min(len(positions), sent - done)
+            here, drawn = positions[:count], positions[count:]
+            flat[here] = reader.read(freqs[:count])
+            flat_bits[here] = _bits(freqs[np.arange(count), flat[here]])
+            known.append(flat[here])
+            done += count
+            if len(drawn):
+                draws = draws or Draws(seed, caption, np.concatenate(known))
+                flat[drawn] = draws.take(freqs[count:])
+        return Decompressed(tokens, bits)
 
     def choices(
         self, tokens: NDArray[np.integer], caption: str, *, schedule: str
@@ -185,32 +170,8 @@ class TokenPrior:
         bits = np.empty((self.codebook_size, grid.size), dtype=np.float32)
         steps = self._walk(grid, caption, schedule=schedule, sent=grid.size, full=True)
         for positions, freqs in steps:
-            bits[:, positions] = np.log2(TOTAL) - np.log2(freqs.T)
+            bits[:, positions] = _bits(freqs.T)
         return bits.reshape(-1, *grid.shape)
-
-    def _fill(
-        self,
-        tokens: Ints,
-        caption: str,
-        *,
-        schedule: str,
-        sent: int,
-        seed: int,
-        reader: SymbolReader | None,
-    ) -> Ints:
-        """Read (or keep) the first `sent` tokens and draw the rest, in place."""
-        flat, done, draws = tokens.reshape(-1), 0, None
-        known: list[Ints] = []
-        for positions, freqs in self._walk(tokens, caption, schedule=schedule, sent=sent):
-            count = min(len(positions), sent - done)
-            if reader is not None:
-                flat[positions[:count]] = reader.read(freqs[:count])
-            known.append(flat[positions[:count]])
-            done += count
-            if count < len(positions):
-                draws = draws or Draws(seed, caption, np.concatenate(known))
-                flat[positions[count:]] = draws.take(freqs[count:])
-        return tokens
 
     def _walk(
         self, tokens: Ints, caption: str, *, schedule: str, sent: int, full: bool = False
@@ -320,6 +281,12 @@ class _Tile(NamedTuple):
             return plan
         here = known[self.positions]
         return [np.flatnonzero(here), *(part for s in plan if len(part := s[~here[s]]))]
+
+
+def _bits(freqs: NDArray[np.uint32]) -> NDArray[np.float64]:
+    """What symbols of these frequencies take."""
+    bits: NDArray[np.float64] = np.log2(TOTAL) - np.log2(freqs)
+    return bits
 
 
 def _together(plan: list[Ints]) -> list[list[Ints]]:

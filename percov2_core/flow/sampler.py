@@ -1,30 +1,40 @@
 """Euler sampling of the flow, with guidance in one batched forward.
 
-B batch, H' x W' latent grid, t time from 1 (start) to 0 (latent).
+B batch, H' x W' latent grid, t time from 1 (start) to 0 (latent). Large latents are cut into
+overlapping tiles, the velocities averaged where tiles meet; a box is an index into (B, C, H', W').
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from itertools import pairwise
+from types import EllipsisType
+from typing import TypeVar
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from numpy.typing import NDArray
 from torch import Tensor
 
 from percov2_core.flow.text import TextEmbedding
-from percov2_core.flow.tiling import blend, tiles
 from percov2_core.flow.transformer import Conditions, FlowModel
 
+Box = tuple[EllipsisType, slice, slice]
+Times = TypeVar("Times", Tensor, NDArray[np.float32])
 
-@dataclass(frozen=True, slots=True)
-class SamplerStep:
-    """Progress of `sample`, after each step."""
 
-    index: int  # 1..total
-    total: int
-    estimate: Callable[[], Tensor]  # -> (B, 16, H', W') where the flow is heading
+def shifted(t: Times, shift: float) -> Times:
+    """Move times in [0, 1] towards 1 (Esser et al. 2024, equation 23); a shift of 1 moves none."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def sigmas(steps: int, shift: float) -> list[float]:
+    """The times between which `steps` Euler steps go: equal steps from 1, shifted, then 0.
+
+    In float32, and so the same numbers as diffusers' `FlowMatchEulerDiscreteScheduler` makes.
+    """
+    even = np.linspace(1.0, 1.0 / steps, steps).astype(np.float32)
+    return [*shifted(even, shift).tolist(), 0.0]
 
 
 def draw_noise(shape: tuple[int, ...], seed: int, device: torch.device) -> Tensor:
@@ -38,35 +48,29 @@ def sample(
     conditions: Conditions,
     null: TextEmbedding,
     *,
-    steps: int,
+    times: Sequence[float],
     guidance: float,
     noise: Tensor,
-    scheduler: FlowMatchEulerDiscreteScheduler,
-    on_step: Callable[[SamplerStep], None] | None = None,
-) -> Tensor:
+) -> Generator[Tensor, None, None]:
     """Integrate the flow from t = 1 to 0.
 
     Args:
         null: embedding of the empty caption, one row.
+        times: from 1 to 0, see `sigmas`; one step between each two of them.
         guidance: above 1, the caption's part of the velocity is extrapolated by it
             (classifier-free guidance, Ho and Salimans 2022); a distilled network is told the
             value as well.
         noise: (B, 16, H', W') standard normal.
-        on_step: called after each step; what it raises ends the sampling.
 
-    Returns:
-        (B, 16, H', W') float latent.
+    Yields:
+        After each step the (B, 16, H', W') float latent that the flow is heading for. The last
+        one is where it arrives.
     """
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps).tolist())
-    sigmas = [float(s) for s in scheduler.sigmas]  # copied once: no transfer inside the loop
     x = flow.first(conditions, noise)
-    for i in range(steps):
-        v = velocity(flow, x, sigmas[i], conditions, null, guidance=guidance)
-        if on_step is not None:
-            arrived = x - sigmas[i] * v
-            on_step(SamplerStep(i + 1, steps, lambda z=arrived: z))  # type: ignore[misc]
-        x = x + (sigmas[i + 1] - sigmas[i]) * v
-    return x
+    for now, then in pairwise(times):
+        v = velocity(flow, x, now, conditions, null, guidance=guidance)
+        yield x - now * v
+        x = x + (then - now) * v
 
 
 def velocity(
@@ -111,3 +115,43 @@ def _guided(
 
 def _full(x: Tensor, value: float) -> Tensor:
     return torch.full((x.shape[0],), value, device=x.device)
+
+
+def tiles(height: int, width: int, size: int) -> list[Box]:
+    """Boxes of at most `size` a side that cover a height x width grid."""
+    return [
+        (..., slice(y, min(y + size, height)), slice(x, min(x + size, width)))
+        for y in _starts(height, size)
+        for x in _starts(width, size)
+    ]
+
+
+def _starts(length: int, size: int) -> list[int]:
+    """Even starts that cover `length` with windows of `size`, at least a quarter overlapping.
+
+    A patch is two cells, so every start is even.
+    """
+    if length <= size:
+        return [0]
+    count = -(-(length - size) // (size - size // 4)) + 1
+    return [2 * round((length - size) * i / (count - 1) / 2) for i in range(count)]
+
+
+def blend(parts: list[Tensor], boxes: list[Box], shape: torch.Size) -> Tensor:
+    """Weighted mean of overlapping (B, C, h', w') parts -> (B, C, H', W')."""
+    if len(parts) == 1:
+        return parts[0]
+    total = parts[0].new_zeros(shape)
+    weights = parts[0].new_zeros(shape[-2:])
+    for part, box in zip(parts, boxes, strict=True):
+        h, w = part.shape[-2:]
+        weight = _ramp(h, part.device)[:, None] * _ramp(w, part.device)[None]
+        total[box] += part * weight
+        weights[box] += weight
+    return total / weights
+
+
+def _ramp(length: int, device: torch.device) -> Tensor:
+    """(length,) positive weights that fall towards both ends of a tile."""
+    distance = torch.arange(length, device=device, dtype=torch.float32) + 1
+    return torch.minimum(distance, distance.flip(0)).clamp(max=length / 4)

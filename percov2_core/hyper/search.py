@@ -7,6 +7,7 @@ gradient and a curvature term promise most from, and keeps the moves after which
 the picture is closer. The error may include what the token costs in bits, D + lambda R (Sullivan
 and Wiegand, IEEE Signal Processing Magazine 15(6), 1998).
 No bit of the format depends on it, so that it computes in bfloat16 wherever the machine does.
+Large pictures are searched in tiles.
 B batch (here 1), D code width, h x w token grid, K codebook size, H x W pixels.
 """
 
@@ -23,6 +24,7 @@ from percov2_core.hyper.quantizer import VectorQuantizer
 from percov2_core.metrics.structure import structure_maps
 
 BFLOAT16_ON_CPU: bool = torch.cpu._is_avx512_bf16_supported()  # elsewhere it is emulated, slowly
+SEARCH_TILE_PX = 512  # bounds the memory that gradients take
 FINE_SCALES = 3  # of the structure maps, that tell one token from the next
 
 
@@ -52,19 +54,47 @@ def search_tokens(
     x: Tensor,
     *,
     config: SearchConfig,
-    bits: Tensor | None = None,
+    bits: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Improve tokens for the squared error, the structure and the rate.
+    """Improve tokens for the squared error, the structure and the rate, tile by tile.
 
     Args:
         tokens: (1, h, w) int64 to start from.
         decode: (1, D, h, w) codes -> (1, 3, H, W) picture, differentiable.
         x: (1, 3, H, W) float in [-1, 1], the picture.
-        bits: (K, h, w) float, what each code would take in each place; None if all take the same.
+        bits: (h, w) int64 tokens of a tile -> (K, h, w) float, what each code would take in each
+            place. None if all take the same; asked only if the rate is weighed.
 
     Returns:
         (1, h, w) int64; each patch, with its bits, costs no more in the round that moved its token.
     """
+    tokens, stride = tokens.clone(), x.shape[-1] // tokens.shape[-1]
+    size = SEARCH_TILE_PX // stride
+    for top in range(0, tokens.shape[1], size):
+        for left in range(0, tokens.shape[2], size):
+            rows, columns = slice(top, top + size), slice(left, left + size)
+            patch = x[..., _scaled(rows, stride), _scaled(columns, stride)]
+            tile = tokens[:, rows, columns]
+            found = bits(tile[0]) if bits is not None and config.rate else None
+            tokens[:, rows, columns] = _search_tile(
+                tile, quantizer, decode, patch, config=config, bits=found
+            )
+    return tokens
+
+
+def _scaled(span: slice, stride: int) -> slice:
+    return slice(span.start * stride, span.stop * stride)
+
+
+def _search_tile(
+    tokens: Tensor,
+    quantizer: VectorQuantizer,
+    decode: Callable[[Tensor], Tensor],
+    x: Tensor,
+    *,
+    config: SearchConfig,
+    bits: Tensor | None,
+) -> Tensor:
     half = x.is_cuda or BFLOAT16_ON_CPU
     codebook = quantizer.codebook.float()
     price = x.new_zeros(1, len(codebook), *tokens.shape[-2:])  # of each code, in squared error

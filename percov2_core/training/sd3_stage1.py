@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from percov2_core.errors import ConfigError
+from percov2_core.flow.sampler import shifted
 from percov2_core.flow.text import TextEmbedding
 from percov2_core.flow.transformer import Conditions, FlowModel
 from percov2_core.hyper.decoder import HyperDecoder
@@ -64,11 +65,6 @@ class SD3Parts(NamedTuple):
     quantizer: TrainingQuantizer
     decoder: HyperDecoder
     flow: FlowModel
-
-
-def shifted(t: Tensor, shift: float) -> Tensor:
-    """Move times towards 1, as the sampler's scheduler does (Esser et al. 2024, equation 23)."""
-    return shift * t / (1 + (shift - 1) * t)
 
 
 def draw_times(count: int, shift: float, device: torch.device) -> Tensor:

@@ -15,12 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from torch import Tensor, nn
 
 from percov2_core.caption.describer import describe
-from percov2_core.flow.sampler import draw_noise, sample
+from percov2_core.flow.sampler import draw_noise, sample, sigmas
 from percov2_core.flow.text import TextEmbedding, TextEncoder
 from percov2_core.flow.transformer import Conditions, FlowModel
 from percov2_core.guidance import TOLD_MAX
@@ -245,13 +244,13 @@ class Stage1System(nn.Module):
         z = self.vae.encode(x)
         q = self.quantizer.quantizer
         codes = q.lookup(q.tokens(self.encoder(z)))
-        z_hat = sample(
+        for latent in sample(
             self.flow,
             self.conditions(codes, self.text.encode([caption]), x.new_full((1,), guidance)),
             self.text.encode([""]),
-            steps=steps,
+            times=sigmas(steps, shift=1.0),
             guidance=guidance,
             noise=draw_noise(tuple(z.shape), 0, z.device),
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
-        )
+        ):
+            z_hat = latent
         return self.vae.decode(z_hat)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderDC
 from PIL import Image
 
 from percov2_core.caption.captioner import get_captioner
@@ -79,7 +79,7 @@ def assemble(
         rates=rates,
         language=language,
         captioners=partial(get_captioner, device=str(home.target)),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=about.shift),
+        shift=about.shift,
         presets=about.presets,
         captioner=about.captioner,
     )

@@ -14,7 +14,7 @@ from percov2_core.codec import PerCoV2
 from percov2_core.config import MODES, RATES
 from percov2_core.evaluation.bench.flops import transformer_flops
 from percov2_core.evaluation.bench.machine import clock, count_copies, forget_peak, peak_bytes
-from percov2_core.flow.sampler import draw_noise, sample
+from percov2_core.flow.sampler import draw_noise, sample, sigmas
 from percov2_core.flow.transformer import Conditions, FlowModel
 
 CAPTION = "a lighthouse by the sea under a blue sky"
@@ -94,15 +94,12 @@ def sampling(codec: PerCoV2, point: Point) -> tuple[Callable[[], Tensor], FlowMo
 
     @torch.inference_mode()
     def run() -> Tensor:
-        return sample(
-            modules.flow,
-            conditions,
-            null,
-            steps=point.steps,
-            guidance=point.guidance,
-            noise=noise,
-            scheduler=codec.scheduler,
-        )
+        times, guidance = sigmas(point.steps, codec.shift), point.guidance
+        for latent in sample(
+            modules.flow, conditions, null, times=times, guidance=guidance, noise=noise
+        ):
+            last = latent
+        return last
 
     return run, modules.flow
 
