@@ -46,12 +46,10 @@ from percov2_core.entropy.prior import CutPoint, TokenPrior, coding_order, stage
 from percov2_core.errors import BitstreamError, ConfigError
 from percov2_core.flow.sampler import draw_noise, sample, sigmas
 from percov2_core.flow.text import TextEmbedder
-from percov2_core.flow.transformer import Conditions, FlowModel
-from percov2_core.hyper.decoder import HyperDecoder
-from percov2_core.hyper.encoder import HyperEncoder
-from percov2_core.hyper.quantizer import VectorQuantizer
+from percov2_core.flow.transformer import Conditions, FlowModel, guidance_features
+from percov2_core.hyper.networks import HyperDecoder, HyperEncoder, VectorQuantizer
 from percov2_core.hyper.search import SearchConfig, search_tokens
-from percov2_core.latent.autoencoder import LatentAutoencoder
+from percov2_core.latent import LatentAutoencoder
 
 MAX_STEPS = 100
 MAX_GUIDANCE = 20.0
@@ -195,7 +193,8 @@ class PerCoV2:
             return self.write(header, np.zeros(header.grid, int), text)
 
         rate = MODES[mode].rate
-        modules, least = self.rates[rate], torch.ones(1, device=self.device)
+        modules = self.rates[rate]
+        least = guidance_features(torch.ones(1, device=self.device), modules.decoder.guidance_width)
         x = image_io.to_tensor(picture, RATES[rate].token_stride).to(self.device)  # (1, 3, H, W)
         latent = self.vae.encode(x)  # (1, 16, H/8, W/8)
         vectors = modules.encoder(latent)  # (1, D, h, w)
@@ -374,7 +373,8 @@ class PerCoV2:
         stream, modules = contents.stream, self.rates[MODES[contents.stream.mode].rate]
         tokens = torch.from_numpy(contents.tokens)[None].to(self.device)  # (1, h, w)
         codes = modules.quantizer.lookup(tokens)  # (1, D, h, w)
-        told = torch.full((1,), manner.guidance, device=codes.device)
+        guidance = torch.full((1,), manner.guidance, device=codes.device)
+        told = guidance_features(guidance, modules.decoder.guidance_width)
         start, features = modules.decoder(codes, told)  # (1, 16, H/8, W/8), (1, C, H/8, W/8)
         latents = sample(
             modules.flow,

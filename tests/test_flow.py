@@ -10,8 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from percov2_core.errors import ConfigError
 from percov2_core.flow.sampler import blend, draw_noise, sample, sigmas, tiles
 from percov2_core.flow.text import TextEmbedding, small_text_encoder
-from percov2_core.flow.transformer import Conditions, FlowConfig, FlowModel
-from percov2_core.guidance import guidance_features
+from percov2_core.flow.transformer import Conditions, FlowConfig, FlowModel, guidance_features
 
 
 class Recorder(torch.nn.Module):
@@ -106,6 +105,8 @@ def test_guidance_features_tell_guidances_apart():
     rows = guidance_features(torch.tensor([1.0, 1.5, 2.5, 4.0]), 8)
     assert rows.shape == (4, 8)
     assert torch.cdist(rows, rows).fill_diagonal_(1.0).min() > 0.1
+    beyond = guidance_features(torch.tensor([4.0, 12.0]), 8)
+    assert torch.equal(beyond[0], beyond[1])
 
 
 def test_words_outside_the_vocabulary_do_not_fail_and_long_captions_are_cut():

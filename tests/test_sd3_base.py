@@ -12,10 +12,9 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipe
 from safetensors.torch import load_file, save_file
 
 from percov2_core.errors import ConfigError, WeightsError
-from percov2_core.flow.extension import extend_patch_embedding
 from percov2_core.flow.sampler import draw_noise, sample, sigmas
-from percov2_core.flow.transformer import Conditions, FlowConfig, FlowModel
-from percov2_core.latent.autoencoder import LatentAutoencoder
+from percov2_core.flow.transformer import Conditions, FlowConfig, FlowModel, extend_patch_embedding
+from percov2_core.latent import LatentAutoencoder
 from percov2_core.weights.base import load_base, load_text, load_transformer
 from percov2_core.weights.files import TEXT_WEIGHTS_FILE, WEIGHTS_FILE
 from percov2_core.weights.residency import Residency

@@ -16,7 +16,7 @@ from percov2_core.bitstream import Stream
 from percov2_core.codec import RateModules
 from percov2_core.config import MODES, RATES
 from percov2_core.errors import UnavailableError, WeightsError
-from percov2_core.flow.transformer import Conditions
+from percov2_core.flow.transformer import Conditions, guidance_features
 from percov2_core.weights import load_codec, rates
 from percov2_core.weights.about import read_about, write_about
 from percov2_core.weights.base import load_text
@@ -120,7 +120,9 @@ def test_what_training_changed_is_what_is_loaded(folder):
     t, one = torch.tensor([0.6]), torch.ones(1)
 
     def velocity(modules):
-        start, features = modules.decoder(codes, one)
+        start, features = modules.decoder(
+            codes, guidance_features(one, modules.decoder.guidance_width)
+        )
         conditions = Conditions(start, features, modules.text.encode(["a red house"]))
         return modules.flow(z, t, conditions, one)
 

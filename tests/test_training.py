@@ -11,9 +11,7 @@ import pytest
 import torch
 
 from percov2_core.errors import ConfigError
-from percov2_core.hyper.decoder import HyperDecoder
-from percov2_core.hyper.encoder import HyperEncoder
-from percov2_core.hyper.quantizer import VectorQuantizer
+from percov2_core.hyper.networks import HyperDecoder, HyperEncoder, VectorQuantizer
 from percov2_core.training import rate as stage
 from percov2_core.training import recipes
 from percov2_core.training.autoencoder import TINY

@@ -14,13 +14,10 @@ from diffusers import SD3Transformer2DModel
 from percov2_core.bitstream import Stream
 from percov2_core.cli import main
 from percov2_core.errors import ConfigError
-from percov2_core.flow.extension import extend_patch_embedding
 from percov2_core.flow.sampler import sample, sigmas
 from percov2_core.flow.text import TextEmbedding
-from percov2_core.flow.transformer import Conditions, FlowConfig, FlowModel
-from percov2_core.hyper.decoder import HyperDecoder
-from percov2_core.hyper.encoder import HyperEncoder
-from percov2_core.hyper.quantizer import VectorQuantizer
+from percov2_core.flow.transformer import Conditions, FlowConfig, FlowModel, extend_patch_embedding
+from percov2_core.hyper.networks import HyperDecoder, HyperEncoder, VectorQuantizer
 from percov2_core.training import checkpoint, recipes, sd3, sd3_tokens, shards
 from percov2_core.training.cache import Cache, read_info
 from percov2_core.training.cost import count_cost, measured

@@ -7,17 +7,19 @@ codes is its newest description. B batch, H' x W' latent grid, t in (0, 1].
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
 from percov2_core.errors import ConfigError
 from percov2_core.flow.text import TextEmbedding
-from percov2_core.guidance import guidance_features
 
 TIMESTEPS = 1000  # SD3 embeds time as 1000 t
+TOLD_MAX = 4.0  # the greatest guidance that a network is told; distillation goes as far
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,3 +120,45 @@ class FlowModel(nn.Module):
             return_dict=False,
         )[0]
         return out.float()
+
+
+def guidance_features(guidance: Tensor, width: int) -> Tensor:
+    """(B,) float guidance >= 1 -> (B, width) float: sines and cosines of log2(guidance)."""
+    angles = torch.log2(guidance.clamp(1.0, TOLD_MAX))[:, None] * (
+        math.pi / 4 * torch.arange(1, width // 2 + 1, device=guidance.device)
+    )
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+@torch.no_grad()
+def extend_patch_embedding(
+    transformer: SD3Transformer2DModel, extra_channels: int
+) -> SD3Transformer2DModel:
+    """Add input channels behind the others, in place: old weights kept, new ones zero.
+
+    Before training the output therefore does not depend on what the new channels hold.
+
+    Args:
+        transformer: A trained network with C input channels.
+        extra_channels: How many to add.
+
+    Returns:
+        The same object, with C + `extra_channels` input channels.
+    """
+    old = transformer.pos_embed.proj
+    new = nn.Conv2d(
+        old.in_channels + extra_channels,
+        old.out_channels,
+        old.kernel_size,
+        stride=old.stride,
+        bias=old.bias is not None,
+        device=old.weight.device,
+        dtype=old.weight.dtype,
+    )
+    new.weight.zero_()
+    new.weight[:, : old.in_channels] = old.weight
+    if old.bias is not None and new.bias is not None:
+        new.bias.copy_(old.bias)
+    transformer.pos_embed.proj = new.requires_grad_(old.weight.requires_grad)
+    transformer.register_to_config(in_channels=new.in_channels)
+    return transformer

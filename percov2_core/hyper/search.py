@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from percov2_core.hyper.quantizer import VectorQuantizer
+from percov2_core.hyper.networks import VectorQuantizer
 from percov2_core.metrics.structure import structure_maps
 
 BFLOAT16_ON_CPU: bool = torch.cpu._is_avx512_bf16_supported()  # elsewhere it is emulated, slowly

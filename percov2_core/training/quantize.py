@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from percov2_core.hyper.quantizer import VectorQuantizer
+from percov2_core.hyper.networks import VectorQuantizer
 
 _DEAD_BELOW = 0.05  # of the mean use: such a code moves onto a vector of the batch
 _KMEANS_ROUNDS = 12

@@ -13,8 +13,8 @@ from percov2_core.caption.describer import describe
 from percov2_core.codec import RateModules
 from percov2_core.errors import ConfigError
 from percov2_core.flow.text import TextEncoder
-from percov2_core.guidance import TOLD_MAX
-from percov2_core.latent.autoencoder import LatentAutoencoder
+from percov2_core.flow.transformer import TOLD_MAX
+from percov2_core.latent import LatentAutoencoder
 from percov2_core.metrics.distortion import to_8bit
 from percov2_core.metrics.features import SqueezeNetFeatures
 from percov2_core.training.data import CropPlan, Photos

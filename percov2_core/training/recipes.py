@@ -77,8 +77,7 @@ def run_masked(job: Job, rate: str) -> None:
     import torch
 
     from percov2_core.entropy.exporter import export
-    from percov2_core.hyper.encoder import HyperEncoder
-    from percov2_core.hyper.quantizer import VectorQuantizer
+    from percov2_core.hyper.networks import HyperEncoder, VectorQuantizer
     from percov2_core.training import masked, tokens
     from percov2_core.training import rate as stage
     from percov2_core.weights import load_part

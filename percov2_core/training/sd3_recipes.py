@@ -109,8 +109,7 @@ def run_masked(job: Job, rate: str) -> None:
         ConfigError: if there are several processes: the model is too small for more than one.
     """
     from percov2_core.entropy.exporter import export
-    from percov2_core.hyper.encoder import HyperEncoder
-    from percov2_core.hyper.quantizer import VectorQuantizer
+    from percov2_core.hyper.networks import HyperEncoder, VectorQuantizer
     from percov2_core.training import masked
     from percov2_core.training.cache import Cache
     from percov2_core.training.sd3 import check_pair

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from percov2_core.errors import ConfigError
 from percov2_core.flow.sampler import shifted
 from percov2_core.flow.text import TextEmbedding
-from percov2_core.flow.transformer import Conditions, FlowModel
-from percov2_core.hyper.decoder import HyperDecoder
-from percov2_core.hyper.encoder import HyperEncoder
+from percov2_core.flow.transformer import Conditions, FlowModel, guidance_features
+from percov2_core.hyper.networks import HyperDecoder, HyperEncoder
 from percov2_core.training.cache import LatentBatch
 from percov2_core.training.loop import StepLoss
 from percov2_core.training.quantize import TrainingQuantizer
@@ -121,7 +120,8 @@ class SD3System(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Squared errors of the velocity and of the start."""
         ones = torch.ones_like(t)
-        start, features = self.decoder(codes, ones)
+        told = guidance_features(ones, self.decoder.guidance_width)
+        start, features = self.decoder(codes, told)
         tt = t[:, None, None, None]
         x_t = (1 - tt) * z + tt * noise
         v = self.flow(x_t, t, Conditions(start, features, text), ones)

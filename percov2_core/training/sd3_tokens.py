@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from percov2_core.entropy.schedule import MAX_TILE
-from percov2_core.hyper.quantizer import VectorQuantizer
+from percov2_core.hyper.networks import VectorQuantizer
 from percov2_core.training.cache import Cache
 
 

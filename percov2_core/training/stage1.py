@@ -21,11 +21,9 @@ from torch import Tensor, nn
 from percov2_core.caption.describer import describe
 from percov2_core.flow.sampler import draw_noise, sample, sigmas
 from percov2_core.flow.text import TextEmbedding, TextEncoder
-from percov2_core.flow.transformer import Conditions, FlowModel
-from percov2_core.guidance import TOLD_MAX
-from percov2_core.hyper.decoder import HyperDecoder
-from percov2_core.hyper.encoder import HyperEncoder
-from percov2_core.latent.autoencoder import LatentAutoencoder
+from percov2_core.flow.transformer import TOLD_MAX, Conditions, FlowModel, guidance_features
+from percov2_core.hyper.networks import HyperDecoder, HyperEncoder
+from percov2_core.latent import LatentAutoencoder
 from percov2_core.metrics.features import SqueezeNetFeatures, feature_distance
 from percov2_core.metrics.structure import structure_distance
 from percov2_core.training.autoencoder import to_float
@@ -141,7 +139,8 @@ class Stage1System(nn.Module):
         return vae
 
     def conditions(self, codes: Tensor, text: TextEmbedding, guidance: Tensor) -> Conditions:
-        start, features = self.decoder(codes, guidance)
+        told = guidance_features(guidance, self.decoder.guidance_width)
+        start, features = self.decoder(codes, told)
         return Conditions(start, features, text)
 
     def forward(self, batch: Crops, progress: float) -> StepLoss:

@@ -14,8 +14,8 @@ from torch import nn
 from tqdm import tqdm
 
 from percov2_core.caption.describer import describe
-from percov2_core.hyper.quantizer import VectorQuantizer
-from percov2_core.latent.autoencoder import LatentAutoencoder
+from percov2_core.hyper.networks import VectorQuantizer
+from percov2_core.latent import LatentAutoencoder
 from percov2_core.training.autoencoder import to_float
 from percov2_core.training.data import GridPlan, Photos, shrunk_crop
 

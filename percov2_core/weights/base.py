@@ -22,7 +22,7 @@ from percov2_core.caption.describer import VOCABULARY
 from percov2_core.errors import WeightsError
 from percov2_core.flow.sd3_text import SD3TextEncoder, Tower
 from percov2_core.flow.text import word_tokenizer
-from percov2_core.latent.autoencoder import LatentAutoencoder
+from percov2_core.latent import LatentAutoencoder
 from percov2_core.weights import sizes
 from percov2_core.weights.files import TEXT_WEIGHTS_FILE, WEIGHTS_FILE, existing, read_json
 from percov2_core.weights.residency import Residency

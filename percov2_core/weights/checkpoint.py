@@ -14,7 +14,7 @@ from percov2_core.caption.language import CaptionLanguage, load_language
 from percov2_core.codec import PerCoV2, RateModules
 from percov2_core.config import RATES
 from percov2_core.errors import WeightsError
-from percov2_core.latent.autoencoder import LatentAutoencoder
+from percov2_core.latent import LatentAutoencoder
 from percov2_core.weights import rates
 from percov2_core.weights.about import LANGUAGE_FILE, About, checked_digest, read_about
 from percov2_core.weights.base import load_base

@@ -20,7 +20,7 @@ from percov2_core.codec import PerCoV2, Preset, RateModules
 from percov2_core.config import MODES, PRESETS
 from percov2_core.entropy.exact import ExactModel
 from percov2_core.entropy.prior import TokenPrior
-from percov2_core.flow.extension import extend_patch_embedding
+from percov2_core.flow.transformer import extend_patch_embedding
 from percov2_core.weights import rates
 from percov2_core.weights.about import ENTROPY_FILE, LANGUAGE_FILE, About, write_about
 from percov2_core.weights.base import load_shift, load_text, load_transformer, random_base

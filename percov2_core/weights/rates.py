@@ -23,12 +23,9 @@ from percov2_core.entropy.exporter import export
 from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfig
 from percov2_core.entropy.prior import TokenPrior
 from percov2_core.errors import WeightsError
-from percov2_core.flow.extension import extend_patch_embedding
 from percov2_core.flow.text import TextEmbedder, TextEncoder, small_text_encoder
-from percov2_core.flow.transformer import FlowConfig, FlowModel
-from percov2_core.hyper.decoder import HyperDecoder
-from percov2_core.hyper.encoder import HyperEncoder
-from percov2_core.hyper.quantizer import VectorQuantizer
+from percov2_core.flow.transformer import FlowConfig, FlowModel, extend_patch_embedding
+from percov2_core.hyper.networks import HyperDecoder, HyperEncoder, VectorQuantizer
 from percov2_core.hyper.search import SearchConfig
 from percov2_core.weights.about import ENTROPY_FILE
 from percov2_core.weights.base import load_transformer

@@ -15,7 +15,7 @@ from percov2_core.config import MODES, RATES
 from percov2_core.evaluation.bench.flops import transformer_flops
 from percov2_core.evaluation.bench.machine import clock, count_copies, forget_peak, peak_bytes
 from percov2_core.flow.sampler import draw_noise, sample, sigmas
-from percov2_core.flow.transformer import Conditions, FlowModel
+from percov2_core.flow.transformer import Conditions, FlowModel, guidance_features
 
 CAPTION = "a lighthouse by the sea under a blue sky"
 
@@ -86,7 +86,8 @@ def sampling(codec: PerCoV2, point: Point) -> tuple[Callable[[], Tensor], FlowMo
     generator = torch.Generator().manual_seed(0)
     grid = (point.batch, *config.grid(point.size_px, point.size_px))
     tokens = torch.randint(config.codebook_size, grid, generator=generator).to(codec.device)
-    told = torch.full((point.batch,), point.guidance, device=codec.device)
+    guidance = torch.full((point.batch,), point.guidance, device=codec.device)
+    told = guidance_features(guidance, modules.decoder.guidance_width)
     start, features = modules.decoder(modules.quantizer.lookup(tokens), told)
     conditions = Conditions(start, features, modules.text.encode([CAPTION] * point.batch))
     null = modules.text.encode([""])
