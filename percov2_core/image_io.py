@@ -1,24 +1,38 @@
-"""PIL <-> tensors, and the only place that knows how pictures are stored.
+"""The one intake: any picture -> 8-bit sRGB, upright, on white; and PIL <-> tensors.
 
 B batch (here 1), H x W pixels, H' x W' pixels after padding.
 
-Every picture becomes 8-bit sRGB, upright, on white. Nothing is resized: pictures are padded at
-the right and the bottom, and cropped back.
+Pillow decodes, behind `picture_file`, which hides from it what it stumbles over and knows what it
+does not tell. Other readers were weighed: pyvips and OpenImageIO bring 20 to 60 MB and their own
+gaps (cICP, gAMA), imagecodecs 80 MB and no colour management. HEIC needs pi-heif (4 MB, LGPL, it
+decodes only; its sibling pillow-heif carries x265 under the GPL), JPEG XL pillow-jxl-plugin.
 """
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, JpegImagePlugin, PngImagePlugin
 
 from percov2_core.config import MAX_SIDE_PX, MIN_SIDE_PX
 from percov2_core.errors import ImageError
+from percov2_core.picture_file import (
+    SRGB_PRIMARIES,
+    Colour,
+    Stored,
+    damaged,
+    exif_orientation,
+    take_apart,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,26 +40,30 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_PICTURE_BYTES = 256 * 2**20  # 4096 x 4096 at 16 bits and four channels are 128 MiB
-
 MAX_SOURCE_PIXELS = 64 * 10**6  # of a picture that is reduced while it is read
 
 Source: TypeAlias = str | Path | bytes | BinaryIO
 
-# Pillow can also run Ghostscript (EPS) and fetch what a file points at: not for strangers' files.
-FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-
-_SIXTEEN_BIT_MAX = 65535
+# What Pillow calls a format, and the package that has to be there.
+_OPTIONAL = {"HEIC": ("HEIF", "pi_heif"), "JPEG XL": ("JXL", "pillow_jxl")}
 _PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BRADFORD = np.array(
+    [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
+)
+_STRIP_ROWS = 64  # converted at a time, so that memory stays small
 
 
 class Probe(NamedTuple):
-    """What the header of a picture says.
-
-    Attributes:
-        kind: Name of the format: PNG, JPEG and so on.
-        width_px: Upright, as `load` would give it without `fit`.
-        height_px: Likewise.
-    """
+    """What the header of a picture says: name of the format, and its size when upright."""
 
     kind: str
     width_px: int
@@ -64,58 +82,27 @@ def load(source: Source, *, fit: int | None = None, name: str = "") -> Image.Ima
         8-bit sRGB, mode "RGB", as `normalise` makes it.
 
     Raises:
-        ImageError: if it is no picture, is damaged, or has a side outside [64, 4096].
+        ImageError: if it is no picture, is damaged, or a side is outside [64, 4096] (after
+            fitting): one sentence with what to do.
         OSError: if the file cannot be opened.
     """
-    image = _open(source, _called(source, name))
-    if fit is None:
-        return normalise(image)
-    if image.width * image.height > MAX_SOURCE_PIXELS:
-        raise ImageError(
-            f"{image.width} x {image.height} pixels are too many to read: "
-            f"reduce the picture to at most {MAX_SOURCE_PIXELS / 1e6:.0f} megapixels first"
-        )
-    check_shape(image.width, image.height, fit)
-    return fitted(_normalised(image), fit)
+    with _about(_called(source, name)):
+        stored, image = _open(source)
+        size = _checked(stored.size or image.size, fit)
+        return _finished(_decoded(stored, image, size), stored, size)
 
 
 def probe(source: Source, *, name: str = "") -> Probe:
-    """What `source` is, and its size, from its header: no pixel is decoded.
+    """What `source` is, from its header: no pixel is decoded.
 
     Raises:
         ImageError: if it is no picture.
         OSError: if the file cannot be opened.
     """
-    image = _open(source, _called(source, name))
-    return Probe(image.format or "file", *image.size)
-
-
-def fitted(image: Image.Image, side_px: int) -> Image.Image:
-    """`image` with its long side reduced to `side_px` if it is longer; the shape stays.
-
-    Raises:
-        ImageError: if its short side would have less than 64 pixels.
-    """
-    size = check_shape(image.width, image.height, side_px)
-    return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
-
-
-def check_shape(width_px: int, height_px: int, side_px: int) -> tuple[int, int]:
-    """The size that `fitted` gives.
-
-    Raises:
-        ImageError: if a side of it has less than 64 pixels.
-    """
-    scale = min(1.0, side_px / max(width_px, height_px))
-    width, height = max(1, round(width_px * scale)), max(1, round(height_px * scale))
-    if min(width, height) >= MIN_SIDE_PX:
-        return width, height
-    if scale == 1:
-        raise ImageError(_small(width, height))
-    raise ImageError(
-        f"{width_px} x {height_px} pixels become {width} x {height} when the longest side is "
-        f"reduced to {side_px}, and each side needs at least {MIN_SIDE_PX}: cut the picture first"
-    )
+    with _about(_called(source, name)):
+        stored, image = _open(source)
+        width, height = stored.size or image.size
+        return Probe(stored.kind, *((height, width) if stored.orientation > 4 else (width, height)))
 
 
 def normalise(image: Image.Image) -> Image.Image:
@@ -127,51 +114,20 @@ def normalise(image: Image.Image) -> Image.Image:
     """
     if not isinstance(image, Image.Image):
         raise ImageError(f"picture must be a PIL image, got {type(image).__name__}")
-    check_size(image.width, image.height)
-    return _normalised(image)
+    with _about("the picture"):
+        size = _checked(image.size, None)
+        stored = Stored(kind=image.format or "picture", orientation=_exif_orientation(image))
+        return _finished(_decoded(stored, image, size), stored, size)
 
 
-def _normalised(image: Image.Image) -> Image.Image:
-    """`normalise` for any size."""
-    try:
-        image.load()
-    except Exception as error:
-        # Pillow's readers raise nearly anything on damaged data: OSError, SyntaxError,
-        # ValueError, struct.error, zlib.error, EOFError, MemoryError and more.
-        raise ImageError(
-            f"the {image.format or ''} picture is damaged, cut short or of a rare kind: "
-            "save it again as PNG or JPEG"
-        ) from error
-    image = _upright(image)
-    colour, alpha = _split(image)
-    rgb = _to_srgb(_to_8bit(colour), image.info.get("icc_profile"))
-    if alpha is None:
-        return rgb
-    white = Image.new("RGB", rgb.size, "white")
-    return Image.composite(rgb, white, alpha)
-
-
-def check_size(width_px: int, height_px: int) -> None:
-    """Refuse a picture that the format cannot hold.
+def fitted(image: Image.Image, side_px: int) -> Image.Image:
+    """`image` with its long side reduced to `side_px` if it is longer; the shape stays.
 
     Raises:
-        ImageError: if a side is outside [64, 4096].
+        ImageError: if its short side would have less than 64 pixels.
     """
-    if min(width_px, height_px) < MIN_SIDE_PX:
-        raise ImageError(_small(width_px, height_px))
-    if max(width_px, height_px) > MAX_SIDE_PX:
-        check_shape(width_px, height_px, MAX_SIDE_PX)
-        raise ImageError(
-            f"{width_px} x {height_px} pixels: each side must be {MIN_SIDE_PX} to {MAX_SIDE_PX}; "
-            f"reduce the picture, with --fit {MAX_SIDE_PX} or load(fit={MAX_SIDE_PX})"
-        )
-
-
-def _small(width_px: int, height_px: int) -> str:
-    return (
-        f"{width_px} x {height_px} pixels: each side must be {MIN_SIDE_PX} to {MAX_SIDE_PX}; "
-        "choose a larger picture"
-    )
+    with _about("the picture"):
+        return _resized(image, _reduced(image.size, side_px))
 
 
 def to_tensor(image: Image.Image, multiple: int) -> Tensor:
@@ -198,79 +154,256 @@ def to_image(tensor: Tensor, *, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(levels.movedim(0, -1).contiguous().numpy())
 
 
+@contextmanager
+def _about(name: str) -> Iterator[None]:
+    """What is wrong gets the name of what it is wrong with."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"{name} {error}") from error
+
+
+@contextmanager
+def _translated(kind: str) -> Iterator[None]:
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged data
+        raise damaged(kind) from error
+
+
 def _called(source: Source, name: str) -> str:
     """A short printable name for messages."""
     if not name and isinstance(source, (str, Path)):
         name = str(source)
     name = "".join(c if c.isprintable() else "?" for c in Path(name).name)
-    return name if len(name) <= 60 else f"{name[:40]}...{name[-12:]}"
+    return (name if len(name) <= 60 else f"{name[:40]}...{name[-12:]}") or "this file"
 
 
-def _open(source: Source, name: str) -> Image.Image:
-    """Header of the picture; no pixel is decoded."""
-    data = _read(source)
-    if len(data) > MAX_PICTURE_BYTES:
-        raise ImageError(f"picture: expected at most {MAX_PICTURE_BYTES} bytes, got more")
-    try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError as error:
+def _checked(size: tuple[int, int], fit: int | None) -> tuple[int, int]:
+    """The size that comes out; refuses what is too large to read or to code."""
+    width, height = size
+    small = _reduced(size, fit or MAX_SIDE_PX)
+    if width * height > MAX_SOURCE_PIXELS:
         raise ImageError(
-            f"{name or 'this file'} is not a picture that can be read here: "
-            f"save it as one of {', '.join(FORMATS)}"
-        ) from error
-    except Exception as error:  # see `normalise`
+            f"has {width} x {height} pixels, more than can be read here: "
+            f"reduce it to {MAX_SOURCE_PIXELS // 10**6} megapixels or fewer"
+        )
+    if fit is None and small != size:
         raise ImageError(
-            f"{name or 'the picture'} is damaged, cut short or of a rare kind: "
-            "save it again as PNG or JPEG"
-        ) from error
+            f"has {width} x {height} pixels, and each side must have {MIN_SIDE_PX} to "
+            f"{MAX_SIDE_PX}: reduce it, with --fit {MAX_SIDE_PX} or load(fit={MAX_SIDE_PX})"
+        )
+    return small
+
+
+def _reduced(size: tuple[int, int], side_px: int) -> tuple[int, int]:
+    """`size` in the same shape with no side over `side_px`; refuses what is too narrow."""
+    scale = min(1.0, side_px / max(*size, 1))
+    width, height = (max(1, round(side * scale)) for side in size)
+    if min(*size, width, height) >= MIN_SIDE_PX:
+        return width, height
+    found = f"has {size[0]} x {size[1]} pixels"
+    if scale == 1:
+        raise ImageError(
+            f"{found}, and each side must have {MIN_SIDE_PX} to {MAX_SIDE_PX}: choose a larger one"
+        )
+    raise ImageError(
+        f"{found}, which become {width} x {height} when reduced, and each side must have at "
+        f"least {MIN_SIDE_PX}: cut it to a less extreme shape"
+    )
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _open(source: Source) -> tuple[Stored, Image.Image]:
+    """The file and its header; no pixel is decoded."""
+    stored = take_apart(_read(source))
+    if stored.size:
+        _checked(stored.size, MAX_SIDE_PX)
+    image = _header(stored)
+    # The JPEG inside a JPEG XL is not turned by its decoder.
+    if stored.orientation == 0 or getattr(image, "jpeg", False):
+        stored = replace(stored, orientation=_exif_orientation(image))
+    return stored, image
 
 
 def _read(source: Source) -> bytes:
     """At most one byte more than is allowed, so that an endless file ends."""
-    if isinstance(source, bytes):
-        return source
     if isinstance(source, (str, Path)):
         with Path(source).open("rb") as file:
-            return file.read(MAX_PICTURE_BYTES + 1)
-    return source.read(MAX_PICTURE_BYTES + 1)
+            data = file.read(MAX_PICTURE_BYTES + 1)
+    else:
+        data = source if isinstance(source, bytes) else source.read(MAX_PICTURE_BYTES + 1)
+    if len(data) > MAX_PICTURE_BYTES:
+        raise ImageError(f"has more than {MAX_PICTURE_BYTES} bytes: save it smaller")
+    return data
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _header(stored: Stored, ending: bytes = b"") -> Image.Image:
+    Image.init()
+    known, package = _OPTIONAL.get(stored.kind, (stored.kind.upper().replace(" ", ""), ""))
     try:
-        return ImageOps.exif_transpose(image)
-    except Exception as error:  # damaged EXIF data: every viewer shows such a picture as it lies
-        logger.warning("EXIF orientation ignored: %s", error)
-        return image
+        if package:
+            importlib.import_module(package)
+    except ImportError as error:
+        raise ImageError(
+            f"is a {stored.kind} picture, and the package that reads those is not installed: "
+            "run pip install percov2-core[photos], or save it as PNG or JPEG"
+        ) from error
+    with _translated(stored.kind):
+        # Not `Image.open`, which warns of a large picture before it tells the size.
+        return Image.OPEN[known][0](io.BytesIO(stored.data + ending), "")
 
 
-def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Colour without alpha, and alpha as mode "L" or None."""
-    if image.mode.startswith(("I", "F")) or not image.has_transparency_data:
-        return (image.convert("RGB") if image.mode == "P" else image), None
-    if image.mode in ("LA", "La"):
-        image = image.convert("LA")
-        return image.getchannel("L"), image.getchannel("A")
-    image = image.convert("RGBA")
-    return image.convert("RGB"), image.getchannel("A")
+def _exif_orientation(image: Image.Image) -> int:
+    exif = image.info.get("exif")
+    return exif_orientation(exif) if isinstance(exif, bytes) else 1
 
 
-def _to_8bit(image: Image.Image) -> Image.Image:
-    """Wide greyscale is scaled, where Pillow's own conversion would clip it."""
+def _decoded(stored: Stored, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """8-bit pixels, turned and profiled as they are in the file; `size` will be made of them."""
+    with _translated(stored.kind):
+        if not stored.ended:
+            image = _without_end(stored)
+        elif stored.kind == "JPEG" and isinstance(image, JpegImagePlugin.JpegImageFile):
+            # Decodes a half, a quarter or an eighth of the size where that is enough.
+            image.draft(None, (min(2 * size[0], image.width), min(2 * size[1], image.height)))
+        image.load()
+        info, levels = image.info, None
+        if image.mode.startswith("I;16"):
+            levels = np.asarray(image)[..., None]
+        elif stored.pairs:
+            levels = np.asarray(image).view(">u2")
+        elif stored.bits == 16 and isinstance(low := _header(stored), PngImagePlugin.PngImageFile):
+            # Pillow keeps the upper half of each level, and so the lower one in the other order.
+            low.tile = [tile._replace(args=f"{image.mode};16L") for tile in low.tile]
+            levels = np.asarray(image).astype(np.uint16) << 8 | np.asarray(low)
+        elif stored.key or stored.colour:
+            levels = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+        if levels is not None:
+            image = _from_levels(levels, stored)
+            image.info["icc_profile"] = info.get("icc_profile")
+        if stored.place:
+            assert stored.size is not None
+            whole = Image.new("RGBA", stored.size)
+            whole.paste(image.convert("RGBA"), stored.place)
+            return whole
+    return image
+
+
+def _without_end(stored: Stored) -> Image.Image:
+    """A JPEG without its end: whole if what might follow makes no difference to the pixels."""
+    pictures = [_header(stored, follows * 64 + b"\xff\xd9") for follows in (b"\x55", b"\xa6")]
+    if pictures[0].tobytes() != pictures[1].tobytes():
+        raise damaged(stored.kind)
+    return pictures[0]
+
+
+def _from_levels(levels: NDArray[np.generic], stored: Stored) -> Image.Image:
+    """(H, W, C) of 8 or 16 bits -> 8 bits, mode by C; in sRGB if the file says its colours."""
+    top = 255 if levels.dtype == np.uint8 else 65535
+    depth = 2**stored.bits - 1  # of the file
+    light = _to_srgb_of(stored.colour, top) if stored.colour else None
+    strips = []
+    for row in range(0, len(levels), _STRIP_ROWS):
+        strip = levels[row : row + _STRIP_ROWS].astype(np.uint32)
+        colour = strip[..., : strip.shape[2] - 1 + strip.shape[2] % 2]
+        alpha = strip[..., colour.shape[2] :]
+        if stored.key:
+            key = [(level & depth) * top // depth for level in stored.key]
+            alpha = np.where((colour == key).all(-1, keepdims=True), 0, top)
+        if stored.bits == 12:
+            colour = np.minimum(colour * 65535 // 4095, 65535)
+        if stored.negative:
+            colour = top - colour
+        rgb = light(colour) if light else (colour * 255 + top // 2) // top
+        strips.append(
+            np.concatenate(
+                [rgb, (alpha * 255 + top // 2) // top], axis=2, dtype=np.uint8, casting="unsafe"
+            )
+        )
+    pixels = np.concatenate(strips)
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _to_srgb_of(colour: Colour, top: int) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Levels from 0 to `top` -> sRGB from 0 to 255, through light."""
+    light = _light(np.arange(top + 1) / top, colour.transfer).astype(np.float32)
+    matrix = np.linalg.inv(_to_xyz(SRGB_PRIMARIES)) @ _to_xyz(colour.primaries)
+    edges = _light((np.arange(255) + 0.5) / 255, "srgb")  # between one level and the next
+    srgb = np.searchsorted(edges, np.arange(65536) / 65535)
+
+    def convert(levels: NDArray[Any]) -> NDArray[Any]:
+        seen = light[levels]
+        if levels.shape[2] == 3:
+            seen = seen @ matrix.T.astype(np.float32)
+        found: NDArray[Any] = srgb[np.rint(seen.clip(0, 1) * 65535).astype(np.intp)]
+        return found
+
+    return convert
+
+
+def _light(levels: NDArray[Any], transfer: float | str) -> NDArray[Any]:
+    """Levels in [0, 1] -> light in [0, 1]."""
+    if transfer == "srgb":
+        return np.where(levels < 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+    if transfer == "bt709":
+        return np.where(levels < 0.081, levels / 4.5, ((levels + 0.099) / 1.099) ** (1 / 0.45))
+    return levels ** float(transfer)
+
+
+def _to_xyz(primaries: tuple[float, ...]) -> NDArray[Any]:
+    """Light in these primaries -> XYZ as seen under the white of D65."""
+    x, y = np.array(primaries[::2]), np.array(primaries[1::2])
+    places = np.array([x, y, 1 - x - y]) / y  # columns: white, red, green, blue
+    white, corners = places[:, 0], places[:, 1:]
+    seen = _BRADFORD @ [0.3127 / 0.329, 1, 0.3583 / 0.329] / (_BRADFORD @ white)
+    adapted = np.linalg.inv(_BRADFORD) @ np.diag(seen) @ _BRADFORD
+    scaled: NDArray[Any] = corners * np.linalg.solve(corners, white)
+    return adapted @ scaled
+
+
+def _finished(image: Image.Image, stored: Stored, size: tuple[int, int]) -> Image.Image:
+    """8-bit sRGB, upright, of `size` (as it lies in the file), on white."""
+    with _translated(stored.kind):
+        image = _resized(_plain(image), size)
+        if stored.orientation in _TURNS:
+            image = image.transpose(_TURNS[stored.orientation])
+        profile = None if stored.colour else stored.profile or image.info.get("icc_profile")
+        if image.mode not in ("LA", "RGBA"):
+            return _to_srgb(image, profile)
+        colour = _to_srgb(image.convert(image.mode[:-1]), profile)
+        white = Image.new("RGB", colour.size, "white")
+        return Image.composite(colour, white, image.getchannel("A"))
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """8 bits, without palettes, with transparency as a channel of its own."""
     if image.mode == "F":
-        return _from_levels(np.asarray(image), highest=1.0)
+        return _scaled(image, highest=1.0)
     if image.mode.startswith("I"):
-        return _from_levels(np.asarray(image), highest=_SIXTEEN_BIT_MAX)
-    return image.convert("L") if image.mode == "1" else image
+        return _scaled(image, highest=65535)
+    if image.mode == "La" or (image.mode == "L" and image.has_transparency_data):
+        return image.convert("LA")
+    if image.has_transparency_data and image.mode not in ("LA", "RGBA"):
+        return image.convert("RGBA")
+    if image.mode in ("1", "P"):
+        return image.convert("L" if image.mode == "1" else "RGB")
+    return image
 
 
-def _from_levels(levels: NDArray[np.generic], *, highest: float) -> Image.Image:
-    """(H, W) in [0, highest] -> mode "L"."""
-    values = levels.astype(np.float64)
+def _scaled(image: Image.Image, *, highest: float) -> Image.Image:
+    """Wide greyscale -> mode "L", where Pillow's own conversion would clip it."""
+    values = np.asarray(image).astype(np.float64)
     # Written so that not-a-number fails as well.
     if not (values.min() >= 0 and values.max() <= highest):
         raise ImageError(
-            f"picture: greyscale levels must be 0 to {highest:g}, "
-            f"got {values.min():g} to {values.max():g}"
+            f"has greyscale levels from {values.min():g} to {values.max():g}, and they must be "
+            f"0 to {highest:g}: save it with 8 or 16 bits"
         )
     return Image.fromarray(np.rint(values * (255 / highest)).astype(np.uint8))
 
@@ -279,20 +412,15 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Apply the colour profile if there is one that fits; otherwise trust the numbers."""
     if profile:
         try:
-            return _apply_profile(image, profile)
-        except (ImageCms.PyCMSError, OSError, ValueError, KeyError) as error:
-            logger.warning("colour profile ignored: %s", error)
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            mode = _PROFILE_MODES.get(source.profile.xcolor_space)
+            fitting = image.convert("RGB") if (image.mode, mode) == ("L", "RGB") else image
+            if fitting.mode == mode:
+                target = ImageCms.createProfile("sRGB")
+                converted = ImageCms.profileToProfile(fitting, source, target, outputMode="RGB")
+                assert converted is not None  # None only for conversions in place
+                return converted
+        except (ImageCms.PyCMSError, OSError, ValueError):
+            pass
+        logger.warning("colour profile ignored: it is damaged or for another kind of picture")
     return image.convert("RGB")
-
-
-def _apply_profile(image: Image.Image, profile: bytes) -> Image.Image:
-    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    mode = _PROFILE_MODES[source.profile.xcolor_space]
-    if image.mode == "L" and mode == "RGB":
-        image = image.convert("RGB")
-    if image.mode != mode:
-        raise ValueError(f"made for {mode}, the picture is {image.mode}")
-    target = ImageCms.createProfile("sRGB")
-    converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-    assert converted is not None  # None only for conversions in place
-    return converted

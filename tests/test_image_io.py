@@ -181,10 +181,10 @@ def test_sixteen_bit_files_of_both_kinds_are_scaled():
 @pytest.mark.parametrize(
     ("levels", "message"),
     [
-        (np.full((70, 70), 70000, np.int32), "levels must be 0 to 65535, got 70000 to 70000"),
-        (np.full((70, 70), -1, np.int32), "levels must be 0 to 65535, got -1 to -1"),
-        (np.full((70, 70), 1.5, np.float32), "levels must be 0 to 1, got 1.5 to 1.5"),
-        (np.full((70, 70), np.nan, np.float32), "levels must be 0 to 1, got nan to nan"),
+        (np.full((70, 70), 70000, np.int32), "levels from 70000 to 70000, and they must be 0 to 65535"),
+        (np.full((70, 70), -1, np.int32), "levels from -1 to -1, and they must be 0 to 65535"),
+        (np.full((70, 70), 1.5, np.float32), "levels from 1.5 to 1.5, and they must be 0 to 1"),
+        (np.full((70, 70), np.nan, np.float32), "levels from nan to nan, and they must be 0 to 1"),
     ],
 )
 def test_levels_of_unknown_meaning_are_refused(levels, message):
@@ -251,7 +251,7 @@ def test_a_small_file_that_claims_huge_sides_is_refused_unread(side, action):
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
     with warnings.catch_warnings():
         warnings.simplefilter(action)
-        with pytest.raises(ImageError, match=r"damaged|each side must be"):
+        with pytest.raises(ImageError, match="more than can be read here"):
             image_io.load(data)
 
 
@@ -272,10 +272,10 @@ def test_damaged_pictures_raise_nothing_but_image_error(data, format):
         assert image_io.load(bytes(whole)).mode == "RGB"
 
 
-@pytest.mark.parametrize("data", [b"", b"hello", b"\xb1\x1c\x01\xff", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+@pytest.mark.parametrize("data", [b"hello", b"\xb1\x1c\x01\xff", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\x89PNG"])
 def test_what_is_no_picture_is_refused_in_words(data):
     with pytest.raises(
-        ImageError, match="is not a picture that can be read here: save it as one of PNG, JPEG"
+        ImageError, match="is not a picture that can be read here: save it as PNG, JPEG"
     ):
         image_io.load(data)
 
@@ -283,12 +283,12 @@ def test_what_is_no_picture_is_refused_in_words(data):
 @pytest.mark.parametrize("format", ["PCX", "SGI", "TGA"])
 def test_a_format_outside_the_list_is_refused_even_if_pillow_knows_it(format):
     with pytest.raises(
-        ImageError, match="is not a picture that can be read here: save it as one of PNG, JPEG"
+        ImageError, match="is not a picture that can be read here: save it as PNG, JPEG"
     ):
         image_io.load(as_bytes(noise(), format))
 
 
 def test_an_endless_file_is_refused(monkeypatch):
     monkeypatch.setattr(image_io, "MAX_PICTURE_BYTES", 1000)
-    with open("/dev/zero", "rb") as endless, pytest.raises(ImageError, match="at most 1000 bytes"):
+    with open("/dev/zero", "rb") as endless, pytest.raises(ImageError, match="has more than 1000 bytes"):
         image_io.load(endless)
