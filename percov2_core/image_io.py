@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 MAX_PICTURE_BYTES = 256 * 2**20  # 4096 x 4096 at 16 bits and four channels are 128 MiB
 MAX_SOURCE_PIXELS = 64 * 10**6  # of a picture that is reduced while it is read
 
+# For a reader beside this one, as long as there is one.
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+
 Source: TypeAlias = str | Path | bytes | BinaryIO
 
 # What Pillow calls a format, and the package that has to be there.
@@ -363,8 +366,8 @@ def _to_xyz(primaries: tuple[float, ...]) -> NDArray[Any]:
     white, corners = places[:, 0], places[:, 1:]
     seen = _BRADFORD @ [0.3127 / 0.329, 1, 0.3583 / 0.329] / (_BRADFORD @ white)
     adapted = np.linalg.inv(_BRADFORD) @ np.diag(seen) @ _BRADFORD
-    scaled: NDArray[Any] = corners * np.linalg.solve(corners, white)
-    return adapted @ scaled
+    found: NDArray[Any] = adapted @ corners * np.linalg.solve(corners, white)
+    return found
 
 
 def _finished(image: Image.Image, stored: Stored, size: tuple[int, int]) -> Image.Image:

@@ -181,7 +181,10 @@ def test_sixteen_bit_files_of_both_kinds_are_scaled():
 @pytest.mark.parametrize(
     ("levels", "message"),
     [
-        (np.full((70, 70), 70000, np.int32), "levels from 70000 to 70000, and they must be 0 to 65535"),
+        (
+            np.full((70, 70), 70000, np.int32),
+            "levels from 70000 to 70000, and they must be 0 to 65535",
+        ),
         (np.full((70, 70), -1, np.int32), "levels from -1 to -1, and they must be 0 to 65535"),
         (np.full((70, 70), 1.5, np.float32), "levels from 1.5 to 1.5, and they must be 0 to 1"),
         (np.full((70, 70), np.nan, np.float32), "levels from nan to nan, and they must be 0 to 1"),
@@ -272,7 +275,9 @@ def test_damaged_pictures_raise_nothing_but_image_error(data, format):
         assert image_io.load(bytes(whole)).mode == "RGB"
 
 
-@pytest.mark.parametrize("data", [b"hello", b"\xb1\x1c\x01\xff", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\x89PNG"])
+@pytest.mark.parametrize(
+    "data", [b"hello", b"\xb1\x1c\x01\xff", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\x89PNG"]
+)
 def test_what_is_no_picture_is_refused_in_words(data):
     with pytest.raises(
         ImageError, match="is not a picture that can be read here: save it as PNG, JPEG"
@@ -290,5 +295,8 @@ def test_a_format_outside_the_list_is_refused_even_if_pillow_knows_it(format):
 
 def test_an_endless_file_is_refused(monkeypatch):
     monkeypatch.setattr(image_io, "MAX_PICTURE_BYTES", 1000)
-    with open("/dev/zero", "rb") as endless, pytest.raises(ImageError, match="has more than 1000 bytes"):
+    with (
+        open("/dev/zero", "rb") as endless,
+        pytest.raises(ImageError, match="has more than 1000 bytes"),
+    ):
         image_io.load(endless)
