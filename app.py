@@ -9,10 +9,7 @@ from percov2_core.ui import host
 def main() -> None:
     host.prepare()
     # Only now: they look for their folders, and for a GPU, when they are imported.
-    from percov2_core.ui.demo import build_demo
-    from percov2_core.ui.serving import serve
-    from percov2_core.ui.shared_gpu import with_shared_gpu
-    from percov2_core.ui.theme import launch_options
+    from percov2_core.ui.page import build_demo, launch_options
     from percov2_core.weights import load_codec, warm_up
 
     try:
@@ -20,7 +17,7 @@ def main() -> None:
         warm_up(codec)
     except PerCoError as error:
         raise SystemExit(f"percov2: {error}") from None
-    serve(build_demo(with_shared_gpu(codec)), **launch_options())
+    host.serve(build_demo(host.with_shared_gpu(codec)), **launch_options())
 
 
 if __name__ == "__main__":

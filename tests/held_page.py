@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from percov2_core.flow.transformer import FlowModel
-from percov2_core.ui import limits
+from percov2_core.ui import border
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,5 +33,5 @@ def hold_while(file: Path) -> None:
 
 if __name__ == "__main__":
     hold_while(Path(sys.argv[1]))
-    limits.KEEP_FILES_S = int(sys.argv[2]) or limits.KEEP_FILES_S
+    border.KEEP_FILES_S = int(sys.argv[2]) or border.KEEP_FILES_S
     runpy.run_path(str(ROOT / "app.py"), run_name="__main__")

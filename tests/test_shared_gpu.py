@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import replace
@@ -14,17 +13,21 @@ from typing import Any
 
 import pytest
 
-from percov2_core.codec import Step
+from percov2_core.codec import Contents
 from percov2_core.errors import BitstreamError, ConfigError
-from percov2_core.ui import shared_gpu
-from percov2_core.ui.host import SHARED_GPU_VARIABLE
-from percov2_core.ui.painting import Look, paint
-from percov2_core.ui.shared_gpu import MOST_S, Painting, call_s, painting_s, with_shared_gpu
+from percov2_core.ui.device import Look, Turn, paint
+from percov2_core.ui.host import (
+    MOST_S,
+    SHARED_GPU_VARIABLE,
+    call_s,
+    painting_s,
+    with_shared_gpu,
+)
 from percov2_core.weights.residency import Residency
 from tests.tiny import picture, tiny_codec
 
 STAND_IN = Path(__file__).parent / "spaces_stand_in"
-NEEDS_GPU = ("encode", "decode", "read", "truncate")
+NEEDS_GPU = ("encode", "paint", "read", "truncate")
 
 
 @pytest.fixture
@@ -58,10 +61,13 @@ def test_every_call_borrows_the_gpu_and_gives_the_same(codec: Any, spaces: Any) 
     stream = codec.encode(picture(), "ultra-low", caption="a cat")
     assert stream == plain.encode(picture(), "ultra-low", caption="a cat")
     assert stream.cuts  # what the page truncates
-    assert codec.decode(stream, seed=3).tobytes() == plain.decode(stream, seed=3).tobytes()
-    assert codec.read(stream).caption == "a cat"
+    contents = codec.read(stream)
+    assert contents.caption == "a cat"
+    look = {"steps": 2, "guidance": 2.0, "seed": 3}
+    *_, last = codec.paint(contents, **look)
+    assert last.picture.tobytes() == plain.decode(stream, **look).tobytes()
     assert codec.truncate(stream, tokens=2) == plain.truncate(stream, tokens=2)
-    assert [call["task"] for call in spaces.CALLS] == ["call", "paint", "call", "call"]
+    assert [call["task"] for call in spaces.CALLS] == ["call", "call", "paint", "call"]
 
 
 def test_what_needs_no_gpu_borrows_none(codec: Any, spaces: Any) -> None:
@@ -71,86 +77,71 @@ def test_what_needs_no_gpu_borrows_none(codec: Any, spaces: Any) -> None:
     assert spaces.CALLS == []
 
 
-def test_steps_arrive_with_previews_and_the_last_is_the_picture(codec: Any) -> None:
-    stream = tiny_codec().encode(picture(), "ultra-low", caption="")
-    seen: list[Step] = []
-    decoded = codec.decode(stream, steps=3, guidance=2.0, on_step=seen.append)
-    assert [(step.index, step.total) for step in seen] == [(1, 3), (2, 3), (3, 3)]
-    assert all(step.preview().size == picture().size for step in seen)
-    assert decoded.tobytes() == tiny_codec().decode(stream, steps=3, guidance=2.0).tobytes()
+@pytest.fixture(scope="module")
+def contents() -> Contents:
+    return tiny_codec().read(tiny_codec().encode(picture(), "ultra-low", caption=""))
 
 
-def test_cancelling_ends_the_work_on_the_gpu(codec: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = tiny_codec().encode(picture(), "ultra-low", caption="")
-    steps: list[int] = []
-    on_step = shared_gpu._Painter.on_step
-    monkeypatch.setattr(
-        shared_gpu._Painter,
-        "on_step",
-        lambda self, step: (steps.append(step.index), on_step(self, step)),
-    )
+def test_steps_arrive_with_previews_and_the_last_is_the_picture(
+    codec: Any, contents: Contents
+) -> None:
+    steps = list(codec.paint(contents, steps=3, guidance=2.0))
+    assert [(step.index, step.total) for step in steps] == [(1, 3), (2, 3), (3, 3)]
+    assert all(step.preview().size == picture().size for step in steps)
+    expected = tiny_codec().decode(contents.stream, steps=3, guidance=2.0)
+    assert [step.picture for step in steps] == [None, None, expected]
 
-    def cancel(step: Step) -> None:
-        raise KeyError("cancelled")
 
-    with pytest.raises(KeyError, match="cancelled"):
-        codec.decode(stream, steps=100, on_step=cancel)
-    assert len(steps) < 100
+def test_leaving_ends_the_work_on_the_gpu(codec: Any, spaces: Any, contents: Contents) -> None:
+    frames = paint(codec, contents, Look(100, 1.0), Turn("a", 1))
+    next(frames)
+    assert spaces.BORROWED == ["paint"]
+    frames.close()
+    assert spaces.BORROWED == []
 
 
 def test_painting_counts_as_the_visitors(
-    codec: Any, spaces: Any, monkeypatch: pytest.MonkeyPatch
+    codec: Any, spaces: Any, contents: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     visitor: ContextVar[str] = ContextVar("visitor")
     visitor.set("somebody")
     seen: list[str | None] = []
     monkeypatch.setattr(spaces, "_note", lambda *_: seen.append(visitor.get(None)))
-    stream = tiny_codec().encode(picture(), "ultra-low", caption="")
-    frames = list(paint(codec, stream, Look(2, 1.0), cancel=threading.Event()))
-    assert frames[-1] and frames[-1].finished
+    assert [f.finished for f in paint(codec, contents, Look(2, 1.0), Turn("a", 1))] == [False, True]
     assert seen == ["somebody"]
 
 
-def test_errors_keep_their_words(codec: Any) -> None:
-    stream = tiny_codec().encode(picture(), "ultra-low", caption="")
+def test_errors_keep_their_words(codec: Any, contents: Contents) -> None:
     with pytest.raises(ConfigError, match="steps must be in"):
-        codec.decode(stream, steps=101)
-    with pytest.raises(ConfigError, match="preset must be one of"):
-        codec.decode(stream, preset="none")
-    damaged = replace(stream, check=stream.check ^ 1)
+        next(codec.paint(contents, steps=101, guidance=1.0))
     with pytest.raises(BitstreamError, match="check value"):
-        codec.read(damaged)
+        codec.read(replace(contents.stream, check=contents.stream.check ^ 1))
 
 
 def test_a_bug_on_the_gpu_is_no_silence(
-    codec: Any, spaces: Any, monkeypatch: pytest.MonkeyPatch
+    codec: Any, spaces: Any, contents: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stream = tiny_codec().encode(picture(), "ultra-low", caption="")
-
     def broken(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError("bug")
 
-    monkeypatch.setattr(type(tiny_codec()), "decode", broken)
+    monkeypatch.setattr(type(tiny_codec()), "paint", broken)
     with pytest.raises(spaces.WorkerError, match="ZeroDivisionError"):
-        codec.decode(stream)
+        next(codec.paint(contents, steps=1, guidance=1.0))
 
 
-def painting(**changes: Any) -> Painting:
-    stream = tiny_codec().encode(picture(), "ultra-low", caption="")
-    base = Painting(stream, 4, 1.0, "balanced", None, False)
-    return base._replace(**changes)
+def test_the_time_asked_for_follows_steps_size_and_batch(contents: Contents) -> None:
+    def seconds(steps: int = 4, guidance: float = 1.0, **size: int) -> float:
+        sized = contents._replace(stream=replace(contents.stream, **size))
+        return painting_s(sized, {"steps": steps, "guidance": guidance})
 
-
-def test_the_time_asked_for_follows_steps_size_and_batch(spaces: Any) -> None:
-    small = painting_s(painting())
-    assert painting_s(painting(steps=8)) > small
-    assert painting_s(painting(guidance=3.0)) > small
-    large = tiny_codec().encode(picture(320, 192), "ultra-low", caption="")
-    assert painting_s(painting(stream=large)) > small
-    huge = replace(large, mode="hybrid", width=4096, height=4096)
-    assert painting_s(painting(stream=huge, steps=100)) == MOST_S
+    small = seconds()
+    assert seconds(steps=8) > small and seconds(guidance=3.0) > small
+    assert seconds(width=150) < small
+    hybrid = replace(contents.stream, mode="hybrid", width=4096, height=4096)
+    assert painting_s(contents._replace(stream=hybrid), {"steps": 100, "guidance": 1}) == MOST_S
     encode = call_s("encode", (picture(320, 192), "extreme"), {})
-    assert call_s("read", (large,), {}) < encode < call_s("encode", (picture(640, 384),), {})
+    assert call_s("read", (contents.stream,), {}) < encode
+    assert encode < call_s("encode", (picture(640, 384),), {})
 
 
 def test_without_such_a_host_the_codec_is_left_as_it_is(

@@ -7,20 +7,21 @@ import gc
 import json
 import os
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
 from percov2_core.bitstream import Stream
-from percov2_core.ui import host, serving, share
-from percov2_core.ui.serving import Door, DoorMiddleware, trim
+from percov2_core.ui import host
+from percov2_core.ui.border import allowed_bytes
+from percov2_core.ui.host import HEADERS, Door, trim
 from tests import space
 from tests.prefix_proxy import FRAME_PX, PREFIX, proxy
 from tests.space import Space
@@ -40,13 +41,13 @@ HELD = """
 import runpy, sys, time
 from pathlib import Path
 from percov2_core.codec import PerCoV2
-decode = PerCoV2.decode
+paint = PerCoV2.paint
 def held(*arguments, **options):
     Path({begun!r}).touch()
     while Path({hold!r}).exists():
         time.sleep(0.01)
-    return decode(*arguments, **options)
-PerCoV2.decode = held
+    return paint(*arguments, **options)
+PerCoV2.paint = held
 runpy.run_path("app.py", run_name="__main__")
 """
 
@@ -120,7 +121,7 @@ def test_on_shared_hardware_each_call_borrows_the_gpu(held: Space, photo: Path) 
     expected = tiny_codec().encode(picture(), "ultra-low", caption="a cat")
     assert Path(path).read_bytes() == expected.to_bytes()
     assert Image.open(decoded).tobytes() == tiny_codec().decode(expected).tobytes()
-    assert [call["task"] for call in calls(held)] == ["call", "paint"]
+    assert [call["task"] for call in calls(held)] == ["call", "call", "paint"]
     assert all(0 < float(str(call["seconds"])) <= 120 for call in calls(held))
 
 
@@ -180,46 +181,72 @@ def refused(address: str) -> bool:
     return caught.value.code == 503
 
 
-def ask(door: Door, method: str, path: str, app: object = None) -> int:
-    """-> the status that a request past the door gets."""
-    seen: list[int] = []
+class Asked(NamedTuple):
+    """What a request past the door gets."""
 
-    async def answer(scope: object, receive: object, send: object) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})  # type: ignore[operator]
+    status: int
+    headers: dict[str, str]
 
-    async def send(message: dict[str, object]) -> None:
+
+def ask(door: Door, method: str, path: str, app: Any = None, body: bytes = b"") -> Asked:
+    seen: list[Asked] = []
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            seen.append(int(str(message["status"])))
+            headers = {name.decode(): value.decode() for name, value in message["headers"]}
+            seen.append(Asked(message["status"], headers))
 
-    async def receive() -> dict[str, object]:
-        return {"type": "http.request"}
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body}
 
-    middleware = DoorMiddleware(app or answer, door)  # type: ignore[arg-type]
-    asyncio.run(middleware({"type": "http", "method": method, "path": path}, receive, send))  # type: ignore[arg-type]
+    scope = {"type": "http", "method": method, "path": path, "headers": []}
+    asyncio.run(door.around(app or answer)(scope, receive, send))  # type: ignore[arg-type]
     return seen[0]
 
 
-def test_a_closed_door_refuses_work_and_still_hands_out_results(tmp_path: Path) -> None:
-    door, join = Door(tmp_path), f"{PREFIX}/gradio_api/queue/join"
-    assert ask(door, "POST", join) == 200
-    door.close()
-    assert ask(door, "POST", join) == 503
-    assert ask(door, "POST", "/gradio_api/upload") == 503
-    assert ask(door, "GET", "/gradio_api/file=/tmp/x.png") == 200
-    assert ask(door, "GET", "/gradio_api/queue/data") == 200
+@pytest.fixture
+def door(tmp_path: Path) -> Door:
+    return Door(tmp_path, allowed_bytes)
 
 
-def test_the_door_knows_what_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "QUIET_S", 0.0)
-    door = Door(tmp_path)
+def test_a_closed_door_refuses_work_and_still_hands_out_results(door: Door) -> None:
+    assert ask(door, "POST", "/gradio_api/queue/join").status == 200
+    door.closed.set()
+    assert ask(door, "POST", "/gradio_api/queue/join").status == 503
+    assert ask(door, "POST", "/gradio_api/upload").status == 503
+    assert ask(door, "GET", "/gradio_api/file=/tmp/x.png").status == 200
+    assert ask(door, "GET", "/gradio_api/queue/data").status == 200
+
+
+def test_every_answer_has_our_headers_and_no_request_is_endless(door: Door) -> None:
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        raise KeyError("what gradio does not know")
+
+    for path, status, app, body in (
+        ("/gradio_api/queue/join", 200, None, b""),
+        ("/gradio_api/queue/join", 413, None, bytes(2 * 2**20)),
+        ("/gradio_api/queue/join", 400, broken, b""),
+        ("/gradio_api/component_server", 404, None, b""),
+    ):
+        asked = ask(door, "POST", path, app, body)
+        assert asked.status == status and set(HEADERS) <= set(asked.headers)
+    assert door.quiet() or not door._inside
+
+
+def test_the_door_knows_what_is_under_way(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "QUIET_S", 0.0)
     quiet: list[bool] = []
 
-    async def look(scope: object, receive: object, send: object) -> None:
+    async def look(scope: Any, receive: Any, send: Any) -> None:
         quiet.append(door.quiet())
-        await send({"type": "http.response.start", "status": 200, "headers": []})  # type: ignore[operator]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
 
-    assert ask(door, "GET", "/gradio_api/queue/data", look) == 200
-    assert ask(door, "GET", "/gradio_api/heartbeat/x", look) == 200
+    assert ask(door, "GET", "/gradio_api/queue/data", look).status == 200
+    assert ask(door, "GET", "/gradio_api/heartbeat/x", look).status == 200
     assert quiet == [False, True] and door.quiet()
 
 
@@ -235,12 +262,12 @@ def test_the_oldest_files_make_room(tmp_path: Path) -> None:
     assert len(space.listing(tmp_path)) == 2
 
 
-def test_each_upload_makes_room_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_upload_makes_room_first(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     trimmed: list[Path] = []
-    monkeypatch.setattr(serving, "trim", trimmed.append)
-    ask(Door(tmp_path), "POST", "/gradio_api/upload")
-    assert trimmed == [tmp_path]
-    assert serving.MAX_CACHE_BYTES <= 10**9 and serving.ROOM_BYTES > 0
+    monkeypatch.setattr(host, "trim", trimmed.append)
+    ask(door, "POST", "/gradio_api/upload")
+    assert trimmed == [door.cache]
+    assert host.MAX_CACHE_BYTES <= 10**9 and host.ROOM_BYTES > 0
 
 
 def test_caches_move_where_the_home_is_read_only(
@@ -273,15 +300,13 @@ def test_caches_move_where_the_home_is_read_only(
 def test_links_say_where_the_visitor_sees_the_page(
     monkeypatch: pytest.MonkeyPatch, prefix: str, headers: dict[str, str], address: str
 ) -> None:
-    monkeypatch.setenv(share.PREFIX_VARIABLE, prefix)
-    assert share.page_address(headers) == address
+    monkeypatch.setenv(host.PREFIX_VARIABLE, prefix)
+    assert host.page_address(headers) == address
 
 
-def test_ctrl_c_and_stop_end_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "FINISH_S", 0.1)
-    door = Door(tmp_path)
-    door.enter("GET", "/gradio_api/queue/data")
-    assert serving._wait_until_quiet(door) is False
-    threading.Timer(0.05, door.leave).start()
-    monkeypatch.setattr(serving, "FINISH_S", 60.0)
-    assert serving._wait_until_quiet(door) is True
+def test_ctrl_c_and_stop_end_the_wait(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "FINISH_S", 0.1)
+    with door._counted():
+        assert host.wait_until_quiet(door) is False
+    monkeypatch.setattr(host, "FINISH_S", 60.0)
+    assert host.wait_until_quiet(door) is True

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import threading
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,23 +11,11 @@ from PIL import Image
 
 from percov2_core.bitstream import Stream
 from percov2_core.config import MODES, PRESETS, SCHEDULES
-from percov2_core.errors import BitstreamError, ConfigError, ImageError
+from percov2_core.errors import BitstreamError, ConfigError
 from percov2_core.evaluation.judge import Scores
-from percov2_core.ui import (
-    bits,
-    budget,
-    compare,
-    html,
-    intake,
-    invented,
-    painting,
-    runs,
-    share,
-    text,
-)
-from percov2_core.ui.limits import MAX_UPLOAD_BYTES
-from percov2_core.ui.painting import Look, Painted, paint
-from percov2_core.ui.tradeoff import Measurements, figure, run_of, runs_csv, runs_table
+from percov2_core.ui import border, host, invented, results, settings, text
+from percov2_core.ui.device import Frame, Look
+from percov2_core.ui.tradeoff import Measured, Measurements, figure, run_of, runs_csv, runs_table
 from tests.tiny import picture, tiny_codec
 
 ADDRESS = "https://example.org/space"
@@ -41,10 +26,10 @@ def stream() -> Stream:
     return tiny_codec().encode(picture(), "ultra-low")
 
 
-def a_run(stream: Stream, number: int = 1, **scores: float) -> runs.Measured:
-    painted = Painted(picture(), 0.1)
-    run = runs.Run("sea", "the sea", stream, Look(2, 1.5), "<b>", painted, picture(), number)
-    return runs.Measured(run, Scores(**scores))
+def a_run(stream: Stream, number: int = 1, **scores: float) -> Measured:
+    contents, frame = tiny_codec().read(stream), Frame(2, 2, picture(), 0.1, finished=True)
+    run = results.Run("sea", contents, Look(2, 1.5), "<b>", frame, picture(), number)
+    return Measured(run, Scores(**scores))
 
 
 def test_the_page_offers_every_mode_schedule_and_preset() -> None:
@@ -54,36 +39,36 @@ def test_the_page_offers_every_mode_schedule_and_preset() -> None:
 
 
 def test_a_link_holds_the_whole_file(stream: Stream) -> None:
-    link = share.link(stream, ADDRESS)
+    link = border.link_to(stream, ADDRESS)
     assert link.startswith(f"{ADDRESS}?pcv2=")
-    assert share.read_link(f" {link}\n") == stream
-    assert share.read_link(stream.to_text()) == stream
+    assert border.read_link(f" {link}\n") == stream
+    assert border.read_link(stream.to_text()) == stream
 
 
 def test_a_link_without_a_file_says_what_was_expected() -> None:
     with pytest.raises(BitstreamError, match=r"expected one with \?pcv2="):
-        share.read_link("https://example.org/?q=1")
+        border.read_link("https://example.org/?q=1")
 
 
 def test_the_address_is_the_page_of_the_visitor() -> None:
     headers = {"referer": "https://a.example/x/?pcv2=old#top", "host": "internal:7860"}
-    assert share.page_address(headers) == "https://a.example/x/"
-    assert share.page_address({"host": "127.0.0.1:7860"}) == "http://127.0.0.1:7860/"
+    assert host.page_address(headers) == "https://a.example/x/"
+    assert host.page_address({"host": "127.0.0.1:7860"}) == "http://127.0.0.1:7860/"
 
 
 def test_only_a_short_link_becomes_a_qr_code(stream: Stream) -> None:
-    assert "<svg" in (share.qr_svg(share.link(stream, ADDRESS)) or "")
-    assert share.qr_svg("x" * 3000) is None
+    assert "<svg" in (results.qr_svg(border.link_to(stream, ADDRESS)) or "")
+    assert results.qr_svg("x" * 3000) is None
 
 
 def test_a_ratio_is_rounded_to_two_digits() -> None:
-    assert html.one_in(469_123, 68) == "1/6,900"
-    assert html.one_in(170, 68) == "1/2.5"
+    assert text.one_in(469_123, 68) == "1/6,900"
+    assert text.one_in(170, 68) == "1/2.5"
 
 
 def test_the_parts_of_the_bar_add_up_to_the_file(stream: Stream) -> None:
     contents = tiny_codec().read(stream)
-    shown = bits.bar(contents)
+    shown = results.bits_bar(contents)
     assert sum(contents.bits) == 8 * len(stream.to_bytes())
     assert all(f"<td>{count:,}</td>" in shown for count in (*contents.bits, sum(contents.bits)))
 
@@ -91,111 +76,20 @@ def test_the_parts_of_the_bar_add_up_to_the_file(stream: Stream) -> None:
 @pytest.mark.parametrize("least", [0, 8, 20, 40])
 def test_a_target_size_is_used_and_kept(stream: Stream, least: int) -> None:
     codec, wanted = tiny_codec(), len(stream.truncate(0).to_bytes()) + least
-    found = budget.encode_within(
-        codec, picture(), size_bytes=wanted, caption=codec.read(stream).caption,
-        schedule="qlds", seed=0,
-    )  # fmt: skip
+    options = {"caption": codec.read(stream).caption, "schedule": "qlds", "seed": 0}
+    found = settings.encode_within(codec, picture(), wanted, **options)
     assert len(found.to_bytes()) <= wanted
     if found.tokens_sent < found.tokens_total:
         longer = codec.truncate(stream, tokens=found.tokens_sent + 1)
         assert len(longer.to_bytes()) > wanted
-
-
-def test_a_target_below_the_caption_says_so(stream: Stream) -> None:
     with pytest.raises(ConfigError, match=r"caption alone makes \d+ bytes, got 5"):
-        budget.longest_part(tiny_codec(), stream, size_bytes=5)
-
-
-def test_only_uploads_are_taken_from_a_paste(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "files"))
-    inside = tmp_path / "files" / "abc" / "image.png"
-    assert intake.uploaded(str(inside)) == inside
-    for other in ("", str(tmp_path / "image.png"), str(inside / "../../../image.png")):
-        with pytest.raises(ImageError, match="did not arrive"):
-            intake.uploaded(other)
-
-
-def test_painting_ends_with_the_decoded_picture(stream: Stream) -> None:
-    codec = tiny_codec()
-    frames = [f for f in paint(codec, stream, Look(3, 1.0), cancel=threading.Event()) if f]
-    assert [frame.finished for frame in frames] == [False] * (len(frames) - 1) + [True]
-    assert [frame.step for frame in frames] == sorted(frame.step for frame in frames)
-    assert frames[-1].picture == codec.decode(stream, steps=3, guidance=1.0)
-
-
-def test_previews_are_painted_when_they_are_due(
-    stream: Stream, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(painting, "FIRST_PREVIEW_S", -1.0)
-    monkeypatch.setattr(painting, "PREVIEW_SHARE", math.inf)
-    frames: list[painting.Frame] = []
-    painting._work(tiny_codec(), stream, Look(3, 1.0), threading.Event(), frames.append)
-    sizes = [frame.picture and frame.picture.size for frame in frames]
-    assert sizes == [(stream.width, stream.height)] * 2 + [None, (stream.width, stream.height)]
-    monkeypatch.setattr(painting, "FIRST_PREVIEW_S", math.inf)
-    painting._work(tiny_codec(), stream, Look(2, 1.0), threading.Event(), frames.append)
-    assert [frame.picture is None for frame in frames[4:]] == [True, True, False]
-
-
-def test_painting_says_at_once_that_it_is_cancelled(stream: Stream) -> None:
-    cancel = threading.Event()
-    frames = paint(tiny_codec(), stream, Look(100, 1.0), cancel=cancel)
-    assert next(frames)
-    cancel.set()
-    assert next(frames) is None
-    assert list(frames) == []
-
-
-def test_an_error_while_painting_reaches_the_visitor(stream: Stream) -> None:
-    damaged = replace(stream, check=stream.check ^ 1)
-    with pytest.raises(BitstreamError, match="check value"):
-        list(paint(tiny_codec(), damaged, Look(1, 1.0), cancel=threading.Event()))
-
-
-@pytest.mark.parametrize(
-    ("size", "message"),
-    [
-        ((5200, 5000), "26.0 megapixels"),
-        ((40, 900), "40 x 900 pixels; each side needs at least 64"),
-    ],
-)
-def test_a_picture_of_a_wrong_size_is_refused_in_words(
-    tmp_path: Path, size: tuple[int, int], message: str
-) -> None:
-    Image.new("1", size).save(tmp_path / "odd.png")
-    with pytest.raises(ImageError, match=message):
-        intake.read_upload(tmp_path / "odd.png", "odd.png")
-
-
-def test_a_file_over_the_limit_is_refused_unread(tmp_path: Path) -> None:
-    with (tmp_path / "big.png").open("wb") as file:
-        file.truncate(MAX_UPLOAD_BYTES + 1)
-    with pytest.raises(ImageError, match=r"20.0 MB; the page takes at most 20 MB"):
-        intake.read_upload(tmp_path / "big.png", "big.png")
-
-
-def test_a_large_picture_is_offered_smaller(tmp_path: Path) -> None:
-    picture(3000, 1500).save(tmp_path / "wide.jpg")
-    chosen = intake.read_upload(tmp_path / "wide.jpg", "wide.jpg")
-    assert chosen.large and chosen.kind == "JPEG"
-    assert chosen.at(1024).image.size == (1024, 512)
-    assert chosen.at(2048).image.size == (2048, 1024)
-
-
-def test_a_turned_large_photo_stands_upright(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    picture(3000, 1500).save(tmp_path / "turned.jpg", exif=exif)
-    assert intake.read_upload(tmp_path / "turned.jpg", "t.jpg").image.size == (1024, 2048)
+        settings.encode_within(codec, picture(), 5, **options)
 
 
 def test_a_strangers_caption_cannot_bring_its_own_html(stream: Stream) -> None:
     evil = tiny_codec().encode(picture(), "ultra-low", caption='"><img src=x onerror=alert(1)>')
-    contents = tiny_codec().read(evil)
-    shown = compare.single(picture(), tag="1 byte", caption=contents.caption)
-    assert "<img src=x" not in shown + bits.bits_panel(evil, contents, picture())
+    run = a_run(evil).run
+    assert "<img src=x" not in results.compare_run(run) + results.bits_panel(run)
 
 
 def test_equal_pictures_disagree_nowhere() -> None:

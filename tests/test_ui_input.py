@@ -14,7 +14,7 @@ pytest.importorskip("playwright", reason="needs playwright")
 
 from playwright.sync_api import Page, expect
 
-from percov2_core.ui.limits import MAX_UPLOAD_BYTES
+from percov2_core.ui.border import MAX_UPLOAD_BYTES
 from tests.tiny import picture
 from tests.ui_browser import choose_example, compress, open_tab, pixels
 
@@ -77,7 +77,7 @@ def test_a_large_picture_is_offered_two_sizes(page: Page, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("size", "message"),
-    [((5200, 5000), "the page takes at most 25"), ((40, 400), "each side needs at least 64")],
+    [((5200, 5000), "the page takes at most 25"), ((40, 400), "each side must have 64")],
 )
 def test_a_picture_of_a_wrong_size_gets_a_message_in_words(
     page: Page, tmp_path: Path, size: tuple[int, int], message: str

@@ -17,7 +17,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from percov2_core.bitstream import Stream
-from percov2_core.ui import programs
+from percov2_core.ui import page
 from tests.tiny import picture, tiny_codec, tiny_folder
 from tests.ui_server import Server, serve
 
@@ -94,9 +94,7 @@ def test_twenty_runs_of_five_clients_all_come_back_right(server: Server, tmp_pat
 def test_the_documented_snippet_runs(
     server: Server, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    snippet = re.sub(
-        r"^    ", "", (programs.__doc__ or "").partition("\n\n")[2], flags=re.M
-    ).strip()
+    snippet = re.sub(r"^    ", "", (page.__doc__ or "").partition("\n\n")[2], flags=re.M).strip()
     if "gradio_client" in README.read_text(encoding="utf-8"):
         assert snippet in README.read_text(encoding="utf-8")
     monkeypatch.chdir(photo.parent)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,17 +12,52 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from percov2_core.bitstream import Stream
+from percov2_core.codec import Contents
 from percov2_core.errors import UnavailableError
-from percov2_core.flow.transformer import FlowModel
-from percov2_core.ui import text
-from percov2_core.ui.handlers import Handlers, Intake, View
-from percov2_core.ui.intake import Chosen, read_upload
-from percov2_core.ui.turns import Turns
-from tests.held_page import hold_while
+from percov2_core.ui import border, device, text
+from percov2_core.ui.border import Chosen
+from percov2_core.ui.compress import CompressTab, Intake, View
+from percov2_core.ui.device import Look, Turn, Turns, paint
+from percov2_core.ui.page import EndPoints
 from tests.tiny import picture, tiny_codec
 
+pytestmark = [  # gradio leaves sockets and event loops to the garbage collector
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 VISITOR: Any = SimpleNamespace(session_hash="a", headers={})
 CHOICES = ("ultra-low", "the sea", "describer", "qlds", 0, None, 1024, 3, 1.0, 0)
+
+
+class Counting:
+    """The tiny codec, which counts the steps of painting and the looks of the entropy model."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.reads = 0
+        self.free = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(tiny_codec(), name)
+
+    def read(self, stream: Stream) -> Contents:
+        self.reads += 1
+        return tiny_codec().read(stream)
+
+    def paint(self, contents: Contents, **options: Any) -> Any:
+        self.free = False
+        try:
+            for step in tiny_codec().paint(contents, **options):
+                self.steps += 1
+                yield step
+        finally:
+            self.free = True
+
+
+@pytest.fixture
+def codec() -> Counting:
+    return Counting()
 
 
 @pytest.fixture
@@ -28,14 +66,34 @@ def turns() -> Turns:
 
 
 @pytest.fixture
-def handlers(turns: Turns) -> Handlers:
-    return Handlers(tiny_codec(), {}, turns)
+def blocks() -> Iterator[gr.Blocks]:
+    with gr.Blocks() as blocks:
+        yield blocks
+    del blocks
+    gc.collect()
 
 
 @pytest.fixture
-def chosen(tmp_path: Path) -> Chosen:
+def tab(codec: Any, turns: Turns, blocks: gr.Blocks) -> CompressTab:
+    return CompressTab(codec, turns, gr.State())
+
+
+@pytest.fixture
+def sea(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """An upload, as gradio tells of it."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     picture().save(tmp_path / "sea.png")
-    return read_upload(tmp_path / "sea.png", "sea.png")
+    return {"path": str(tmp_path / "sea.png")}
+
+
+@pytest.fixture
+def chosen(sea: dict[str, str]) -> Chosen:
+    return border.read_picture(sea)
+
+
+@pytest.fixture(scope="module")
+def contents() -> Contents:
+    return tiny_codec().read(tiny_codec().encode(picture(), "ultra-low"))
 
 
 def test_a_newer_press_replaces_the_older_one(turns: Turns) -> None:
@@ -89,86 +147,139 @@ def test_visitors_cancel_only_their_own(turns: Turns) -> None:
         assert opened.dropped.is_set()
 
 
-def test_a_picture_that_is_announced_twice_is_read_once(handlers: Handlers, tmp_path: Path) -> None:
-    picture().save(tmp_path / "sea.png")
-    payload = {"path": str(tmp_path / "sea.png")}
-    cleared, ready, captioned = handlers.choose(payload, "describer", None)
+def test_painting_ends_with_the_decoded_picture(contents: Contents) -> None:
+    codec, turn = tiny_codec(), Turn("a", 1)
+    frames = list(paint(codec, contents, Look(3, 1.0), turn))
+    assert [(frame.step, frame.finished) for frame in frames] == [(1, 0), (2, 0), (3, 1)]
+    assert frames[-1].picture == codec.decode(contents.stream, steps=3, guidance=1.0)
+
+
+def test_previews_are_painted_when_they_are_due(
+    contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pictures() -> list[Any]:
+        frames = paint(tiny_codec(), contents, Look(3, 1.0), Turn("a", 1))
+        return [frame.picture and frame.picture.size for frame in frames]
+
+    size = (contents.stream.width, contents.stream.height)
+    monkeypatch.setattr(device, "PREVIEW_SHARE", math.inf)
+    monkeypatch.setattr(device, "FIRST_PREVIEW_S", -1.0)
+    assert pictures() == [size] * 3
+    monkeypatch.setattr(device, "FIRST_PREVIEW_S", math.inf)
+    assert pictures() == [None, None, size]
+
+
+def test_a_visitor_who_leaves_frees_the_device_within_a_step(
+    codec: Counting, turns: Turns, contents: Contents
+) -> None:
+    with turns.take("a") as turn:
+        frames: Any = paint(codec, contents, Look(50, 1.0), turn)  # type: ignore[arg-type]
+        assert [next(frames).step for _ in range(10)] == list(range(1, 11))
+        turns.forget("a")  # what gradio says of a page that is closed
+        assert list(frames) == [] and codec.steps == 11 and codec.free
+    frames = paint(codec, contents, Look(50, 1.0), Turn("a", 1))  # type: ignore[arg-type]
+    next(frames)
+    assert not codec.free
+    frames.close()  # what gradio does with a connection that ends
+    assert codec.free and codec.steps == 12
+
+
+def test_a_program_that_leaves_frees_the_device_too(
+    codec: Any, turns: Turns, sea: dict[str, str], contents: Contents, blocks: gr.Blocks
+) -> None:
+    Path(sea["path"]).write_bytes(contents.stream.to_bytes())
+    points = EndPoints(codec, turns)
+    steps = points.decompress(sea, preset="vivid", request=VISITOR)
+    assert next(steps) is None and not codec.free
+    turns.forget("a")
+    assert list(steps) == [] and codec.free and codec.steps == 2
+
+
+def test_a_picture_that_is_announced_twice_is_read_once(
+    tab: CompressTab, sea: dict[str, str]
+) -> None:
+    cleared, ready, captioned = tab.choose(sea, "describer", None)
     assert cleared.chosen is None and ready.chosen and captioned.caption
-    (kept,) = handlers.choose(payload, "describer", ready.chosen)
+    (kept,) = tab.choose(sea, "describer", ready.chosen)
     assert kept == Intake(gr.skip())
-    (gone,) = handlers.choose(None, "describer", ready.chosen)
+    (gone,) = tab.choose(None, "describer", ready.chosen)
     assert gone.chosen is None
 
 
 def test_a_missing_captioner_does_not_cost_the_picture(
-    handlers: Handlers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tab: CompressTab, sea: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handlers.codec, "captioners", _no_captioner)
-    picture().save(tmp_path / "sea.png")
-    intakes = handlers.choose({"path": str(tmp_path / "sea.png")}, "blip", None)
+    def no_captioner(name: str) -> Any:
+        raise UnavailableError(f"captioner {name!r}: no such weights")
+
+    monkeypatch.setattr(tiny_codec(), "captioners", no_captioner)
+    intakes = tab.choose(sea, "blip", None)
     assert next(intakes).chosen is None
     assert next(intakes).chosen is not None
     with pytest.raises(gr.Error, match="no such weights"):
         next(intakes)
 
 
-def _no_captioner(name: str) -> Any:
-    raise UnavailableError(f"captioner {name!r}: no such weights")
+def press(tab: CompressTab, chosen: Chosen, number: int) -> list[View]:
+    tab.press(chosen, number, 1024, VISITOR)
+    return list(tab.compress(chosen, number, [], VISITOR, *CHOICES))
 
 
-def press(handlers: Handlers, chosen: Chosen, number: int) -> list[View]:
-    handlers.press(chosen, number, 1024, VISITOR)
-    return list(handlers.compress(chosen, number, [], VISITOR, *CHOICES))
-
-
-def test_compressing_ends_with_a_run(handlers: Handlers, chosen: Chosen) -> None:
-    nothing, *views = press(handlers, chosen, 1)
+def test_a_click_reads_its_file_once_and_ends_with_a_run(
+    tab: CompressTab, codec: Counting, chosen: Chosen
+) -> None:
+    nothing, *views = press(tab, chosen, 1)
     assert nothing == View()
     run = views[-1].run
     assert views[-1].done == [run]
     assert run.decoded == tiny_codec().decode(run.stream, steps=3, guidance=1.0)
     assert [f"{run.size_bytes} bytes" in str(view.headline) for view in views[:2]] == [False, True]
+    assert "Where" not in tab.explain(run, VISITOR)[0] and codec.reads == 1
 
 
 @pytest.mark.parametrize("seen", [1, 2, 3, 4])
 def test_cancelling_at_any_moment_is_confirmed(
-    handlers: Handlers,
-    chosen: Chosen,
-    seen: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tab: CompressTab, codec: Counting, chosen: Chosen, seen: int
 ) -> None:
-    hold = tmp_path / "hold"
-    hold.touch()
-    monkeypatch.setattr(FlowModel, "forward", FlowModel.forward)  # undone at the end
-    hold_while(hold)
-    handlers.press(chosen, 1, 1024, VISITOR)
-    views = handlers.compress(chosen, 1, [], VISITOR, *CHOICES)
+    tab.press(chosen, 1, 1024, VISITOR)
+    views = tab.compress(chosen, 1, [], VISITOR, *CHOICES)
     for _ in range(seen):
         next(views)
-    assert text.CANCELLED in handlers.cancel(1, VISITOR)[0]
-    last = next(views)
+    assert text.CANCELLED in tab.cancel(1, VISITOR)[0]
+    (last,) = views
     assert text.CANCELLED in last.headline and last.run is None
-    hold.unlink()
-    assert list(views) == []
-    assert text.CANCELLED not in str(handlers.cancel(1, VISITOR))
+    assert codec.steps <= max(0, seen - 2) and codec.free
+    assert text.CANCELLED not in str(tab.cancel(1, VISITOR))
 
 
-def test_what_is_cancelled_while_it_waits_never_starts(handlers: Handlers, chosen: Chosen) -> None:
-    handlers.press(chosen, 1, 1024, VISITOR)
-    handlers.cancel(1, VISITOR)
-    _, only = handlers.compress(chosen, 1, [], VISITOR, *CHOICES)
+def test_what_is_cancelled_while_it_waits_never_starts(tab: CompressTab, chosen: Chosen) -> None:
+    tab.press(chosen, 1, 1024, VISITOR)
+    tab.cancel(1, VISITOR)
+    _, only = tab.compress(chosen, 1, [], VISITOR, *CHOICES)
     assert text.CANCELLED in only.headline
     with pytest.raises(gr.Error, match="Cancelled"):
-        handlers.press(chosen, 1, 1024, VISITOR)
-    handlers.press(chosen, 2, 1024, VISITOR)
-    handlers.press(chosen, 3, 1024, VISITOR)
-    assert list(handlers.compress(chosen, 2, [], VISITOR, *CHOICES)) == [View()]
+        tab.press(chosen, 1, 1024, VISITOR)
+    tab.press(chosen, 2, 1024, VISITOR)
+    tab.press(chosen, 3, 1024, VISITOR)
+    assert list(tab.compress(chosen, 2, [], VISITOR, *CHOICES)) == [View()]
 
 
-def test_an_error_leaves_an_empty_stage_and_a_message(handlers: Handlers, chosen: Chosen) -> None:
-    handlers.press(chosen, 1, 1024, VISITOR)
-    views = handlers.compress(chosen, 1, [], VISITOR, *CHOICES[:5], 5, *CHOICES[6:])
+def test_visitors_read_how_many_are_before_them(
+    tab: CompressTab, turns: Turns, chosen: Chosen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns.press("b", 1)
+    turns.press("c", 1)
+    assert "2 visitors are before you" in tab.press(chosen, 1, 1024, VISITOR)[1]
+    turns.cancel("b", 1)
+    assert turns.before("a") == 1 and turns.before("c") == 0
+    monkeypatch.setattr("percov2_core.ui.compress.MAX_WAITING", 1)
+    with pytest.raises(gr.Error, match="The demo is full"):
+        tab.press(chosen, 2, 1024, VISITOR)
+
+
+def test_an_error_leaves_an_empty_stage_and_a_message(tab: CompressTab, chosen: Chosen) -> None:
+    tab.press(chosen, 1, 1024, VISITOR)
+    views = tab.compress(chosen, 1, [], VISITOR, *CHOICES[:5], 5, *CHOICES[6:])
     assert next(views) == View() and "Encoding" in next(views).stage
     assert text.EMPTY_STAGE in next(views).stage
     with pytest.raises(gr.Error, match="caption alone makes"):

@@ -1,10 +1,17 @@
-"""Every text of the page, in one place."""
+"""Every text of the page, and small pieces of HTML."""
 
 from __future__ import annotations
 
+import base64
+import io
+from html import escape
 from types import MappingProxyType
+from typing import Any
 
-from percov2_core.ui.limits import KEEP_FILES_S, MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
+import gradio as gr
+from PIL import Image
+
+from percov2_core.ui.border import KEEP_FILES_S, MAX_UPLOAD_BYTES
 
 TITLE = "PerCoV2"
 CLAIM = "A whole photo in about a hundred bytes."
@@ -57,14 +64,8 @@ EMPTY_SHARE = (
 )
 EMPTY_FILE = "Drop in a .pcv2 file or paste a link. No original is needed."
 EMPTY_FILE_STAGE = "The picture will be painted here."
-FILE_ADVICE = (
-    "Check that it is the whole .pcv2 file as it was saved. It opens only with the model that "
-    "wrote it."
-)
-LINK_ADVICE = (
-    "Check that the whole link was copied, to its last character. It opens only with the model "
-    "that wrote it."
-)
+FILE_ADVICE = "Check that it is the whole .pcv2 file, as it was saved."
+LINK_ADVICE = "Check that the whole link was copied, to its last character."
 PASTE_FAILED = (
     "The pasted picture did not arrive. This page takes at most "
     f"{MAX_UPLOAD_BYTES / 2**20:.0f} MB: save it smaller, or upload it as a file."
@@ -91,9 +92,6 @@ CODECS = MappingProxyType(
 REFERENCE = "classic codecs, reference"
 PUBLISHED = "published elsewhere, own protocols"
 YOUR_RUNS = "your runs"
-COLUMNS = MappingProxyType(
-    {"psnr": "PSNR", "ms_ssim": "MS-SSIM", "lpips": "LPIPS", "picorank": "PicoRank"}
-)
 PLOT_NOTE = (
     "Every point is a mean over Kodak pictures; stars are your own runs. Click a star, or its line "
     "in the table, to bring its picture back; click one of our points to take its steps and "
@@ -117,9 +115,9 @@ NOT_HYBRID = (
 )
 NO_TOKENS = "This file holds its caption alone: there is no token that could be left out."
 ALL_TOKENS = "All its tokens"
+WRONG_INPUT = "An input is missing or of a wrong kind. The API page lists what is expected."
 RUN_FORGOTTEN = "This run is not kept any more. Compress the picture again."
 TAKEN = "Steps and guidance are set. Compress to see them."
-WAITING = "Waiting for your turn…"
 ENCODING = "Encoding…"
 PAINTING = "Painting…"
 CANCELLED = "Cancelled. Nothing was kept."
@@ -151,6 +149,31 @@ NOT_EVIDENCE = (
 )
 
 
+def waiting(before: int) -> str:
+    """`before`: visitors who pressed Compress earlier and have no picture yet."""
+    who = {0: "", 1: " One visitor is before you."}.get(
+        before, f" {before} visitors are before you."
+    )
+    return f"Waiting for your turn…{who}"
+
+
+def full(waiting: int) -> str:
+    return f"The demo is full: {waiting} visitors are waiting already. Try again in a few minutes."
+
+
+def bytes_in_words(size_bytes: int) -> str:
+    return "1 byte" if size_bytes == 1 else f"{size_bytes:,} bytes"
+
+
+def one_in(whole_bytes: int, part_bytes: int) -> str:
+    """'1/6,900': how small a part is, in two digits that mean something."""
+    ratio = whole_bytes / max(1, part_bytes)
+    if ratio < 10:
+        return f"1/{ratio:.1f}"
+    digits = len(str(int(ratio))) - 2
+    return f"1/{int(round(ratio, -digits)):,}"
+
+
 def steps(count: int) -> str:
     return "1 step" if count == 1 else f"{count} steps"
 
@@ -179,29 +202,32 @@ def codec_name(label: str) -> str:
     return CODECS.get(family, family)
 
 
-def too_many_bytes(size_bytes: int) -> str:
+def plain_html(value: str = "", **options: Any) -> gr.HTML:
+    """HTML that only the page's own style sheet touches."""
+    options.setdefault("js_on_load", None)
+    return gr.HTML(value, apply_default_css=False, **options)
+
+
+def png_uri(image: Image.Image) -> str:
+    """The picture inside the page itself: lossless, and no file is left on the server."""
+    buffer = io.BytesIO()
+    # Level 1: four times as fast as the default, a tenth larger.
+    image.save(buffer, "PNG", compress_level=1)
+    return data_uri(buffer.getvalue(), "image/png")
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def empty(message: str) -> str:
+    """A friendly placeholder."""
+    return f'<div class="pc-empty"><p>{escape(message)}</p></div>'
+
+
+def scale_bar(low: str, high: str) -> str:
+    """The colours of a heat map, from its least to its most."""
     return (
-        f"This file has {size_bytes / 2**20:.1f} MB; the page takes at most "
-        f"{MAX_UPLOAD_BYTES / 2**20:.0f} MB. Save it smaller, or use the command line."
-    )
-
-
-def too_many_pixels(width_px: int, height_px: int) -> str:
-    return (
-        f"This picture has {width_px * height_px / 1e6:.1f} megapixels ({width_px} x {height_px}); "
-        f"the page takes at most {MAX_UPLOAD_PIXELS / 1e6:.0f}. Make it smaller and try again."
-    )
-
-
-def not_a_picture(name: str) -> str:
-    return (
-        f"{name} is not a picture that can be read here, or it is damaged. "
-        "Use a PNG, JPEG, WebP or AVIF file."
-    )
-
-
-def too_small(width_px: int, height_px: int, least_px: int) -> str:
-    return (
-        f"This picture is {width_px} x {height_px} pixels; each side needs at least {least_px}. "
-        "Choose a larger one."
+        f'<div class="pc-scale"><span>{escape(low)}</span><i aria-hidden="true"></i>'
+        f"<span>{escape(high)}</span></div>"
     )

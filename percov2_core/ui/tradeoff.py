@@ -1,25 +1,39 @@
-"""Distortion against perception: stored measurements, published points and the visitor's runs."""
+"""The trade-off: every run measured beside the classic codecs, and the tab that draws them all."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Mapping, Sequence
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pandas as pd
+from PIL import Image
 
-from percov2_core.config import MODES
+from percov2_core.baselines.base import Baseline, Fit, best_within
+from percov2_core.baselines.registry import FACTORS, family_at_all_sizes, find_baseline
+from percov2_core.codec import PerCoV2
+from percov2_core.config import MODES, check_choice
+from percov2_core.errors import PerCoError
 from percov2_core.evaluation.axes import AXES
+from percov2_core.evaluation.judge import Judge, Reference, Scores
 from percov2_core.evaluation.rows import summarise, to_frame
-from percov2_core.ui import text
-from percov2_core.ui.html import data_uri, empty
-from percov2_core.ui.runs import Measured, Run
+from percov2_core.metrics import lpips
+from percov2_core.ui import border, results, text
+from percov2_core.ui.device import CLASSICS, FREE, MEASURE, Turns, visitor_state
+from percov2_core.ui.results import Entry, Run
+from percov2_core.ui.text import data_uri, empty, plain_html
 
 RESULTS_DIR = Path(__file__).parents[2] / "assets" / "results"
+VVC_PIXELS = 1_500_000  # above it, the encoder would need minutes
+FAMILIES = ("jpeg", "avif", "vvc")
+_KEEP: Any = gr.skip()
 _STUDIES = ("sweep", "presets", "protocol", "classic")
 # Published LPIPS values use several backbones: they fit no axis of ours.
 _PUBLISHED_AXES = frozenset({"bpp", "psnr"})
@@ -36,6 +50,223 @@ _MARKERS = {
     text.PUBLISHED: {"size": 11, "symbol": "star-open", "color": "#7b8794"},
     text.YOUR_RUNS: {"size": 17, "symbol": "star", "color": "#0f9d8f"},
 }
+
+# gr.Plot tells nobody about clicks: this piece of HTML listens in its place.
+_CLICK_JS = """
+const attach = () => {
+  const plot = document.querySelector('#pc-plot .js-plotly-plot');
+  if (!plot || !plot.on || plot.listened) return;
+  plot.listened = true;
+  plot.on('plotly_click', (event) => {
+    const data = event.points[0].customdata;
+    if (data && data[1]) trigger(data[1].startsWith('run:') ? 'back' : 'take', {key: data[1]});
+  });
+};
+setInterval(attach, 300);"""
+
+# The same for those who do not point: every line of the table has a button.
+_BACK_JS = """
+element.addEventListener('click', (event) => {
+  const button = event.target.closest('button');
+  if (button) trigger('back', {key: button.dataset.key});
+});"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run and its row of the visitor's table."""
+
+    run: Run
+    scores: Scores
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Column -> value, None for a metric that could not be had."""
+        run = self.run
+        return {
+            "picture": run.name,
+            "mode": run.stream.mode,
+            "schedule": run.stream.schedule,
+            "tokens": run.stream.tokens_sent,
+            "steps": run.look.steps,
+            "guidance": run.look.guidance,
+            "bytes": run.size_bytes,
+            "bpp": run.bpp,
+            **asdict(self.scores),
+            "caption": run.contents.caption,
+        }
+
+    @property
+    def entry(self) -> Entry:
+        """Our line of the table of numbers."""
+        run = self.run
+        steps = text.steps(run.look.steps)
+        note = f"{steps} of {run.frame.step_s:.2f} s, guidance {run.look.guidance:g}"
+        return Entry(f"PerCoV2 {run.stream.mode}", note, run.size_bytes, run.decoded, self.scores)
+
+
+class TradeOffTab:
+    """Layout and callbacks, and those of the numbers in the main tab; made inside its `gr.Tab`.
+
+    Attributes:
+        history: The visitor's measured runs.
+        clicks, table: What says `back` for a run and `take` for a stored point.
+    """
+
+    def __init__(self, codec: PerCoV2, turns: Turns, tab: gr.Tab) -> None:
+        self.presets = codec.presets
+        self.turns = turns
+        self.stored = Measurements()
+        self.history = visitor_state([])
+        axes = [(label, name) for name, label in AXES.items()]
+        with gr.Row():
+            x = gr.Dropdown(axes, value="psnr", label="Across", min_width=280, elem_id="pc-x")
+            y = gr.Dropdown(axes, value="picorank", label="Up", min_width=280, elem_id="pc-y")
+        plot, note = gr.Plot(show_label=False, elem_id="pc-plot"), plain_html()
+        gr.Markdown(text.PLOT_NOTE)
+        self.table = plain_html(runs_table([]), js_on_load=_BACK_JS, elem_id="pc-runs")
+        self.clicks = plain_html("", js_on_load=_CLICK_JS, elem_id="pc-clicks")
+        self.drawing = [self.history, x, y], [plot, note, self.table]
+        gr.on([tab.select, x.input, y.input], self.draw, *self.drawing, **FREE)
+
+    def follow(self, shown: Any, run: gr.State, done: gr.State, numbers: gr.HTML) -> None:
+        """Measure and draw after `shown`, an event that brings a picture to the main tab.
+
+        The visitor may be faster than what follows, so nothing is skipped.
+        """
+        measured = shown.success(
+            self.measure,
+            [run, done, self.history],
+            [numbers, self.history],
+            trigger_mode="multiple",
+            **MEASURE,
+        )
+        measured.success(self.draw, *self.drawing, trigger_mode="multiple", **FREE)
+        measured.success(
+            self.compare_codecs,
+            [run, self.history],
+            numbers,
+            trigger_mode="multiple",
+            **CLASSICS,
+        )
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Every metric of the page that this machine has. Nothing is downloaded."""
+        names = [name for name in results.COLUMNS if name != "lpips"]
+        if os.environ.get(lpips.ENVIRONMENT):
+            names.append("lpips")
+        return Judge(names)
+
+    def measure(
+        self, run: Run | None, done: list[Run], history: list[Measured]
+    ) -> tuple[str, list[Measured]]:
+        """-> our line of the table of numbers; a row for every run, however fast they came."""
+        rows = [row_of(one, history) or self._measured(one) for one in done]
+        row = row_of(run, rows)
+        if row is None:
+            return empty(text.EMPTY_NUMBERS), rows
+        return results.numbers_panel([row.entry], pending=True), rows
+
+    def compare_codecs(
+        self, run: Run | None, history: list[Measured], request: gr.Request
+    ) -> Iterator[str]:
+        """The table of numbers, growing by one classic codec after the other."""
+        yield _KEEP
+        row = row_of(run, history)
+        session = request.session_hash or ""
+        if run is None or run.original is None or row is None:
+            return
+        if not self.turns.compare(session, run.number):
+            return  # a visitor may be so fast that several calls find the same picture
+        entries = [row.entry]
+        place = self.turns.place(session)
+        for entry in classic_entries(self.judge, run.original, size_bytes=run.size_bytes):
+            if self.turns.place(session) != place:
+                yield _KEEP  # what is yielded last is said again at the end
+                return  # the visitor has gone on, and others wait
+            entries.append(entry)
+            yield results.numbers_panel(entries, pending=True)
+        yield results.numbers_panel(entries, pending=False)
+
+    def _measured(self, run: Run) -> Measured:
+        assert run.original is not None  # only opened files have none, and they are not measured
+        reference = Reference(run.original, self.judge.device)
+        return Measured(run, self.judge.score(reference, run.decoded))
+
+    def draw(self, history: list[Measured], x: str, y: str) -> tuple[Any, str, str]:
+        """-> figure, what to say where there is none, table of runs."""
+        with border.shown_to_user():
+            x, y = check_choice("across", x, AXES), check_choice("up", y, AXES)
+        drawn = figure(self.stored, history, x=x, y=y)
+        note = "" if drawn is not None else empty(text.EMPTY_RUNS_PLOT)
+        return drawn, note, runs_table(history)
+
+    def back(
+        self, event: gr.EventData, history: list[Measured], request: gr.Request
+    ) -> tuple[Any, str, str, Run]:
+        """A click on an own run: its picture again."""
+        with border.shown_to_user():
+            found = run_of(border.told(event, "key"), history)
+        if found is None:
+            raise gr.Error(text.RUN_FORGOTTEN, print_exception=False)
+        self.turns.look(request.session_hash or "")
+        run = found.run
+        return gr.Tabs(selected="compress"), run.headline, results.compare_run(run), run
+
+    def take(self, event: gr.EventData) -> tuple[Any, ...]:
+        """A click on a stored point of ours: its settings for the next picture.
+
+        -> tab, mode, steps, guidance, tokens
+        """
+        with border.shown_to_user():
+            point = self.stored.find(border.told(event, "key"))
+        if not point:
+            return (_KEEP,) * 5
+        preset = self.presets[point["mode"]][point.get("preset", "balanced")]
+        gr.Info(text.TAKEN)
+        return (
+            gr.Tabs(selected="compress"),
+            point["mode"],
+            int(point.get("steps", preset.steps)),
+            float(point.get("guidance", preset.guidance)),
+            int(point["tokens"]) if "tokens" in point else _KEEP,
+        )
+
+
+def classic_entries(judge: Judge, original: Image.Image, *, size_bytes: int) -> Iterator[Entry]:
+    """One codec after the other, the quick ones first."""
+    reference, quick = Reference(original, judge.device), Judge(["psnr"])
+
+    def closeness(_: Image.Image, decoded: Image.Image) -> float:
+        return quick.score(reference, decoded).psnr or 0.0
+
+    def entry(label: str, fit: Fit) -> Entry:
+        decoded = fit.codec.decode(fit.data)
+        note = text.classic_setting(fit.codec.name.partition("/")[2], fit.quality)
+        return Entry(label, note, len(fit.data), decoded, judge.score(reference, decoded))
+
+    for family in FAMILIES:
+        name = text.codec_name(family)
+        if family == "vvc" and original.width * original.height > VVC_PIXELS:
+            continue
+        try:
+            yield entry(f"{name}, its smallest", _smallest(find_baseline(family), original))
+            fit = best_within(
+                family_at_all_sizes(family), original, size_bytes=size_bytes, score=closeness
+            )
+            if fit is not None:
+                yield entry(f"{name} in the same bytes", fit)
+            elif family != "jpeg":
+                tiny = _smallest(find_baseline(f"{family}/{FACTORS[-1]}"), original)
+                yield entry(f"{name}, shrunk", tiny)
+        except PerCoError:
+            continue  # this machine lacks the codec, or the picture is too small for it
+
+
+def _smallest(codec: Baseline, image: Image.Image) -> Fit:
+    quality = codec.qualities[0]
+    return Fit(codec, quality, codec.encode(image, quality))
 
 
 class Measurements:
@@ -164,9 +395,17 @@ def runs_table(history: Sequence[Measured]) -> str:
     """Every run, newest first, and the same as a CSV file."""
     if not history:
         return empty(text.EMPTY_RUNS)
-    columns = _columns(history)
-    head = "".join(f'<th scope="col">{escape(_title(name))}</th>' for name in columns)
-    body = "".join(_line(row, columns) for row in reversed(history))
+    table = _table(history)
+    titles = [results.COLUMNS.get(name, (name.replace("_", " "),))[0] for name in table]
+    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
+    body = ""
+    for row, values in zip(history, table.itertuples(index=False), strict=True):
+        first, *others = (_cell(value) for value in values)
+        button = (
+            f'<button type="button" class="pc-back" data-key="{_RUN_KEY}{row.run.number}" '
+            f'title="{text.BRING_BACK}">{first}</button>'
+        )
+        body = f"<tr>{''.join(f'<td>{cell}</td>' for cell in (button, *others))}</tr>{body}"
     uri = data_uri(runs_csv(history).encode(), "text/csv")
     return f"""
 <div class="pc-scroll" tabindex="0" role="region" aria-label="Your runs">
@@ -174,33 +413,16 @@ def runs_table(history: Sequence[Measured]) -> str:
 <p><a class="pc-button" id="pc-csv" download="percov2-runs.csv" href="{uri}">Save as CSV</a></p>"""
 
 
-def _line(row: Measured, columns: Sequence[str]) -> str:
-    first, *others = (_cell(row.values[name]) for name in columns)
-    button = (
-        f'<button type="button" class="pc-back" data-key="{_RUN_KEY}{row.run.number}" '
-        f'title="{text.BRING_BACK}">{first}</button>'
-    )
-    return f"<tr><td>{button}</td>{''.join(f'<td>{cell}</td>' for cell in others)}</tr>"
-
-
-def _title(column: str) -> str:
-    return text.COLUMNS.get(column, column.replace("_", " "))
-
-
 def runs_csv(history: Sequence[Measured]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=_columns(history), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: m.values[name] for name in _columns(history)} for m in history)
-    return buffer.getvalue()
+    return str(_table(history).to_csv(index=False, lineterminator="\n"))
 
 
-def _columns(history: Sequence[Measured]) -> list[str]:
-    """Those that any run has a value for: not every metric can be had everywhere."""
-    return [name for name in history[0].values if any(m.values[name] is not None for m in history)]
+def _table(history: Sequence[Measured]) -> pd.DataFrame:
+    """Only the columns that any run has a value for: not every metric can be had everywhere."""
+    return pd.DataFrame(row.values for row in history).dropna(axis=1, how="all")
 
 
 def _cell(value: object) -> str:
-    return (
-        f"{value:.4g}" if isinstance(value, float) else escape("" if value is None else str(value))
-    )
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.4g}"
+    return escape(str(value))

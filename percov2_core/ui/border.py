@@ -1,0 +1,358 @@
+"""Everything that comes from outside passes here: pictures, files, links, texts, numbers, requests.
+
+From the page, from the end points for programs and from MCP alike. A file is taken from the folder
+in which this process keeps uploads and from nowhere else; no address is fetched; what is too large
+for a shared machine is refused before any model runs; and what is said about it is plain text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import re
+import stat
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+from PIL import Image
+
+from percov2_core import image_io
+from percov2_core.bitstream import MAX_FILE_BYTES, Stream
+from percov2_core.config import MIN_SIDE_PX, check_real, check_whole
+from percov2_core.errors import BitstreamError, ConfigError, ImageError, PerCoError
+
+MAX_UPLOAD_BYTES = 20 * 2**20
+MAX_UPLOAD_PIXELS = 25 * 10**6
+COMFORTABLE_SIDE_PX = 1024  # above it, a resize is offered
+MAX_WORKING_SIDE_PX = 2048
+MAX_WORKING_PIXELS = MAX_WORKING_SIDE_PX**2
+MAX_STEP_PIXELS = 50 * 10**6  # steps x pixels, about a minute on two plain cores
+MAX_BODY_BYTES = 2**20  # of a request that uploads nothing: the longest link has 270 kB
+MAX_UPLOAD_BODY_BYTES = MAX_UPLOAD_BYTES * 4 // 3 + 2**16  # programs may send base64
+MAX_CAPTION = 2000  # characters whose price is told; a file takes less
+KEEP_FILES_S = 1800
+KEEP_RUNS = 12  # pictures a visitor can come back to
+PARAMETER = "pcv2"  # of links
+MAX_SAID = 200  # characters of an error
+
+CHOOSE_FIRST = "Choose a picture first: upload one, or click an example."
+NOT_UPLOADED = (
+    "This file did not arrive here. This page takes uploads of at most "
+    f"{MAX_UPLOAD_BYTES // 2**20} MB, and no addresses or paths: upload it as a file."
+)
+_MAX_NAME = 80
+_FILE_ADDRESS = re.compile(r"https?://[^/]+(?:/[^?#]*)?/gradio_api/file=([^?#]+)")
+_FILLERS = "\u115f\u1160\u3164\uffa0"  # letters without a shape
+
+# What the page and its end points need of gradio; it serves more: proxies, recordings, histories.
+_ROUTES = {
+    "GET": re.compile(
+        r"/(config/?|theme\.css|favicon\.ico|manifest\.json|robots\.txt)?"
+        r"|/(assets|static|svelte)/.*"
+        r"|/gradio_api/(info|openapi\.json|startup-events|theme\.css|upload_progress)/?"
+        r"|/gradio_api/(app_id|heartbeat/[^/]+|queue/(data|status)|call/.*|mcp(/.*)?)/?"
+        r"|/gradio_api/file=(?!https?:).*"
+    ),
+    "POST": re.compile(
+        r"/gradio_api/(queue/join|upload|cancel|reset|run/[^/]+|api/[^/]+|call/.*|mcp(/.*)?)/?"
+    ),
+    "DELETE": re.compile(r"/gradio_api/mcp(/.*)?"),
+    "OPTIONS": re.compile(".*"),
+}
+_CARRIES_FILES = re.compile(r"/gradio_api/(upload|mcp)\b.*")
+
+Payload = Mapping[str, Any]  # gradio's own file data, for listeners without preprocessing:
+# its File leaves an empty temporary file behind, its Image fails on damaged pictures without words
+
+
+def allowed_bytes(method: str, path: str) -> int:
+    """How much a request may send; below 0 if there is nothing for it here."""
+    method = {"HEAD": "GET"}.get(method, method)
+    if method not in _ROUTES or not _ROUTES[method].fullmatch(path):
+        return -1
+    return MAX_UPLOAD_BODY_BYTES if _CARRIES_FILES.fullmatch(path) else MAX_BODY_BYTES
+
+
+@contextlib.contextmanager
+def shown_to_user(*, advice: str = "") -> Iterator[None]:
+    """Turn the package's own errors into a toast, with what to do. Bugs keep their traceback."""
+    try:
+        yield
+    except PerCoError as error:
+        raise gr.Error(plain(str(error), advice=advice), print_exception=False) from error
+
+
+def plain(said: str, *, advice: str = "") -> str:
+    """Text that is safe where gradio shows HTML: escaped, short, one line of printable characters.
+
+    Nothing in it turns the direction of writing, or hides.
+    """
+    end = f". {advice}" if advice else ""
+    room, shown = MAX_SAID - len(end), ""
+    for character in said:
+        kind = unicodedata.category(character)
+        visible = kind[0] in "LNPS" and character not in _FILLERS
+        piece = escape(character, quote=False) if visible else " "
+        if len(shown) + len(piece) >= room:
+            return f"{shown}…{end.removeprefix('.')}"
+        shown += piece
+    return shown + end
+
+
+def checked(value: Any) -> Any:
+    """What a listener is given, before gradio looks at it: files are uploads, or refused.
+
+    Addresses of this page's own files, as MCP clients give them, become paths.
+
+    Raises:
+        ImageError: if a file lies elsewhere, or the value is nested too deeply.
+    """
+    return _checked(value, depth=0)
+
+
+def _checked(value: Any, depth: int) -> Any:
+    if depth > 8:
+        raise ImageError("input: expected a plain value, got one inside many others")
+    if isinstance(value, list):
+        return [_checked(one, depth + 1) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if "path" not in value and "url" not in value:
+        return {name: _checked(one, depth + 1) for name, one in value.items()}
+    name = value.get("orig_name")
+    return {
+        "path": str(_uploaded(value.get("path"))),
+        "orig_name": name if isinstance(name, str) else None,
+        "meta": {"_type": "gradio.FileData"},
+    }
+
+
+class Uploaded(NamedTuple):
+    """A file in the upload folder, and what its owner calls it."""
+
+    path: Path
+    name: str
+
+    @property
+    def stem(self) -> str:
+        return Path(self.name).stem
+
+
+def uploaded(payload: Payload | None) -> Uploaded:
+    """What a listener without preprocessing gets of a file component.
+
+    Raises:
+        ImageError: if there is no file, or it is not one that was uploaded.
+    """
+    if payload is None:
+        raise ImageError(CHOOSE_FIRST)
+    path = _uploaded(payload.get("path") if isinstance(payload, Mapping) else payload)
+    given = payload.get("orig_name") if isinstance(payload, Mapping) else None
+    name = Path(given if isinstance(given, str) else path.name).name
+    return Uploaded(path, "".join(c if c.isprintable() else " " for c in name)[-_MAX_NAME:])
+
+
+def _uploaded(path: object) -> Path:
+    """The real path of an upload as somebody tells it, who might ask for any file."""
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ImageError(NOT_UPLOADED)
+    if address := _FILE_ADDRESS.fullmatch(path):
+        path = unquote(address[1])
+    folder = Path(get_upload_folder()).resolve()
+    try:
+        found = Path(path).resolve(strict=True)
+        regular = stat.S_ISREG(found.stat().st_mode)
+    except (OSError, RuntimeError, ValueError):  # absent, too long, a ring of links
+        raise ImageError(NOT_UPLOADED) from None
+    if not regular or not found.is_relative_to(folder):
+        raise ImageError(NOT_UPLOADED)
+    return found
+
+
+class Working(NamedTuple):
+    """A picture at the size at which it is compressed."""
+
+    image: Image.Image
+    png_bytes: int  # length of the same picture as an ordinary PNG
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The picture that a visitor works on.
+
+    Attributes:
+        source: The uploaded file.
+        name: File name without its ending.
+        kind: Format of the upload as Pillow calls it.
+        size_bytes: Length of the upload.
+        image: Mode "RGB", no side over 2048 px.
+    """
+
+    source: Path
+    name: str
+    kind: str
+    size_bytes: int
+    image: Image.Image
+
+    @property
+    def large(self) -> bool:
+        """True if a smaller working size should be offered, and the format can hold it."""
+        least = min(self.image.size) * COMFORTABLE_SIDE_PX / max(self.image.size)
+        return max(self.image.size) > COMFORTABLE_SIDE_PX and round(least) >= MIN_SIDE_PX
+
+    @cached_property
+    def quick(self) -> Working:
+        """The picture at a size that the model paints quickly."""
+        side_px = COMFORTABLE_SIDE_PX if self.large else MAX_WORKING_SIDE_PX
+        return _working(image_io.fitted(self.image, side_px))
+
+    @cached_property
+    def full(self) -> Working:
+        """The picture as large as this page takes it."""
+        return _working(self.image)
+
+    def at(self, side_px: int) -> Working:
+        """The picture with no side over `side_px`."""
+        return self.quick if side_px <= COMFORTABLE_SIDE_PX or not self.large else self.full
+
+
+def _working(image: Image.Image) -> Working:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return Working(image, buffer.tell())
+
+
+def read_picture(payload: Payload | None) -> Chosen:
+    """Check and read an uploaded picture.
+
+    Raises:
+        ImageError: in words for a visitor.
+    """
+    path, name = uploaded(payload)
+    size_bytes = path.stat().st_size
+    if size_bytes > MAX_UPLOAD_BYTES:
+        raise ImageError(
+            f"This file has {size_bytes / 2**20:.1f} MB; the page takes at most "
+            f"{MAX_UPLOAD_BYTES // 2**20} MB. Save it smaller, or use the command line."
+        )
+    kind, width, height = image_io.probe(path, name=name)
+    if width * height > MAX_UPLOAD_PIXELS:
+        raise ImageError(
+            f"This picture has {width * height / 1e6:.1f} megapixels ({width} x {height}); "
+            f"the page takes at most {MAX_UPLOAD_PIXELS // 10**6}. Make it smaller and try again."
+        )
+    image = image_io.load(path, fit=MAX_WORKING_SIDE_PX, name=name)
+    return Chosen(path, Path(name).stem, kind, size_bytes, image)
+
+
+def read_file(payload: Payload | None) -> Stream:
+    """Parse an uploaded `.pcv2` file, however long it is.
+
+    Raises:
+        BitstreamError: if it is none, or holds a picture that this page does not paint.
+    """
+    with uploaded(payload).path.open("rb") as file:
+        return _paintable(Stream.from_bytes(file.read(MAX_FILE_BYTES + 1)))
+
+
+def read_link(pasted: object) -> Stream:
+    """A whole link, or only the text after `pcv2=`.
+
+    Raises:
+        BitstreamError: if there is no file in it, or one that this page does not paint.
+    """
+    pasted = words("link", pasted, MAX_BODY_BYTES).strip()
+    if "=" not in pasted and "/" not in pasted:
+        return _paintable(Stream.from_text(pasted))
+    try:
+        found = parse_qs(urlsplit(pasted).query).get(PARAMETER)
+    except ValueError:  # such as brackets in the wrong place
+        found = None
+    if not found:
+        raise BitstreamError(f"link: expected one with ?{PARAMETER}=..., got {pasted[:60]!r}")
+    return _paintable(Stream.from_text(found[0]))
+
+
+def link_to(stream: Stream, address: str) -> str:
+    """An address that opens to the decoded picture. The link is the picture: nothing is stored."""
+    return f"{address}?{PARAMETER}={stream.to_text()}"
+
+
+def _paintable(stream: Stream) -> Stream:
+    """Refuse what would keep the device for minutes, before any model has looked at it."""
+    if stream.width * stream.height > MAX_WORKING_PIXELS:
+        raise BitstreamError(
+            f"picture: this page paints at most {MAX_WORKING_PIXELS / 1e6:.1f} megapixels, "
+            f"got {stream.width}x{stream.height}: use the command line"
+        )
+    return stream
+
+
+def check_work(width_px: int, height_px: int, steps: int) -> None:
+    """Refuse to paint for minutes.
+
+    Raises:
+        ConfigError: if the steps are too many for the size.
+    """
+    most = max(1, MAX_STEP_PIXELS // (width_px * height_px))
+    if steps > most:
+        raise ConfigError(
+            f"steps: this page takes at most {most} for a picture of {width_px}x{height_px}, "
+            f"got {steps}: use the command line"
+        )
+
+
+def words(field: str, value: object, most: int = MAX_BODY_BYTES) -> str:
+    """Text of at most `most` characters.
+
+    Raises:
+        ConfigError: if it is something else; so do those below.
+    """
+    if not isinstance(value, str):
+        raise ConfigError(f"{field}: expected text, got {_kind(value)}")
+    if len(value) > most:
+        raise ConfigError(f"{field}: expected at most {most} characters, got {len(value)}")
+    return value
+
+
+def whole(field: str, value: object, low: int, high: int) -> int:
+    """A whole number, which JSON may spell as 2.0."""
+    if isinstance(value, float) and math.isfinite(value) and value == int(value):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{field}: expected a whole number, got {_kind(value)}")
+    return check_whole(field, value, low, high)
+
+
+def real(field: str, value: object, low: float, high: float) -> float:
+    """A number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{field}: expected a number, got {_kind(value)}")
+    # Integers of JSON may be longer than any float.
+    return check_real(field, max(-(2**60), min(2**60, value)), low, high)
+
+
+def count(value: object) -> int:
+    """A number that the page itself counts or offers: 0 or more."""
+    return whole("number", value, 0, 2**31)
+
+
+def told(event: gr.EventData, name: str) -> str:
+    """A text that one of the page's own scripts sends along with an event."""
+    data = event._data
+    return words(name, data.get(name) if isinstance(data, dict) else None)
+
+
+def _kind(value: object) -> str:
+    """What a value is, in the words of those who send JSON."""
+    names = {type(None): "nothing", bool: "true or false", list: "a list", dict: "an object"}
+    return names.get(type(value)) or f"{str(value)[:40]!r}"

@@ -1,0 +1,345 @@
+"""The main tab: choose a picture, describe it, compress it, see what comes out of the file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+from PIL import Image, ImageOps
+
+from percov2_core.codec import PerCoV2
+from percov2_core.config import MODES, PRESETS, check_choice
+from percov2_core.errors import PerCoError
+from percov2_core.ui import border, results, text
+from percov2_core.ui.border import Chosen, Payload
+from percov2_core.ui.device import (
+    DEVICE,
+    FREE,
+    INTAKE,
+    MAX_WAITING,
+    Turn,
+    Turns,
+    paint,
+    visitor_state,
+)
+from percov2_core.ui.host import page_address
+from percov2_core.ui.results import Run
+from percov2_core.ui.settings import Advanced, Settings, tokens_of
+from percov2_core.ui.text import data_uri, empty, plain_html
+
+EXAMPLES_DIR = Path(__file__).parents[2] / "assets" / "examples"
+_THUMB_PX = 112
+_KEEP: Any = gr.skip()
+
+# Pictures are also pasted anywhere on this tab. Not through gr.Image: its own button asks for a
+# permission first, and a picture that is shown would have to be removed before.
+_PICK_JS = """
+element.addEventListener('click', (event) => {
+  const button = event.target.closest('button');
+  if (button) trigger('pick', {name: button.dataset.name});
+});
+document.addEventListener('paste', async (event) => {
+  const picture = [...event.clipboardData.files].find((file) => file.type.startsWith('image/'));
+  if (!picture || !element.offsetParent) return;
+  event.preventDefault();
+  const file = await upload(picture).catch(() => null);
+  trigger('paste', {path: file?.path ?? ''});
+});"""
+
+# The browser counts, so that Cancel is understood even if it arrives before Compress.
+_PRESS_JS = "(chosen, _, side) => [chosen, ++window.percov.presses, side]"
+
+
+class Intake(NamedTuple):
+    """Outputs of choosing a picture."""
+
+    chosen: Chosen | None
+    caption: Any = _KEEP
+    cost: Any = _KEEP
+    button: Any = _KEEP
+    side: Any = _KEEP
+    tokens: Any = _KEEP
+
+
+class View(NamedTuple):
+    """Outputs of compressing; what is not given stays as it is."""
+
+    headline: Any = _KEEP
+    stage: Any = _KEEP
+    caption: Any = _KEEP
+    run: Any = _KEEP
+    done: Any = _KEEP
+
+
+class CompressTab:
+    """Layout and callbacks; made inside its `gr.Tab`.
+
+    Attributes:
+        done: The visitor's runs.
+        compressed: Gradio's event at the end of a run.
+    """
+
+    def __init__(self, codec: PerCoV2, turns: Turns, run: gr.State) -> None:
+        self.codec = codec
+        self.turns = turns
+        self.run = run
+        self.examples = {path.stem: path for path in sorted(EXAMPLES_DIR.glob("*.jpg"))}
+        self.chosen, self.done = visitor_state(None), visitor_state([])
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=4, min_width=280, elem_id="pc-controls"):
+                self._controls()
+                with gr.Accordion("Advanced", open=False, elem_id="pc-advanced"):
+                    self.advanced = Advanced(codec)
+            with gr.Column(scale=8, min_width=280, elem_id="pc-result"):
+                self.headline = plain_html(results.empty_headline(), elem_id="pc-head")
+                self.stage = plain_html(empty(text.EMPTY_STAGE), elem_id="pc-stage")
+        with gr.Tabs(elem_id="pc-details-tabs"):
+            with gr.Tab("Where bits went"):
+                self.bits = plain_html(empty(text.EMPTY_BITS), elem_id="pc-bits")
+            with gr.Tab("In numbers"):
+                self.numbers = plain_html(empty(text.EMPTY_NUMBERS), elem_id="pc-numbers")
+            with gr.Tab("File and QR"):
+                self.share = plain_html(empty(text.EMPTY_SHARE), elem_id="pc-share")
+        self._connect()
+
+    def _controls(self) -> None:
+        self.image = gr.Image(
+            label="Picture", type="filepath", image_mode=None, format="png", height=210,
+            sources=["upload", "clipboard", "webcam"], buttons=[], elem_id="pc-image",
+        )  # fmt: skip
+        self.picks = plain_html(
+            thumbnails(self.examples), elem_id="pc-examples", js_on_load=_PICK_JS
+        )
+        self.side = gr.Radio(
+            list(text.SIZES.items()), value=border.COMFORTABLE_SIDE_PX, label=text.SIZE_INFO,
+            visible="hidden",
+        )  # fmt: skip
+        self.mode = gr.Radio(
+            list(text.MODES.items()), value="extreme", label="Mode", info=text.MODE_INFO,
+            elem_id="pc-mode",
+        )  # fmt: skip
+        self.caption = gr.Textbox(
+            label=text.CAPTION_LABEL, placeholder=text.CAPTION_PLACEHOLDER, lines=4, max_lines=4,
+            elem_id="pc-caption-box",
+        )  # fmt: skip
+        self.cost = gr.Markdown(text.CAPTION_COST_EMPTY, elem_id="pc-cost")
+        with gr.Row(elem_id="pc-buttons"):
+            self.button = gr.Button(
+                "Compress", variant="primary", interactive=False, elem_id="pc-compress", scale=3
+            )
+            self.cancel_button = gr.Button("Cancel", elem_id="pc-cancel", min_width=90, scale=1)
+        self.presses = gr.Number(0, precision=0, visible="hidden")
+
+    def _connect(self) -> None:
+        more = self.advanced
+        self.picks.pick(self.pick, outputs=self.image, **FREE)
+        self.picks.paste(self.paste, outputs=self.image, **FREE)
+        self.image.change(
+            self.choose,
+            [self.image, more.captioner, self.chosen],
+            [self.chosen, self.caption, self.cost, self.button, self.side, more.tokens],
+            preprocess=False,  # gradio would open the file itself, and fail without words
+            trigger_mode="always_last",
+            **INTAKE,
+        )
+        more.captioner.input(
+            self.recaption, [self.chosen, more.captioner], [self.caption, self.cost], **INTAKE
+        )
+        self.caption.input(
+            self.caption_cost, self.caption, self.cost, trigger_mode="always_last", **FREE
+        )
+        gr.on(
+            [more.preset.input, self.mode.input],
+            self.apply_preset,
+            [self.mode, more.preset],
+            [more.steps, more.guidance],
+            **FREE,
+        )
+        settings = [
+            self.mode, self.caption, more.captioner, more.schedule, more.tokens, more.target,
+            self.side, more.steps, more.guidance, more.seed,
+        ]  # fmt: skip
+        pressed = self.button.click(
+            self.press,
+            [self.chosen, self.presses, self.side],
+            [self.presses, self.stage],
+            js=_PRESS_JS,
+            queue=False,
+            **FREE,
+        )
+        self.compressed = pressed.success(
+            self.compress,
+            [self.chosen, self.presses, self.done, *settings],
+            [self.headline, self.stage, self.caption, self.run, self.done],
+            trigger_mode="multiple",  # a newer press replaces the older one: none may be skipped
+            **DEVICE,
+        )
+        self.cancel_button.click(
+            self.cancel,
+            self.presses,
+            [self.headline, self.stage],
+            js="() => window.percov.presses",
+            queue=False,
+            **FREE,
+        )
+
+    def pick(self, event: gr.EventData) -> str:
+        """A click on a thumbnail -> the path of the example."""
+        with border.shown_to_user():
+            return str(
+                self.examples[check_choice("example", border.told(event, "name"), self.examples)]
+            )
+
+    def paste(self, event: gr.EventData) -> str:
+        """A picture was pasted, and uploaded by the browser -> its path."""
+        with border.shown_to_user():
+            return str(border.uploaded({"path": border.told(event, "path")}).path)
+
+    def choose(
+        self, payload: Payload | None, captioner: str, before: Chosen | None
+    ) -> Iterator[Intake]:
+        """Read what was uploaded, and caption it at once. `payload` is gradio's own file data."""
+        with border.shown_to_user():
+            if payload and before and border.uploaded(payload).path == before.source:
+                yield Intake(_KEEP)  # gradio says everything twice, and the visitor may be typing
+                return
+        # What was chosen before must not be compressed in place of what is shown now.
+        yield Intake(None, "", text.CAPTION_COST_EMPTY, gr.Button(interactive=False))
+        if payload is None:
+            return
+        with border.shown_to_user():
+            chosen = border.read_picture(payload)
+            assert chosen.quick.png_bytes  # measured here, so that compressing need not wait for it
+        ready = Intake(
+            chosen=chosen,
+            button=gr.Button(interactive=True),
+            side=gr.Radio(visible=True if chosen.large else "hidden"),
+            tokens=gr.Slider(maximum=tokens_of(chosen.quick.image)),
+        )
+        yield ready  # a captioner that cannot be had is no reason to refuse the picture
+        if captioner != "fixed":
+            with border.shown_to_user():
+                caption = self.codec.describe(chosen.image, captioner=captioner)
+            yield ready._replace(caption=caption, cost=self.caption_cost(caption))
+
+    def recaption(self, chosen: Chosen | None, captioner: str) -> tuple[Any, Any]:
+        """Another captioner was picked."""
+        if chosen is None or captioner == "fixed":
+            return _KEEP, _KEEP
+        with border.shown_to_user():
+            caption = self.codec.describe(chosen.image, captioner=captioner)
+        return caption, self.caption_cost(caption)
+
+    def caption_cost(self, caption: str) -> str:
+        """The price of the text, as one types."""
+        with border.shown_to_user():
+            caption = border.words("caption", caption, border.MAX_CAPTION).strip()
+        if not caption:
+            return text.CAPTION_COST_EMPTY
+        cost = self.codec.caption_bits(caption)
+        in_bytes = text.bytes_in_words(-(-round(cost) // 8))
+        return f"This text costs **{cost:.0f} bits**, about {in_bytes}."
+
+    def apply_preset(self, mode: str, preset: str) -> tuple[int, float]:
+        with border.shown_to_user():
+            presets = self.codec.presets[check_choice("mode", mode, MODES)]
+            chosen = presets[check_choice("preset", preset, PRESETS)]
+        return chosen.steps, chosen.guidance
+
+    def press(
+        self, chosen: Chosen | None, pressed: float, side_px: float, request: gr.Request
+    ) -> tuple[int, str]:
+        """Compress was pressed: whatever this visitor pressed before is no longer wanted."""
+        if chosen is None:
+            raise gr.Error(border.CHOOSE_FIRST, print_exception=False)
+        session = request.session_hash or ""
+        if (before := self.turns.before(session)) >= MAX_WAITING:
+            raise gr.Error(text.full(before), print_exception=False)
+        if not self.turns.press(session, border.count(pressed)):
+            raise gr.Error(text.CANCELLED, visible=False, print_exception=False)
+        size = chosen.at(border.count(side_px)).image.size
+        return border.count(pressed), results.painting(size, note=text.waiting(before))
+
+    def compress(
+        self,
+        chosen: Chosen | None,
+        pressed: float,
+        done: list[Run],
+        request: gr.Request,
+        *values: Any,
+    ) -> Iterator[View]:
+        """Encode, say how small it is, then paint. `done`: the visitor's runs so far."""
+        if chosen is None:
+            raise gr.Error(border.CHOOSE_FIRST, print_exception=False)
+        yield View()
+        with self.turns.take(request.session_hash or "", border.count(pressed)) as turn:
+            try:
+                if not turn.dropped.is_set():
+                    yield from self._compress(chosen, Settings(*values), turn, done)
+                if turn.dropped.is_set() and self.turns.newest(turn.session) <= turn.number:
+                    yield View(*_cancelled(), run=None)
+            except PerCoError as error:
+                yield View(results.empty_headline(), empty(text.EMPTY_STAGE), run=None)
+                with border.shown_to_user():
+                    raise error
+
+    def _compress(
+        self, chosen: Chosen, settings: Settings, turn: Turn, done: list[Run]
+    ) -> Iterator[View]:
+        image, png_bytes = chosen.at(border.count(settings.side_px))
+        look = settings.look(image)
+        yield View(stage=results.painting(image.size, note=text.ENCODING))
+        stream = settings.encode(self.codec, image)
+        contents = self.codec.read(stream)
+        if turn.dropped.is_set():
+            return
+        headline = results.headline(stream, chosen, png_bytes)
+        same = contents.caption == settings.caption
+        yield View(headline, caption=_KEEP if same else contents.caption)
+        for frame in paint(self.codec, contents, look, turn):
+            if not frame.finished:
+                yield View(stage=results.painting(image.size, frame=frame))
+            elif self.turns.finish(turn):
+                run = Run(chosen.name, contents, look, headline, frame, image, turn.number)
+                done = [*done, run][-border.KEEP_RUNS :]
+                yield View(stage=results.compare_run(run), run=run, done=done)
+
+    def cancel(self, pressed: float, request: gr.Request) -> tuple[Any, Any]:
+        """Stop what the visitor's presses began: what waits, what is encoded, what is painted."""
+        if not self.turns.cancel(request.session_hash or "", border.count(pressed)):
+            return _KEEP, _KEEP
+        return _cancelled()
+
+    def explain(self, run: Run | None, request: gr.Request) -> tuple[Any, Any]:
+        """Where the bits went, and the file to take away."""
+        if run is None:
+            return empty(text.EMPTY_BITS), empty(text.EMPTY_SHARE)
+        address = page_address(request.headers)
+        return results.bits_panel(run), results.share_panel(run, address=address)
+
+
+def _cancelled() -> tuple[str, str]:
+    return results.plain_headline(text.CANCELLED, ""), empty(text.EMPTY_STAGE)
+
+
+def thumbnails(examples: dict[str, Path]) -> str:
+    """Buttons with the pictures inside the page, so that they are there at once."""
+    buttons = "".join(
+        f'<button type="button" data-name="{escape(name)}" title="{escape(name)}">'
+        f'<img src="{_thumbnail(path)}" alt="Example {escape(name)}" width="56" height="56">'
+        "</button>"
+        for name, path in examples.items()
+    )
+    return f'<div class="pc-thumbs" role="group" aria-label="Example pictures">{buttons}</div>'
+
+
+def _thumbnail(path: Path) -> str:
+    buffer = io.BytesIO()
+    with Image.open(path) as image:
+        # Lossy, and no picture that anybody compares.
+        ImageOps.fit(image, (_THUMB_PX, _THUMB_PX)).save(buffer, "WEBP", quality=80)
+    return data_uri(buffer.getvalue(), "image/webp")

@@ -1,0 +1,223 @@
+"""Who may use the device: the queues of the page, and which painting each visitor still wants.
+
+What gradio wants of listeners that yield: one yield at least, since outputs that are never given
+are emptied; and in the last yield every update (`gr.Button(...)`) of the ones before, since its
+client changes updates in place, and on a busy machine only the last state of one is seen.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import gradio as gr
+from PIL import Image
+
+from percov2_core.codec import Contents, PerCoV2
+from percov2_core.ui.border import KEEP_FILES_S
+
+# One queue for everything that needs the model.
+DEVICE: dict[str, Any] = {
+    "concurrency_id": "device",
+    "concurrency_limit": 1,
+    "api_visibility": "private",
+    "show_progress": "hidden",
+}
+# Reading and describing a picture need not wait for what others paint.
+INTAKE: dict[str, Any] = {**DEVICE, "concurrency_id": "intake"}
+# Measuring may wait for nobody, and nobody for it; least of all for the slow classic codecs.
+MEASURE: dict[str, Any] = {**DEVICE, "concurrency_id": "measure"}
+CLASSICS: dict[str, Any] = {**DEVICE, "concurrency_id": "classics"}
+FREE: dict[str, Any] = {
+    "concurrency_limit": None,
+    "api_visibility": "private",
+    "show_progress": "hidden",
+}
+MAX_QUEUE = 200  # events that wait, of all visitors and kinds together
+MAX_WAITING = 60  # visitors who wait for a picture; the next one is told that the demo is full
+
+PREVIEW_SHARE = 0.25  # of the painting time that previews may take
+FIRST_PREVIEW_S = 0.6
+
+
+def visitor_state(value: Any) -> gr.State:
+    """State of one visitor, forgotten with the visit."""
+    return gr.State(value, time_to_live=KEEP_FILES_S)
+
+
+class Look(NamedTuple):
+    """How to paint: the settings that are not in the file."""
+
+    steps: int
+    guidance: float
+    seed: int | None = None
+
+
+class Frame(NamedTuple):
+    """One step of a painting, or the finished picture.
+
+    Attributes:
+        picture: The newest preview, None where none was due yet; at the end the picture itself.
+        step_s: Seconds that a step takes, previews not counted.
+    """
+
+    step: int
+    total: int
+    picture: Image.Image | None
+    step_s: float
+    finished: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """One painting of one visitor, from its start on the device to the picture.
+
+    Attributes:
+        number: Count of the visitor's presses of Compress, from 1; 0 for what no press began.
+        dropped: Set once nobody wants the picture.
+    """
+
+    session: str
+    number: int
+    dropped: threading.Event = field(default_factory=threading.Event)
+
+
+def paint(
+    codec: PerCoV2, contents: Contents, look: Look, turn: Turn
+) -> Generator[Frame, None, None]:
+    """Paint step by step; ends without a finished frame once nobody wants the picture.
+
+    Gradio closes it when the visitor's connection ends: then the device is free as well.
+
+    Raises:
+        PerCoError: what `PerCoV2.paint` raises.
+    """
+    steps_s, previews_s, preview = 0.0, 0.0, None
+    painting = codec.paint(contents, steps=look.steps, guidance=look.guidance, seed=look.seed)
+    with closing(painting) as steps:
+        began = time.monotonic()
+        for step in steps:
+            steps_s += time.monotonic() - began
+            if turn.dropped.is_set():
+                return
+            affordable = previews_s <= PREVIEW_SHARE * (steps_s + previews_s)
+            if step.picture is None and affordable and steps_s > FIRST_PREVIEW_S:
+                began = time.monotonic()
+                preview = step.preview()
+                previews_s += time.monotonic() - began
+            shown, finished = step.picture or preview, step.picture is not None
+            yield Frame(step.index, step.total, shown, steps_s / step.index, finished)
+            began = time.monotonic()  # what the page does with a frame takes no time of ours
+
+
+@dataclass
+class _Visit:
+    pressed: int = 0  # the newest press
+    over: int = 0  # the newest press that was cancelled, or whose picture was shown
+    place: int = 0  # of the newest press among those of all visitors
+    looks: int = 0  # how often the visitor went back to an earlier picture
+    compared: tuple[int, int, int] | None = None  # press, look and picture of the newest comparison
+    turns: set[Turn] = field(default_factory=set)
+
+    def wants(self, number: int) -> bool:
+        return number == 0 or (number > self.over and number >= self.pressed)
+
+    def drop_unwanted(self) -> None:
+        for turn in self.turns:
+            if not self.wants(turn.number):
+                turn.dropped.set()
+
+
+class Turns:
+    """Which painting each visitor still wants: pressing Compress again replaces the one before.
+
+    Counts by the browser's own numbers, so that it does not matter which of two requests arrives
+    first.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._visits: dict[str, _Visit] = {}
+        self._presses = 0
+
+    def press(self, session: str, number: int) -> bool:
+        """Compress was pressed; earlier presses count no longer. False if this one is over."""
+        with self._visit(session) as visit:
+            self._presses += 1
+            visit.pressed, visit.place = max(visit.pressed, number), self._presses
+            visit.drop_unwanted()
+            return visit.wants(number)
+
+    def before(self, session: str) -> int:
+        """How many other visitors pressed earlier and have no picture yet."""
+        with self._lock:
+            place = self._visits[session].place if session in self._visits else self._presses + 1
+            return sum(v.place < place and v.pressed > v.over for v in self._visits.values())
+
+    def cancel(self, session: str, number: int) -> bool:
+        """Cancel was pressed after `number` presses. False if nothing was under way."""
+        with self._visit(session) as visit:
+            under_way = number > visit.over
+            visit.over = max(visit.over, number)
+            visit.drop_unwanted()
+            return under_way
+
+    @contextmanager
+    def take(self, session: str, number: int = 0) -> Iterator[Turn]:
+        """A turn on the device; it is dropped from the start if nobody wants it any more."""
+        turn = Turn(session, number)
+        with self._visit(session) as visit:
+            visit.turns.add(turn)
+            visit.drop_unwanted()
+        try:
+            yield turn
+        finally:
+            turn.dropped.set()
+            with self._lock:  # the visitor may have left and be forgotten
+                visit.turns.discard(turn)
+                visit.over = max(visit.over, number)
+
+    def finish(self, turn: Turn) -> bool:
+        """The picture is there: True if it may be shown, and then cancelling comes too late."""
+        with self._visit(turn.session) as visit:
+            if turn.dropped.is_set():
+                return False
+            visit.over = max(visit.over, turn.number)
+            return True
+
+    def newest(self, session: str) -> int:
+        """Number of the visitor's newest press, 0 if there was none."""
+        return self.place(session)[0]
+
+    def look(self, session: str) -> None:
+        """The visitor went back to an earlier picture."""
+        with self._visit(session) as visit:
+            visit.looks += 1
+
+    def place(self, session: str) -> tuple[int, int]:
+        """Changes whenever the visitor goes on to another picture, by a press or by going back."""
+        with self._lock:
+            visit = self._visits.get(session, _Visit())
+            return visit.pressed, visit.looks
+
+    def compare(self, session: str, number: int) -> bool:
+        """True once each time the visitor comes to the picture of a press."""
+        with self._visit(session) as visit:
+            before, visit.compared = visit.compared, (visit.pressed, visit.looks, number)
+            return visit.compared != before
+
+    def forget(self, session: str) -> None:
+        """A visitor left: whatever they started is dropped."""
+        with self._lock:
+            left = self._visits.pop(session, _Visit())
+        for turn in left.turns:
+            turn.dropped.set()
+
+    @contextmanager
+    def _visit(self, session: str) -> Iterator[_Visit]:
+        with self._lock:
+            yield self._visits.setdefault(session, _Visit())

@@ -1,0 +1,267 @@
+"""The page's frame: its tabs around a loaded codec, how it looks, and what programs may call.
+
+The end points `/compress`, `/decompress` and `/inspect` work over HTTP and as MCP tools:
+
+from gradio_client import Client, handle_file
+
+client = Client("http://127.0.0.1:7860")
+stream = client.predict(handle_file("photo.jpg"), "ultra-low", api_name="/compress")
+facts = client.predict(handle_file(stream), api_name="/inspect")
+print(facts["bytes"], "bytes:", facts["caption"])
+picture = client.predict(handle_file(stream), api_name="/decompress")
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.processing_utils import save_bytes_to_cache
+
+from percov2_core.bitstream import MAX_SEED, SUFFIX
+from percov2_core.codec import PerCoV2
+from percov2_core.config import PRESETS, check_choice
+from percov2_core.metrics.rate import bits_per_pixel
+from percov2_core.ui import border, text
+from percov2_core.ui.border import KEEP_FILES_S, MAX_UPLOAD_BYTES, Payload
+from percov2_core.ui.compress import CompressTab
+from percov2_core.ui.device import DEVICE, FREE, MAX_QUEUE, Look, Turns, paint, visitor_state
+from percov2_core.ui.invented import InventedTab
+from percov2_core.ui.open_file import OpenTab
+from percov2_core.ui.text import plain_html
+from percov2_core.ui.tradeoff import TradeOffTab
+
+logger = logging.getLogger(__name__)
+
+SWEEP_FILES_S = 300
+_HERE = Path(__file__).parent
+# System fonts only: nothing is fetched from anywhere.
+_SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
+_MONO = ("ui-monospace", "SF Mono", "Consolas", "DejaVu Sans Mono", "monospace")
+
+
+class Page(gr.Blocks):
+    """Gradio's page, with the border in front of every listener, whoever calls it."""
+
+    async def preprocess_data(
+        self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False
+    ) -> list[Any]:
+        """Refuse in words what gradio would fetch, or fail on."""
+        with border.shown_to_user():
+            inputs = border.checked(inputs)
+        try:
+            found: list[Any] = await super().preprocess_data(block_fn, inputs, state, explicit_call)
+        except Exception as error:  # whatever gradio's components raise on values of a wrong kind
+            logger.info("input refused: %s", type(error).__name__)
+            raise gr.Error(text.WRONG_INPUT, print_exception=False) from error
+        return found
+
+
+def build_demo(codec: PerCoV2, *, keep_files_s: int = KEEP_FILES_S) -> gr.Blocks:
+    """The whole page.
+
+    Args:
+        codec: A loaded model.
+        keep_files_s: Age at which uploaded and temporary files are removed.
+    """
+    turns = Turns()
+    demo: gr.Blocks
+    with Page(
+        title=f"{text.TITLE}: {text.CLAIM}",
+        analytics_enabled=False,
+        delete_cache=(min(SWEEP_FILES_S, keep_files_s), keep_files_s),
+        fill_width=True,
+    ) as demo:
+        plain_html(
+            f'<header class="pc-top"><h1>{text.TITLE}</h1><p>{text.CLAIM} {text.INTRO}</p></header>'
+        )
+        # First: gradio numbers names that are taken, and would take them for the page's own.
+        EndPoints(codec, turns)
+        run = visitor_state(None)
+        with gr.Tabs() as tabs:
+            with gr.Tab("Compress", id="compress"):
+                main = CompressTab(codec, turns, run)
+            with gr.Tab("Open a file", id="decode"):
+                opened = OpenTab(codec, turns, run, demo=demo, tabs=tabs)
+            with gr.Tab("Invented?", id="invented"):
+                invented = InventedTab(codec, turns, run)
+            with gr.Tab("Trade-off", id="plot") as tab:
+                plot = TradeOffTab(codec, turns, tab)
+        # Pictures come from a run, from the list of runs, or from a file; what follows them:
+        backs = [
+            place.back(plot.back, plot.history, [tabs, main.headline, main.stage, run], **FREE)
+            for place in (plot.clicks, plot.table)
+        ]
+        for shown in (main.compressed, *backs):
+            explained = shown.then(
+                main.explain, run, [main.bits, main.share], trigger_mode="multiple", **FREE
+            )
+            plot.follow(explained, run, main.done, main.numbers)
+            explained.success(invented.offer, run, invented.shown, **FREE)
+        for shown in opened.opened:
+            shown.success(invented.offer, run, invented.shown, **FREE)
+        more = main.advanced
+        settings = [tabs, main.mode, more.steps, more.guidance, more.tokens]
+        plot.clicks.take(plot.take, outputs=settings, **FREE)
+        plain_html(
+            f'<footer class="pc-foot"><p>{text.SHORTCUTS}</p><p>{text.PRIVACY}</p>'
+            f"<p>{text.NOT_EVIDENCE}</p></footer>"
+        )
+
+        def forget(request: gr.Request) -> None:
+            """A visitor left: nothing is painted on, and nothing is kept."""
+            session = request.session_hash or ""
+            turns.forget(session)
+            demo.state_holder.delete_state(session)
+
+        demo.unload(forget)
+    demo.queue(max_size=MAX_QUEUE, api_open=False)
+    return demo
+
+
+class EndPoints:
+    """What programs may call; hidden components, so that files travel as files and are swept."""
+
+    def __init__(self, codec: PerCoV2, turns: Turns) -> None:
+        self.codec = codec
+        self.turns = turns
+        with gr.Row(visible=False):
+            picture = gr.File(label="picture")
+            mode = gr.Textbox("extreme", label="mode")
+            caption = gr.Textbox("", label="caption")
+            file = gr.File(label="file")
+            preset = gr.Textbox("balanced", label="preset")
+            seed = gr.Number(0, precision=0, label="seed")
+            stream = gr.File(label="pcv2")
+            decoded = gr.Image(label="decoded", format="png")
+            facts = gr.JSON(label="facts")
+            button = gr.Button()
+        self.cache_dir = stream.GRADIO_CACHE
+        public = {**DEVICE, "api_visibility": "public", "preprocess": False}
+        button.click(self.compress, [picture, mode, caption], stream, api_name="compress", **public)
+        button.click(
+            self.decompress, [file, preset, seed], decoded, api_name="decompress", **public
+        )
+        button.click(self.inspect, file, facts, api_name="inspect", **public)
+
+    def compress(self, picture: Payload | None, mode: str = "extreme", caption: str = "") -> str:
+        """Compress a picture to a .pcv2 file.
+
+        Args:
+            picture: A PNG, JPEG, WebP or AVIF picture that was uploaded.
+            mode: extreme, ultra-low or hybrid.
+            caption: Text to send; empty lets the page describe the picture.
+
+        Returns:
+            The .pcv2 file.
+        """
+        with border.shown_to_user():
+            chosen = border.read_picture(picture)
+            said = border.words("caption", caption).strip()
+            stream = self.codec.encode(chosen.image, mode, caption=said or None)
+        data, name = stream.to_bytes(), f"{chosen.name}{SUFFIX}"
+        path: str = save_bytes_to_cache(data, name, self.cache_dir)
+        return path
+
+    def decompress(
+        self,
+        file: Payload | None,
+        preset: str = "balanced",
+        seed: int = 0,
+        request: gr.Request = None,  # type: ignore[assignment]  # gradio gives it
+    ) -> Iterator[Any]:
+        """Paint the picture of a .pcv2 file.
+
+        Args:
+            file: A .pcv2 file that was uploaded.
+            preset: faithful, balanced or vivid.
+            seed: Another number invents other details; 0 takes the file's own.
+
+        Returns:
+            The picture, as PNG.
+        """
+        with border.shown_to_user():
+            stream = border.read_file(file)
+            named = self.codec.presets[stream.mode][check_choice("preset", preset, PRESETS)]
+            border.check_work(stream.width, stream.height, named.steps)
+            wanted = border.whole("seed", seed, 0, MAX_SEED) or None
+            look = Look(named.steps, named.guidance, wanted)
+            contents = self.codec.read(stream)
+            with self.turns.take(request.session_hash or "") as turn:
+                for frame in paint(self.codec, contents, look, turn):
+                    yield frame.picture if frame.finished else None
+
+    def inspect(self, file: Payload | None) -> dict[str, Any]:
+        """Say what a .pcv2 file holds and where its bits went.
+
+        Args:
+            file: A .pcv2 file that was uploaded.
+
+        Returns:
+            Size, mode, caption, tokens and bits of the parts.
+        """
+        with border.shown_to_user():
+            stream = border.read_file(file)
+            contents = self.codec.read(stream)
+        size_bytes = sum(stream.sizes)
+        return {
+            "width": stream.width,
+            "height": stream.height,
+            "mode": stream.mode,
+            "schedule": stream.schedule,
+            "tokens_sent": stream.tokens_sent,
+            "tokens_total": stream.tokens_total,
+            "caption": contents.caption,
+            "bytes": size_bytes,
+            "bpp": bits_per_pixel(size_bytes, stream.width, stream.height),
+            "bits": contents.bits._asdict(),
+        }
+
+
+def theme() -> gr.themes.Base:
+    base = gr.themes.Base(
+        primary_hue=gr.themes.colors.teal,
+        neutral_hue=gr.themes.colors.slate,
+        radius_size=gr.themes.sizes.radius_lg,
+        spacing_size=gr.themes.sizes.spacing_sm,
+        font=[gr.themes.Font(name) for name in _SANS],
+        font_mono=[gr.themes.Font(name) for name in _MONO],
+    )
+    themed: gr.themes.Base = base.set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_800",
+        button_primary_text_color="white",
+        button_primary_text_color_dark="white",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_300",
+    )
+    return themed
+
+
+def launch_options() -> dict[str, Any]:
+    """Arguments of `gr.Blocks.launch` that belong to the page, whoever starts it."""
+    style = (_HERE / "page.css").read_text(encoding="utf-8")
+    script = (_HERE / "page.js").read_text(encoding="utf-8")
+    return {
+        "theme": theme(),
+        # Not by `css`: gradio puts a prefix before every rule, which breaks those for phones.
+        "head": f"<style>{style}</style><script>{script}</script>",
+        "max_file_size": MAX_UPLOAD_BYTES,
+        "state_session_capacity": 200,
+        "footer_links": ["api"],
+        "run_history": False,
+        "enable_monitoring": False,
+        "ssr_mode": False,
+        # An extra of gradio: `pip install "gradio[mcp]"`.
+        "mcp_server": find_spec("mcp") is not None,
+    }

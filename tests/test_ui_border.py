@@ -1,0 +1,150 @@
+"""What the page lets in: nothing but uploads, nothing too large, and plain words about the rest."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+from PIL import Image
+
+from percov2_core.errors import BitstreamError, ConfigError, ImageError
+from percov2_core.ui import border
+from percov2_core.ui.border import MAX_SAID, MAX_UPLOAD_BYTES, allowed_bytes, plain
+from tests.tiny import picture, tiny_codec
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The upload folder."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "files"))
+    (tmp_path / "files").mkdir()
+    picture().save(tmp_path / "private.png")
+    return tmp_path / "files"
+
+
+def test_only_an_uploaded_file_is_taken(folder: Path, tmp_path: Path) -> None:
+    inside = folder / "a b.png"
+    picture().save(inside)
+    (folder / "link.png").symlink_to(tmp_path / "private.png")
+    os.mkfifo(folder / "pipe")
+    assert border.uploaded({"path": str(inside)}).path == inside
+    own = f"http://page.example/x/gradio_api/file={folder}/a%20b.png"
+    assert border.checked([{"path": own}])[0]["path"] == str(inside)
+    for path in (
+        "", None, 3, "a\0b", "x" * 5000, "/dev/zero", str(tmp_path / "private.png"), str(folder),
+        str(folder / "none.png"), f"{folder}/../private.png", str(folder / "link.png"),
+        str(folder / "pipe"), "http://127.0.0.1:1/x.png", f"file://{inside}",
+        f"http://a/gradio_api/file={folder}/%2e%2e/private.png",
+    ):  # fmt: skip
+        for payload in ({"path": path}, {"path": path, "meta": {"_type": "gradio.FileData"}}):
+            with pytest.raises(ImageError, match="did not arrive"):
+                border.uploaded(payload)
+            with pytest.raises(ImageError, match="did not arrive"):
+                border.checked({"value": [payload]})
+    with pytest.raises(ImageError, match="did not arrive"):
+        border.checked({"url": "http://127.0.0.1/"})
+    nested: Any = 1
+    for _ in range(1000):
+        nested = [nested]
+    with pytest.raises(ImageError, match="inside many others"):
+        border.checked(nested)
+
+
+def test_what_is_said_is_short_plain_text() -> None:
+    said = plain("<img src=x> & \u202eevil\u200b\x1b\ud800 \u3164\nb" + "\U0001f600" * 1000)
+    assert said.startswith("&lt;img src=x&gt; &amp;  evil") and said.endswith("…")
+    assert len(said) <= MAX_SAID
+    assert all(unicodedata.category(c)[0] in "LNPSZ" and c.isprintable() for c in said)
+    assert len(plain("x" * 500, advice="Do this.")) <= MAX_SAID
+    assert plain("x" * 500, advice="Do this.").endswith("… Do this.")
+    with pytest.raises(gr.Error) as caught, border.shown_to_user():
+        border.read_link("https://a/?q=<b>\u202e")
+    assert "&lt;b&gt;" in caught.value.message and "\u202e" not in caught.value.message
+
+
+def test_a_file_that_claims_too_much_is_refused_unread(folder: Path) -> None:
+    stream = tiny_codec().encode(picture(), "extreme")
+    whole = replace(stream, mode="hybrid", tokens_sent=0, width=2048, height=2048)
+    large = replace(whole, width=4096)
+    for claimed in (whole, large):
+        (folder / "a.pcv2").write_bytes(claimed.to_bytes())
+        if claimed is whole:
+            assert border.read_file({"path": str(folder / "a.pcv2")}) == whole
+            assert border.read_link(border.link_to(whole, "http://a/")) == whole
+            continue
+        for read in (
+            lambda: border.read_file({"path": str(folder / "a.pcv2")}),
+            lambda: border.read_link(large.to_text()),
+        ):
+            with pytest.raises(BitstreamError, match=r"at most 4.2 megapixels, got 4096x2048"):
+                read()
+
+
+def test_numbers_and_texts_of_a_wrong_kind_get_a_sentence() -> None:
+    assert border.whole("n", 2.0, 0, 5) == 2 and border.real("n", 2, 0, 5) == 2.0
+    for value in (None, "3", [1], {}, True, 2.5, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="n: expected a whole number, got"):
+            border.whole("n", value, 0, 5)
+    for value in (float("nan"), float("inf"), -1, 10**400):
+        with pytest.raises(ConfigError, match="n must be in"):
+            border.real("n", value, 0, 5)
+    for given in (None, 3, ["a"], "x" * 11):
+        with pytest.raises(ConfigError, match="caption: expected"):
+            border.words("caption", given, 10)
+    border.check_work(512, 512, 100)
+    with pytest.raises(ConfigError, match="steps: this page takes at most 11 for a picture"):
+        border.check_work(2048, 2048, 100)
+
+
+def test_requests_are_bounded_and_the_page_needs_few() -> None:
+    for path in ("/", "/assets/index.js", "/gradio_api/queue/data", "/gradio_api/mcp/schema"):
+        assert allowed_bytes("GET", path) == border.MAX_BODY_BYTES or "mcp" in path
+    assert allowed_bytes("POST", "/gradio_api/upload") > MAX_UPLOAD_BYTES
+    assert allowed_bytes("POST", "/gradio_api/queue/join") == border.MAX_BODY_BYTES
+    for method, path in (
+        ("GET", "/gradio_api/file=http://127.0.0.1/"),
+        ("GET", "/gradio_api/proxy=http://127.0.0.1/"),
+        ("GET", "/gradio_api/deep_link"),
+        ("GET", "/gradio_api/runs"),
+        ("GET", "/monitoring"),
+        ("POST", "/gradio_api/component_server"),
+        ("POST", "/gradio_api/process_recording"),
+        ("POST", "/login"),
+        ("PUT", "/"),
+    ):
+        assert allowed_bytes(method, path) < 0
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [((5200, 5000), "26.0 megapixels"), ((40, 900), "40 x 900 pixels, and each side must have 64")],
+)
+def test_a_picture_of_a_wrong_size_is_refused_in_words(
+    folder: Path, size: tuple[int, int], message: str
+) -> None:
+    Image.new("1", size).save(folder / "odd.png")
+    with pytest.raises(ImageError, match=message):
+        border.read_picture({"path": str(folder / "odd.png")})
+
+
+def test_a_file_over_the_limit_is_refused_unread(folder: Path) -> None:
+    with (folder / "big.png").open("wb") as file:
+        file.truncate(MAX_UPLOAD_BYTES + 1)
+    with pytest.raises(ImageError, match=r"20.0 MB; the page takes at most 20 MB"):
+        border.read_picture({"path": str(folder / "big.png")})
+
+
+def test_a_large_picture_is_offered_smaller_if_the_format_holds_it(folder: Path) -> None:
+    picture(3000, 1500).save(folder / "wide.jpg")
+    chosen = border.read_picture({"path": str(folder / "wide.jpg"), "orig_name": "../a/sea.jpg"})
+    assert chosen.large and chosen.kind == "JPEG" and chosen.name == "sea"
+    assert chosen.at(1024).image.size == (1024, 512)
+    assert chosen.at(2048).image.size == (2048, 1024)
+    picture(2048, 70).save(folder / "strip.png")
+    strip = border.read_picture({"path": str(folder / "strip.png")})
+    assert not strip.large and strip.at(1024).image.size == (2048, 70)
