@@ -42,7 +42,8 @@ from percov2_core.config import (
     check_whole,
 )
 from percov2_core.entropy.coder import SymbolReader, SymbolWriter
-from percov2_core.entropy.prior import CutPoint, TokenPrior, coding_order, stage_map
+from percov2_core.entropy.prior import CutPoint, TokenPrior
+from percov2_core.entropy.schedule import coding_order, stage_map
 from percov2_core.errors import BitstreamError, ConfigError
 from percov2_core.flow.sampler import draw_noise, sample, sigmas
 from percov2_core.flow.text import TextEmbedder
@@ -233,7 +234,7 @@ class PerCoV2:
         """
         writer = SymbolWriter()
         packing.write_caption(writer, caption, self.language)
-        points = [CutPoint(0, writer.snapshot())] if header.may_be_cut else []
+        points = [CutPoint(0, writer.finish())] if header.may_be_cut else []
         points += self.rates[MODES[header.mode].rate].prior.compress(
             tokens,
             caption,

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from percov2_core.entropy import coder
 from percov2_core.entropy.coder import TOTAL, SymbolReader, SymbolWriter
 from percov2_core.errors import BitstreamError
 
@@ -81,12 +82,42 @@ def read_all(data, groups):
     return found
 
 
-def test_a_snapshot_is_the_finished_stream_of_what_was_written_so_far():
+def test_a_stream_may_be_ended_early_as_the_finished_stream_of_what_was_written_so_far():
     groups = random_groups(7)
     writer = SymbolWriter()
     for i, (symbols, freqs) in enumerate(groups):
         writer.write(symbols, freqs)
-        assert writer.snapshot() == write(groups[: i + 1]).finish()
+        assert writer.finish() == write(groups[: i + 1]).finish()
+
+
+def test_a_stream_is_ended_from_its_tail_however_much_was_written(monkeypatch):
+    touched, shortest = [], coder._shortest
+    monkeypatch.setattr(
+        coder,
+        "_shortest",
+        lambda data, *a, **k: touched.append(len(data)) or shortest(data, *a, **k),
+    )
+    writer = SymbolWriter()
+    for seed in range(200):
+        for symbols, freqs in random_groups(seed, longest=60):
+            writer.write(symbols, freqs)
+        writer.finish()
+    assert len(writer.finish()) > 10_000
+    assert max(touched) <= 32 and sum(touched) <= 20 * 201
+
+
+@pytest.mark.parametrize("rest", [0, 1])
+@pytest.mark.parametrize("start", [[0], [1], [1, 0], [0, 1, 1]])
+def test_the_tail_alone_ends_a_stream_as_all_of_it_would(start, rest):
+    # Runs of one symbol make long rows of equal digits, through which a carry may go.
+    writer, even = SymbolWriter(), np.full((1, 2), TOTAL // 2, dtype=np.uint32)
+    for symbol in [*start, *[rest] * 400]:
+        writer.write(np.array([symbol]), even)
+        words, (lower, width) = writer._coder.pos()
+        data = writer._coder.get_compressed().astype(">u4").tobytes()
+        size, least = 4 * int(words) + 8, writer.floor_bytes
+        whole = coder._shortest(data, int(lower), int(width), size=size, least=least)
+        assert writer.finish() == whole
 
 
 def test_a_short_stream_that_claims_many_symbols_fails_in_the_first_groups():

@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import save_file
 
 from percov2_core.config import SCHEDULES
-from percov2_core.entropy import arithmetic
+from percov2_core.entropy import session
 from percov2_core.entropy.exact import ExactModel
 from percov2_core.entropy.exporter import export
 from percov2_core.entropy.masked_model import (
@@ -148,7 +148,7 @@ def test_stages_taken_together_give_what_they_give_one_by_one(twin, schedule, sp
 def test_attention_in_blocks_of_any_size_gives_the_same_integers(twin, monkeypatch):
     tokens, words = smooth_grids(1, 1008)
     before = walk(twin, tokens[0], words[0])
-    monkeypatch.setattr(arithmetic, "_SCORES_AT_ONCE", 200)
+    monkeypatch.setattr(session, "_SCORES_AT_ONCE", 200)
     assert np.array_equal(walk(twin, tokens[0], words[0]), before)
 
 

@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 from percov2_core.config import SCHEDULES
 from percov2_core.entropy import prior
 from percov2_core.entropy.coder import SymbolReader, SymbolWriter
-from percov2_core.entropy.draws import Draws
 from percov2_core.entropy.exporter import export
 from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfig
-from percov2_core.entropy.prior import TokenPrior, coding_order, stage_map
-from percov2_core.entropy.schedule import order
+from percov2_core.entropy.prior import Draws, TokenPrior
+from percov2_core.entropy.schedule import coding_order, order, stage_map
 from percov2_core.entropy.session import Session
 from percov2_core.errors import BitstreamError, ConfigError
 
@@ -165,6 +164,28 @@ def test_a_short_stream_that_claims_a_large_grid_fails_in_its_first_stages(monke
     with pytest.raises(BitstreamError, match="its symbols so far need at least"):
         decoded(bytes(20), (32, 32), schedule="qlds")
     assert len(asked) < 6
+
+
+@pytest.mark.parametrize("schedule", ["qlds", "uniform"])
+def test_a_claim_that_no_tokens_could_meet_is_refused_before_the_model_is_asked(
+    schedule, monkeypatch
+):
+    monkeypatch.setattr(prior, "Session", lambda *args: pytest.fail("the model was asked"))
+    data = b"" if schedule == "qlds" else bytes(65_536 * 3 // 8)
+    with pytest.raises(BitstreamError, match="the 65536 tokens that the file claims need at least"):
+        decoded(data, (256, 256), schedule=schedule)
+
+
+def test_the_cheapest_tokens_that_there_can_be_are_not_refused():
+    freqs = np.full((65_536, 12), 1, dtype=np.uint32)
+    freqs[:, 0] = 2**16 - 11
+    writer = SymbolWriter()
+    writer.write(np.zeros(65_536, dtype=int), freqs)
+    reader = SymbolReader(writer.finish())
+    least_bits = 65_536 * (16 - np.log2(freqs[0, 0]))
+    reader.expect(65_536, least_bits)
+    with pytest.raises(BitstreamError):
+        reader.expect(65_536, least_bits + 16)
 
 
 def test_a_short_stream_that_claims_many_tiles_is_found_out_in_the_first(monkeypatch):

@@ -63,23 +63,26 @@ class SymbolWriter:
         chosen = freqs[np.arange(len(symbols)), symbols].astype(np.float64)
         self._ideal_bits += float(np.sum(PRECISION - np.log2(chosen)))
 
-    def snapshot(self) -> bytes:
-        """What `finish` would return now; writing may go on."""
-        words, (lower, width) = self._coder.pos()
-        emitted = self._coder.get_compressed()
-        bits = _WORD_BITS * words + _STATE_BITS
-        inside = 0
-        for word in emitted:
-            inside = (inside << _WORD_BITS) | int(word)
-        inside <<= bits - _WORD_BITS * len(emitted)
-        # `inside` is a point of the interval and the state holds the interval's start modulo 2**64,
-        # so the start is the nearest such number below.
-        start = inside - ((inside - int(lower)) % (1 << _STATE_BITS))
-        return _shortest(start, int(width), bits=bits, least=self.floor_bytes)
-
     def finish(self) -> bytes:
-        """The stream: at most one byte over the information it holds."""
-        return self.snapshot()
+        """The stream of what was written so far, at most one byte over the information it holds.
+
+        Writing may go on.
+        """
+        words, (lower, width) = self._coder.pos()
+        emitted = self._coder.get_compressed().astype(_WORD)
+        back = 2  # words: what stands before them stays, unless a carry runs through all of them
+        while True:
+            first = max(0, int(words) - back)
+            tail = _shortest(
+                emitted[first:].tobytes(),
+                int(lower),
+                int(width),
+                size=(int(words) - first) * _WORD.itemsize + _STATE_BITS // 8,
+                least=self.floor_bytes - first * _WORD.itemsize,
+            )
+            if tail is not None:
+                return emitted[:first].tobytes() + tail
+            back *= 2
 
 
 class SymbolReader:
@@ -121,6 +124,19 @@ class SymbolReader:
             )
         return symbols
 
+    def expect(self, count: int, bits: float) -> None:
+        """Say that `count` symbols follow which take at least so many bits, all together.
+
+        Raises:
+            BitstreamError: if the data are too short for them.
+        """
+        least = self._mirror.floor_bytes + int(bits // 8)
+        if least > len(self._data):
+            raise BitstreamError(
+                f"coded section is {len(self._data)} bytes, the {count} tokens that the file "
+                f"claims need at least {least}"
+            )
+
     def close(self) -> None:
         """Check that the data is exactly what a writer makes of the symbols that were read.
 
@@ -137,15 +153,27 @@ class SymbolReader:
             )
 
 
-def _shortest(start: int, width: int, *, bits: int, least: int) -> bytes:
-    """First bytes of the roundest number in [start, start + width) out of `bits` bits."""
-    size = least
+def _shortest(data: bytes, lower: int, width: int, *, size: int, least: int) -> bytes | None:
+    """First bytes, at least `least`, of the roundest number in the coder's interval.
+
+    Args:
+        data: The first bytes of a number of `size` bytes that lies in the interval.
+        lower: The interval's start modulo 2**64.
+        width: Its length.
+
+    Returns:
+        The bytes, or None if the number has more digits than `size` bytes or less than none.
+    """
+    inside = int.from_bytes(data, "big") << 8 * (size - len(data))
+    start = inside - (inside - lower) % (1 << _STATE_BITS)
+    count = least
     while True:
-        unit = 1 << (bits - 8 * size)
-        value = -(-start // unit) * unit
-        if value < start + width:
-            return (value >> (bits - 8 * size)).to_bytes(size, "big")
-        size += 1
+        unit = 1 << 8 * (size - count)
+        value = -(-start // unit)
+        if value * unit < start + width:
+            fits = start >= 0 and value < 1 << 8 * count
+            return value.to_bytes(count, "big") if fits else None
+        count += 1
 
 
 def _to_words(data: bytes) -> NDArray[np.uint32]:

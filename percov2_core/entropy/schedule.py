@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +69,53 @@ def stage_sizes(name: str, grid: Grid) -> list[int]:
 def tiles(grid: Grid) -> list[tuple[slice, slice]]:
     """Cut a grid into tiles of nearly equal size, none longer than `MAX_TILE`, row by row."""
     return [(rows, columns) for rows in _cut(grid[0]) for columns in _cut(grid[1])]
+
+
+class Tile(NamedTuple):
+    """One tile of a larger grid."""
+
+    grid: Grid
+    positions: Ints  # (n,) flat positions in the whole grid, row by row of the tile
+
+    @classmethod
+    def all_of(cls, grid: Grid) -> list[Tile]:
+        """The tiles of a grid, row by row."""
+        whole = np.arange(grid[0] * grid[1]).reshape(grid)
+        parts = [whole[place] for place in tiles(grid)]
+        return [cls((part.shape[0], part.shape[1]), part.ravel()) for part in parts]
+
+    def stages(self, schedule: str, *, known: NDArray[np.bool_] | None = None) -> list[Ints]:
+        """Flat positions in the tile, one array a stage; those known already come first."""
+        ends = np.cumsum(stage_sizes(schedule, self.grid))[:-1]
+        plan = list(np.split(order(schedule, self.grid), ends))
+        if known is None:
+            return plan
+        here = known[self.positions]
+        return [np.flatnonzero(here), *(part for s in plan if len(part := s[~here[s]]))]
+
+
+def coding_order(schedule: str, grid: Grid) -> Ints:
+    """(N,) flat positions in the order in which tokens stand in a file, tiles included."""
+    parts = Tile.all_of(grid)
+    if check_schedule(schedule) == "uniform":
+        return np.concatenate([part.positions for part in parts])
+    plans = [part.stages(schedule) for part in parts]
+    return np.concatenate(
+        [
+            part.positions[plan[number]]
+            for number in range(max(len(plan) for plan in plans))
+            for part, plan in zip(parts, plans, strict=True)
+            if number < len(plan)
+        ]
+    )
+
+
+def stage_map(schedule: str, grid: Grid) -> Ints:
+    """(h, w) stage of every token, tiles included."""
+    out = np.zeros(grid, dtype=np.int64)
+    for place in tiles(grid):
+        out[place] = stages(schedule, out[place].shape)
+    return out
 
 
 @lru_cache(maxsize=64)

@@ -1,13 +1,15 @@
 """Run the integer twin over one tile, stage by stage, with kept keys and values.
 
 Letters: N tokens, n of them in a stage, M entries of memory, W words, K codebook size, D width,
-A heads, R tokens in a neighbourhood. The rules of `exact` hold for every line here.
+A heads, d = D / A, R tokens in a neighbourhood. The rules of `exact` hold for every line here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
+from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -17,23 +19,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from percov2_core.entropy import masked_model as mm
-from percov2_core.entropy.arithmetic import (
-    attend,
-    float32_is_exact,
-    normalise,
-    plain,
-    residual,
-    to_frequencies,
-)
 from percov2_core.entropy.exact import (
     KEY_LIMIT,
+    LOGIT_LIMIT,
+    NORM_BITS,
     QUERY_LIMIT,
+    RESIDUAL_BITS,
+    RESIDUAL_LIMIT,
+    SCORE_BITS,
     VALUE_LIMIT,
+    WEIGHT_TOTAL,
     ExactLayer,
     ExactModel,
     Product,
 )
 from percov2_core.entropy.schedule import MAX_TILE, Grid
+
+TOTAL = 1 << 16  # what the frequencies of one token add up to
+_SCORES_AT_ONCE = 1 << 17  # of one block, per thread: the next step finds them in the cache
 
 _SIDE = 2 * MAX_TILE - 1  # rows of the bias tables are all offsets in two dimensions, row by row
 _CENTRE = (MAX_TILE - 1) * _SIDE + MAX_TILE - 1  # the column of no offset at all
@@ -64,7 +67,7 @@ class Session:
 
     def __init__(self, model: ExactModel, grid: Grid, words: Sequence[int]) -> None:
         self.model, n, device = model, grid[0] * grid[1], model.device
-        self._carrier = torch.float32 if float32_is_exact(device) else torch.float64
+        self._carrier = torch.float32 if _float32_is_exact(device) else torch.float64
         self._layout = _layout(model, grid)
         self._known = torch.full((n + 1,), model.config.mask_id, device=device)
         self._known[n] = model.config.outside_id
@@ -73,8 +76,8 @@ class Session:
         self._looked_at = torch.zeros(len(words), dtype=torch.int32, device=device)
         self._content = self._tower("content", model.content, len(words) + n)
         self._queries = self._tower("queries", model.queries, len(words) + n)
-        with plain(device):
-            phrase = normalise(self._read_words(words))
+        with _plain(device):
+            phrase = _normalise(self._read_words(words))
             for i, layer in enumerate(model.content):
                 self._remember(self._content.memory[i : i + 1], layer.memory, phrase, at=0)
             self._remember(self._queries.memory, model.query_memory, phrase, at=0)
@@ -82,7 +85,7 @@ class Session:
     def frequencies(self, positions: NDArray[np.int64]) -> NDArray[np.uint32]:
         """(n,) flat positions -> (n, K) frequencies >= 1, each row summing to 2**16."""
         at = self._index(positions)
-        with plain(self.model.device):
+        with _plain(self.model.device):
             ids = self._known[self._layout.neighbours[at]]
             return self._ask(at, ids, self._biases(self._queries, at))
 
@@ -93,7 +96,7 @@ class Session:
         at, filled = self._index(positions), len(self._looked_at)
         self._known[at] = self._index(tokens)
         self._looked_at = torch.cat([self._looked_at, self._layout.offset[at]])
-        with plain(self.model.device):
+        with _plain(self.model.device):
             ids = self._known[self._layout.neighbours[at]]
             self._tell(at, ids, self._biases(self._content, at), filled=filled)
 
@@ -117,7 +120,7 @@ class Session:
         around = torch.full_like(self._known, -1)  # (N + 1,) in which of these stages
         around[at] = when
         around = around[self._layout.neighbours[at]]
-        with plain(self.model.device):
+        with _plain(self.model.device):
             ids, bias = self._hide(self._content, at, around, when, before=when + 1)
             self._tell(at, ids, bias, filled=filled)
             ids, bias = self._hide(self._queries, at, around, when, before=when)
@@ -137,7 +140,7 @@ class Session:
         padded = F.pad(ids, (mm.WORD_REACH, mm.WORD_REACH), value=mm.PAD_WORD)
         windows = padded.unfold(0, 2 * mm.WORD_REACH + 1, 1)
         place = self.model.table("word_places")[: len(ids)]
-        return residual(self.model.mix_words(windows).add_(place))
+        return _residual(self.model.mix_words(windows).add_(place))
 
     def _hide(
         self, tower: _Tower, at: Tensor, around: Tensor, when: Tensor, *, before: Tensor
@@ -165,9 +168,9 @@ class Session:
         """Frequencies for (n,) positions with (n, R) codes around them."""
         y = self._start(at, ids)
         for layer, memory in zip(self._queries.layers, self._queries.memory, strict=True):
-            y = self._update(layer, y, normalise(y), memory, bias)
-        logits = self.model.out(normalise(y), carrier=self._carrier)
-        found = to_frequencies(logits, self.model.table("exponential"))
+            y = self._update(layer, y, _normalise(y), memory, bias)
+        logits = self.model.out(_normalise(y), carrier=self._carrier)
+        found = _to_frequencies(logits, self.model.table("exponential"))
         return found.cpu().numpy().astype(np.uint32)
 
     def _tell(self, at: Tensor, ids: Tensor, bias: Tensor, *, filled: int) -> None:
@@ -175,14 +178,14 @@ class Session:
         x = self._start(at, ids)
         for i, layer in enumerate(self._content.layers):
             memory = self._content.memory[i : i + 1]
-            normed = normalise(x)
+            normed = _normalise(x)
             self._remember(memory, layer.memory, normed, at=filled)
             x = self._update(layer, x, normed, memory[0], bias)
-        self._remember(self._queries.memory, self.model.query_memory, normalise(x), at=filled)
+        self._remember(self._queries.memory, self.model.query_memory, _normalise(x), at=filled)
 
     def _start(self, at: Tensor, ids: Tensor) -> Tensor:
         """(n,) positions with (n, R) codes around them -> (n, D) residual integers."""
-        return residual(self.model.mix_codes(ids).add_(self._layout.place[at]))
+        return _residual(self.model.mix_codes(ids).add_(self._layout.place[at]))
 
     def _remember(self, memory: Tensor, product: Product, x: Tensor, *, at: int) -> None:
         """Append keys and values of (m, D) normed integers for as many layers as `product` has."""
@@ -201,11 +204,11 @@ class Session:
         heads, size = memory.shape[1], memory.shape[3]
         q = q.to(carrier).reshape(len(q), heads, size).transpose(0, 1)
         keys, values = memory[:, :, : bias.shape[-1]]
-        mixed = attend(q, keys, values, bias).transpose(0, 1).flatten(1)  # (n, D)
+        mixed = _attend(q, keys, values, bias).transpose(0, 1).flatten(1)  # (n, D)
         mixed = mixed.mul_(layer.mixed_scale).add_(0.5).floor_()
-        x = residual(layer.out(mixed, carrier=carrier).add_(x))
-        hidden = layer.up(normalise(x), carrier=carrier).clamp_(0.0, layer.hidden_limit)
-        return residual(layer.down(hidden, carrier=carrier).add_(x))
+        x = _residual(layer.out(mixed, carrier=carrier).add_(x))
+        hidden = layer.up(_normalise(x), carrier=carrier).clamp_(0.0, layer.hidden_limit)
+        return _residual(layer.down(hidden, carrier=carrier).add_(x))
 
     def _index(self, numbers: NDArray[np.integer]) -> Tensor:
         return torch.from_numpy(np.array(numbers, dtype=np.int64)).to(self.model.device)
@@ -220,3 +223,74 @@ def _layout(model: ExactModel, grid: Grid) -> _Layout:
         offset=(y * _SIDE + x).to(model.device, torch.int32),
         place=model.table("rows")[rows] + model.table("columns")[columns],
     )
+
+
+def _attend(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    """(A, n, d), (A, M, d) twice, (A, n, M) -> (A, n, d) float32, sums of weights x values."""
+    scores = _SCORES_AT_ONCE * torch.get_num_threads()
+    count = max(1, scores // (bias.shape[0] * max(1, bias.shape[2])))
+    made = []
+    for i in range(0, q.shape[1], count):
+        weights = _weights(q[:, i : i + count], keys, bias[:, i : i + count])
+        made.append((weights @ values).float())
+    return made[0] if len(made) == 1 else torch.cat(made, dim=1)
+
+
+def _weights(q: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
+    """(A, n, d), (A, M, d), (A, n, M) -> (A, n, M) weights that add up to at most 16000."""
+    score = torch.baddbmm(bias.to(q.dtype), q, keys.transpose(1, 2)).clamp_(min=0.0)
+    total = score.sum(-1, keepdim=True, dtype=torch.float64).add_(mm.SUM_OFFSET * 2**SCORE_BITS)
+    return score.mul_(_divide(WEIGHT_TOTAL, total).float()).floor_()
+
+
+def _normalise(x: Tensor) -> Tensor:
+    """(n, D) residual integers -> integers of root mean square 2**9."""
+    wide, width = x.double(), x.shape[-1]
+    floor = width * (mm.NORM_FLOOR * 2**RESIDUAL_BITS) ** 2
+    length = wide.square().sum(-1, keepdim=True).add_(floor).sqrt_()
+    return wide.mul_(_divide(2**NORM_BITS * sqrt(width), length)).add_(0.5).floor_().float()
+
+
+def _divide(number: float, by: Tensor) -> Tensor:
+    """Divide tensor by tensor: a plain number on either side may become a reciprocal."""
+    return torch.full_like(by, number).div_(by)
+
+
+def _residual(x: Tensor) -> Tensor:
+    """Clip a new tensor in place."""
+    return x.clamp_(-RESIDUAL_LIMIT, RESIDUAL_LIMIT)
+
+
+def _to_frequencies(logits: Tensor, exponential: Tensor) -> Tensor:
+    """(n, K) integers in units of 2**-6 bits -> (n, K) int64 that sum to 2**16."""
+    logits = logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT).to(torch.int64)
+    size = logits.shape[1]
+    below = logits.amax(1, keepdim=True) - logits
+    mass = exponential[below.clamp(max=len(exponential) - 1)]
+    spread = (TOTAL - size) * mass
+    freqs = 1 + torch.div(spread, mass.sum(1, keepdim=True), rounding_mode="floor")
+    # What rounding left goes to the likeliest token, of equal ones the first. The key is unique,
+    # because devices differ in which of two equal maxima they report.
+    key = freqs * size - torch.arange(size, device=logits.device)
+    rest = TOTAL - freqs.sum(1, keepdim=True)
+    return freqs.scatter_add(1, key.argmax(1, keepdim=True), rest)
+
+
+@contextmanager
+def _plain(device: torch.device) -> Iterator[None]:
+    """No autograd, no autocast."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        if torch.is_autocast_enabled(device.type):  # to leave it costs as much as a product
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        yield
+
+
+def _float32_is_exact(device: torch.device) -> bool:
+    """Whether float32 products are computed in float32, by the setting and by a trial."""
+    if torch.get_float32_matmul_precision() != "highest":
+        return False
+    x = torch.full((64, 64), 255.0, device=device)
+    x[:, 0] = 2049.0  # 12 bits: more than TF32 or bfloat16 keep
+    with _plain(device):
+        return bool(((x @ x.T) == 2049.0**2 + 63 * 255.0**2).all())
