@@ -37,6 +37,7 @@ from percov2_core.config import (
     check_schedule,
     check_whole,
     find_mode,
+    quoted,
 )
 from percov2_core.errors import BitstreamError, ConfigError
 
@@ -94,11 +95,11 @@ class Stream:
     cuts: tuple[Cut, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise BitstreamError(f"mode: expected one of {', '.join(MODES)}, got {self.mode!r}")
-        if self.schedule not in SCHEDULES:
-            expected = ", ".join(SCHEDULES)
-            raise BitstreamError(f"schedule: expected one of {expected}, got {self.schedule!r}")
+        known = {"mode": tuple(MODES), "schedule": SCHEDULES}
+        for name, value in (("mode", self.mode), ("schedule", self.schedule)):
+            if value not in known[name]:
+                expected = ", ".join(known[name])
+                raise BitstreamError(f"{name}: expected one of {expected}, got {quoted(value)}")
         _check_range("width", self.width, MIN_SIDE_PX, MAX_SIDE_PX)
         _check_range("height", self.height, MIN_SIDE_PX, MAX_SIDE_PX)
         partial = MODES[self.mode].partial
@@ -278,10 +279,8 @@ def check_value(stream: Stream, caption: str, *, tokens: bytes, model: bytes) ->
         model: Whole digest of the model, of which the header holds the first byte.
     """
     header = replace(stream, check=0, payload=b"").header_bytes()
-    # An escaped caption may hold half a surrogate pair, which plain UTF-8 cannot.
-    text = caption.encode("utf-8", "surrogatepass")
     crc = 0
-    for part in (header, text, tokens, model):
+    for part in (header, caption.encode(), tokens, model):
         crc = binascii.crc_hqx(len(part).to_bytes(4, "big") + part, crc)
     return crc
 
@@ -295,9 +294,11 @@ class _HeaderReader:
 
     def take(self, name: str, size: int) -> bytes:
         end = self._offset + size
+        if not self._data:
+            raise BitstreamError("the file is empty")
         if end > len(self._data):
             raise BitstreamError(
-                f"{name}: needs bytes {self._offset} to {end - 1}, file has {len(self._data)}"
+                f"the file ends after {_bytes(len(self._data))}, before its {name}: it is cut short"
             )
         part = self._data[self._offset : end]
         self._offset = end
@@ -323,13 +324,17 @@ def _tokens_sent(tokens: int | None, total: int, mode: str) -> int:
     if MODES[mode].partial:
         return check_whole("tokens", 0 if tokens is None else tokens, 0, total)
     if tokens not in (None, total):
-        raise ConfigError(f"tokens: mode {mode!r} sends all {total}, got {tokens!r}")
+        raise ConfigError(f"tokens: mode {mode!r} sends all {total}, got {quoted(tokens)}")
     return total
 
 
 def _check_file_size(size_bytes: int) -> None:
     if size_bytes > MAX_FILE_BYTES:
         raise BitstreamError(f"file: expected at most {MAX_FILE_BYTES} bytes, got {size_bytes}")
+
+
+def _bytes(count: int) -> str:
+    return "1 byte" if count == 1 else f"{count} bytes"
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:

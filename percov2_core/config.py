@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from math import log2
 from numbers import Real
 from operator import index
 from types import MappingProxyType
@@ -23,6 +22,7 @@ MAX_SIDE_PX = 4096
 # The position in this tuple is the schedule's number in files: append only.
 SCHEDULES = ("uniform", "checkerboard", "quincunx", "qlds", "var")
 DEFAULT_SCHEDULE = "qlds"
+QUOTED_LENGTH = 60
 PRESETS = ("faithful", "balanced", "vivid")
 
 
@@ -50,11 +50,6 @@ class RateConfig:
             raise ConfigError(
                 f"rate {self.name!r}: codebook_size must be in [2, 4096], got {self.codebook_size}"
             )
-
-    @property
-    def uniform_bpp(self) -> float:
-        """Bits per pixel for the tokens alone if every token were equally likely."""
-        return log2(self.codebook_size) / self.token_stride**2
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Token rows and columns for a picture of this many pixels, padding included."""
@@ -126,23 +121,32 @@ def check_choice(field: str, value: str, known: Collection[str]) -> str:
         ConfigError: names the field, the value and what was expected; so do those below.
     """
     if not isinstance(value, str) or value not in known:
-        raise ConfigError(f"{field} must be one of {', '.join(known)}, got {value!r}")
+        raise ConfigError(f"{field} must be one of {', '.join(known)}, got {quoted(value)}")
     return value
 
 
 def check_whole(field: str, value: SupportsIndex, low: int, high: int) -> int:
     """Return an integer of any kind as an `int` if it is in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-        raise ConfigError(f"{field} must be a whole number in [{low}, {high}], got {value!r}")
+        raise ConfigError(f"{field} must be a whole number in [{low}, {high}], got {quoted(value)}")
     if not low <= (number := index(value)) <= high:
-        raise ConfigError(f"{field} must be in [{low}, {high}], got {number}")
+        raise ConfigError(f"{field} must be in [{low}, {high}], got {quoted(number)}")
     return number
 
 
 def check_real(field: str, value: float, low: float, high: float) -> float:
     """Return a number of any kind as a `float` if it is in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise ConfigError(f"{field} must be a number in [{low:g}, {high:g}], got {value!r}")
+        raise ConfigError(f"{field} must be a number in [{low:g}, {high:g}], got {quoted(value)}")
     if not low <= (number := float(value)) <= high:
         raise ConfigError(f"{field} must be in [{low:g}, {high:g}], got {number:g}")
     return number
+
+
+def quoted(value: object) -> str:
+    """A value for a message: printable, and not longer than a message should be."""
+    try:
+        text = repr(value)
+    except ValueError:  # of a number with thousands of digits
+        return f"a very large {type(value).__name__}"
+    return text if len(text) <= QUOTED_LENGTH else f"{text[: QUOTED_LENGTH - 3]}..."

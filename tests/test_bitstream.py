@@ -94,21 +94,21 @@ def test_random_text_raises_nothing_but_bitstream_error(text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "magic: needs bytes 0 to 0, file has 0"),
+        ("", "the file is empty"),
         ("89504e470d0a1a0a", "not a PerCoV2 file: starts with byte 89, not b0 to b7"),
         ("b21c01ff000000", "format version 2, this build reads 1"),
-        ("b1", "flags: needs bytes 1 to 1, file has 1"),
+        ("b1", "the file ends after 1 byte, before its flags: it is cut short"),
         ("b1dc01ff000000", "mode: expected 0 to 2, got 3"),
         ("b12c01ff000000", "schedule: expected 0 to 4, got 5"),
         ("b11d01ff000000", "reserved bit: expected 0, got 1"),
-        ("b11c01", "size: needs bytes 2 to 3, file has 3"),
+        ("b11c01", "the file ends after 3 bytes, before its size: it is cut short"),
         ("b11c31ff000000", "size: expected four zero bits before the side, got 3"),
         ("b1181ff1ff000000", "size: 512x512 must be marked as square"),
         ("b11c003e000000", "width: expected 64 to 4096, got 63"),
         ("b1181ff03e000000", "height: expected 64 to 4096, got 63"),
-        ("b11c01ff", "fingerprint: needs bytes 4 to 4, file has 4"),
-        ("b11c01ffab12", "check value: needs bytes 5 to 6, file has 6"),
-        ("b19c01ffab1234", "tokens sent: needs bytes 7 to 7, file has 7"),
+        ("b11c01ff", "the file ends after 4 bytes, before its fingerprint: it is cut short"),
+        ("b11c01ffab12", "the file ends after 6 bytes, before its check value: it is cut short"),
+        ("b19c01ffab1234", "the file ends after 7 bytes, before its tokens sent: it is cut short"),
         ("b19c01ffab123441", "tokens sent: expected 0 to 64, got 65"),
         ("b19c01ffab12349000", "tokens sent: expected the shortest form, got a padded one"),
         ("b11e01ffab123400", "seed: a stored seed must not be 0, got 0"),
@@ -185,7 +185,6 @@ def test_the_check_value_covers_caption_tokens_and_model_and_where_they_end():
     parts = [("a", b"t", b"m"), ("b", b"t", b"m"), ("at", b"", b"m"), ("a", b"tm", b"")]
     values = {check_value(PLAIN, a, tokens=t, model=m) for a, t, m in parts}
     assert len(values) == len(parts)
-    assert check_value(PLAIN, "\ud800", tokens=b"", model=b"") >= 0
 
 
 CUTS = (Cut(0, 1, b"c"), Cut(4, 2, b"cd"), Cut(64, 3, b"cde"))

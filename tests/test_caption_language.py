@@ -6,11 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from percov2_core.caption.language import (
+    PUNCTUATION,
     Lexicon,
     Vocabulary,
+    Word,
     from_arrays,
+    join,
     load_language,
     save_language,
+    split,
     to_arrays,
 )
 from percov2_core.caption.ngram import (
@@ -26,7 +30,6 @@ from percov2_core.caption.ngram import (
     mass_table,
     member_frequencies,
 )
-from percov2_core.caption.text import PUNCTUATION, Word, join, split
 from percov2_core.errors import WeightsError
 from percov2_core.training.caption_language import build_language
 from percov2_core.training.ngram_fit import fit

@@ -168,8 +168,14 @@ def test_a_file_of_another_model_is_named_as_such():
         ({"seed": -1}, r"seed must be in \[0, 4294967295\], got -1"),
         ({"seed": 2**32}, r"seed must be in \[0, 4294967295\], got 4294967296"),
         ({"seed": "0"}, r"seed must be a whole number in \[0, 4294967295\], got '0'"),
-        ({"caption": 7}, "caption must be text, got 7"),
+        ({"caption": 7}, "caption must be text, got int"),
         ({"caption": "a" * 1001}, "caption must be at most 1000 UTF-8 bytes, got 1001"),
+        (
+            {"caption": "a \udcff"},
+            "caption must be valid Unicode text, got half a character at place 3",
+        ),
+        ({"mode": "x" * 10_000}, r"mode must be one of .*, got 'x{56}\.\.\.$"),
+        ({"seed": 10**5000}, r"seed must be in \[0, 4294967295\], got a very large int"),
     ],
 )
 def test_wrong_arguments_of_encode_are_named(arguments, message):
@@ -240,7 +246,7 @@ def test_what_is_no_stream_and_no_picture_is_refused_by_its_kind():
 def test_wrong_arguments_are_refused_before_the_picture_is_looked_at(monkeypatch):
     codec = tiny_codec()
     monkeypatch.setattr(codec.vae, "encode", lambda x: pytest.fail("the autoencoder was asked"))
-    for wrong in ({"seed": -1}, {"schedule": "spiral"}, {"caption": "a" * 1001}, {"tokens": 1}):
+    for wrong in ({"seed": -1}, {"schedule": "spiral"}, {"caption": "a\ud800"}, {"tokens": 1}):
         with pytest.raises(ConfigError):
             codec.encode(picture(), **wrong)
 

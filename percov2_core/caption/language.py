@@ -1,27 +1,59 @@
 """The caption language model: words after words, and letters of words that it does not know.
 
+Words are what stands between single spaces, with the stops and commas at their ends as words of
+their own. `join(split(text)) == text` for every string.
+
 Three n-gram models in integers: `grammar` for the sentences of the describer, `free` for all
 other text, `letters` for the UTF-8 bytes of words that are not in the vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from percov2_core.caption.ngram import NGram, Successors
-from percov2_core.caption.text import PUNCTUATION, Word
 from percov2_core.errors import WeightsError
+
+PUNCTUATION = ",.;:!?"
+_CHUNK = re.compile(rf"(.*[^{PUNCTUATION}])([{PUNCTUATION}]*)", re.DOTALL)
 
 UNKNOWN = 1  # the symbol of a word that is spelled; 0 is the boundary
 RESERVED = 2
 LETTERS = 249  # the boundary and the 248 bytes that UTF-8 uses
+
+
+class Word(NamedTuple):
+    """One word of a caption; `attached` to the one before (a comma) or after a space."""
+
+    text: str
+    attached: bool = False
+
+
+def split(text: str) -> list[Word]:
+    """Split at single spaces and before closing punctuation."""
+    words = []
+    for chunk in text.split(" ") if text else []:
+        match = _CHUNK.fullmatch(chunk)
+        if match is None:
+            words.append(Word(chunk))
+        else:
+            words.extend([Word(match[1]), *(Word(mark, attached=True) for mark in match[2])])
+    return words
+
+
+def join(words: Iterable[Word]) -> str:
+    """Put the words of `split` together again."""
+    text = "".join(word.text if word.attached else f" {word.text}" for word in words)
+    return text.removeprefix(" ")
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """Captions <-> symbols of a range coder.
 
 A caption is one symbol for its form, then its words (or its bytes). Of all forms that can hold
-a text the writer takes the cheapest. Every Unicode text survives exactly.
+a text the writer takes the cheapest. A caption is any valid Unicode text of at most MAX_BYTES in
+UTF-8, control characters included: both sides accept exactly these, and each survives exactly.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator
 from math import log2
 from typing import NamedTuple, Protocol
@@ -14,11 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from percov2_core.caption.language import (
-    UNKNOWN,
-    CaptionLanguage,
-    Lexicon,
-)
+from percov2_core.caption.language import UNKNOWN, CaptionLanguage, Lexicon, Word, join, split
 from percov2_core.caption.ngram import (
     BOUNDARY,
     GROUP,
@@ -27,7 +23,6 @@ from percov2_core.caption.ngram import (
     group_frequencies,
     member_frequencies,
 )
-from percov2_core.caption.text import Word, join, split
 from percov2_core.errors import BitstreamError, ConfigError
 
 MAX_BYTES = 1000
@@ -85,7 +80,7 @@ def write_caption(writer: Writer, text: str, model: CaptionLanguage) -> None:
     """Append a caption.
 
     Raises:
-        ConfigError: if it is longer than MAX_BYTES in UTF-8.
+        ConfigError: see `check_caption`.
     """
     for symbol, freqs in _cheapest(text, model):
         writer.write(np.array([symbol]), freqs)
@@ -107,7 +102,7 @@ def read_caption(reader: Reader, model: CaptionLanguage) -> str:
     words = list(_words(exchange, [], getattr(model, form.lexicon), model.letters))
     text = join(words) + "." * form.stop
     text = text[:1].upper() + text[1:] if form.capital else text
-    if (size := len(_encoded(text))) > MAX_BYTES:
+    if (size := len(text.encode())) > MAX_BYTES:
         raise BitstreamError(f"caption is {size} bytes, at most {MAX_BYTES} are allowed")
     return text
 
@@ -115,12 +110,6 @@ def read_caption(reader: Reader, model: CaptionLanguage) -> str:
 def caption_bits(text: str, model: CaptionLanguage) -> float:
     """Ideal code length of a caption in bits, with the coder's own frequencies."""
     return _bits(_cheapest(text, model))
-
-
-def deflate_bytes(text: str) -> bytes:
-    """The paper's baseline: raw deflate of the UTF-8 text."""
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    return packer.compress(_encoded(text)) + packer.flush()
 
 
 def _cheapest(text: str, model: CaptionLanguage) -> list[Choice]:
@@ -136,11 +125,17 @@ def check_caption(text: str) -> str:
     """Return `text` if it can be written.
 
     Raises:
-        ConfigError: if it is not text, or longer than MAX_BYTES in UTF-8.
+        ConfigError: if it is not valid Unicode text, or longer than MAX_BYTES in UTF-8.
     """
     if not isinstance(text, str):
-        raise ConfigError(f"caption must be text, got {text!r}")
-    if (size := len(_encoded(text))) > MAX_BYTES:
+        raise ConfigError(f"caption must be text, got {type(text).__name__}")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"caption must be valid Unicode text, got half a character at place {error.start + 1}"
+        ) from error
+    if size > MAX_BYTES:
         raise ConfigError(f"caption must be at most {MAX_BYTES} UTF-8 bytes, got {size}")
     return text
 
@@ -165,7 +160,7 @@ def _choices(text: str, form: Form, model: CaptionLanguage) -> list[Choice]:
 
     exchange(FORMS.index(form), _FORM_FREQS)
     if not form.lexicon:
-        _bytes(exchange, _encoded(text))
+        _bytes(exchange, text.encode())
         return choices
     text = text.removesuffix(".") if form.stop else text
     text = text[:1].lower() + text[1:] if form.capital else text
@@ -191,14 +186,14 @@ def _words(
         else:
             word = lexicon.vocabulary.word(symbol)
         yield word
-        size += len(_encoded(word.text)) + (not word.attached)
+        size += len(word.text.encode()) + (not word.attached)
         history.append(symbol)
     raise BitstreamError(f"caption goes on after {MAX_BYTES} bytes")
 
 
 def _spelled(exchange: Exchange, text: str, letters: NGram) -> str:
     """Exchange one word, byte after byte."""
-    given = [*(byte + 1 for byte in _encoded(text)), BOUNDARY]
+    given = [*(byte + 1 for byte in text.encode()), BOUNDARY]
     history = [BOUNDARY]
     while len(history) <= MAX_BYTES + 1:
         number = given[min(len(history), len(given)) - 1]
@@ -226,13 +221,9 @@ def _bytes(exchange: Exchange, data: bytes) -> bytes:
     return bytes(exchange(given[i], _BYTE_FREQS) for i in range(size))
 
 
-def _encoded(text: str) -> bytes:
-    # Python strings may hold half a surrogate pair, which plain UTF-8 cannot.
-    return text.encode("utf-8", "surrogatepass")
-
-
 def _decoded(data: bytes) -> str:
     try:
-        return data.decode("utf-8", "surrogatepass")
+        return data.decode()
     except UnicodeDecodeError as error:
-        raise BitstreamError(f"caption holds {data!r}, which is not UTF-8") from error
+        # What it holds instead is not quoted: it is a stranger's, and not even text.
+        raise BitstreamError("the caption in the file is not valid Unicode text") from error

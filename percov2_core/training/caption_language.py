@@ -13,14 +13,16 @@ from PIL import Image, ImageOps
 from percov2_core.caption.describer import VOCABULARY, describe
 from percov2_core.caption.language import (
     LETTERS,
+    PUNCTUATION,
     RESERVED,
     CaptionLanguage,
     Lexicon,
     Vocabulary,
+    Word,
     save_language,
+    split,
 )
 from percov2_core.caption.ngram import GROUP, NGram
-from percov2_core.caption.text import PUNCTUATION, Word, split
 from percov2_core.errors import ConfigError
 from percov2_core.evaluation.protocol import list_pictures
 from percov2_core.training.ngram_fit import fit
