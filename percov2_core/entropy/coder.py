@@ -69,7 +69,7 @@ class SymbolWriter:
         Writing may go on.
         """
         words, (lower, width) = self._coder.pos()
-        emitted = self._coder.get_compressed().astype(_WORD)
+        emitted: NDArray[np.uint32] = self._coder.get_compressed().astype(_WORD)
         back = 2  # words: what stands before them stays, unless a carry runs through all of them
         while True:
             first = max(0, int(words) - back)
