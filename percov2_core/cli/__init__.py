@@ -6,63 +6,98 @@ Exit status: 0 done, 1 bad data, 2 wrong use, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from contextlib import suppress
+from typing import Any, NoReturn
 
-from percov2_core.cli import bench, compress, decompress, deploy, evaluate, inspect, train, weights
+from percov2_core import __version__
+from percov2_core.cli import deploy, inspect, models, pictures, studies
+from percov2_core.cli.files import flush_output
+from percov2_core.cli.terminal import HelpFormatter, asking_for
 from percov2_core.errors import ConfigError, PerCoError
 
 # Each adds one command, and loads heavy libraries only when that command runs.
 COMMANDS = (
-    compress.add_parser,
-    decompress.add_parser,
-    inspect.add_parser,
-    evaluate.add_parser,
-    bench.add_parser,
-    train.add_parser,
-    weights.add_parser,
-    deploy.add_parser,
+    pictures.add_compress,
+    pictures.add_decompress,
+    inspect.add_inspect,
+    studies.add_evaluate,
+    studies.add_bench,
+    models.add_train,
+    models.add_weights,
+    deploy.add_deploy,
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors that a user can mend become one line on stderr."""
+    if problem := _prepare_streams():
+        return _fail(problem, status=1)
     logging.basicConfig(format="percov2: %(message)s", level=logging.WARNING)
     args = build_parser().parse_args(argv)
-    try:
-        args.run(args)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read our output has left. Python would complain at exit, on flushing again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except ConfigError as error:
-        return _fail(str(error), status=2)
-    except PerCoError as error:
-        return _fail(str(error), status=1)
-    except OSError as error:
-        known = error.filename is not None and error.strerror is not None
-        return _fail(f"{error.filename}: {error.strerror}" if known else str(error), status=1)
-    except KeyboardInterrupt:
-        return _fail("interrupted", status=130)
-    return 0
+    with warnings.catch_warnings():
+        if not sys.warnoptions:  # they are for who writes Python, and say where our files lie
+            warnings.simplefilter("ignore")
+        return _run(args)
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = _Parser(
         prog="percov2", description="An image codec for 0.002-0.03 bits per pixel."
     )
+    parser.add_argument("--version", action="version", version=f"percov2 {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for add_parser in COMMANDS:
-        add_parser(commands)
+    for add in COMMANDS:
+        add(commands)
     return parser
 
 
+def _run(args: argparse.Namespace) -> int:
+    try:
+        with asking_for(getattr(args, "extra", None)):
+            args.run(args)
+        flush_output()
+    except ConfigError as error:
+        return _fail(str(error), status=2)
+    except PerCoError as error:
+        return _fail(str(error), status=1)
+    except OSError as error:
+        with suppress(OSError):  # what is left of the output, so that the exit does not fail on it
+            flush_output()
+        return _fail(_sentence(error), status=1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", status=130)
+    return 0
+
+
+def _prepare_streams() -> str | None:
+    """Make every text printable wherever it goes -> what is wrong, if no command can run."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  for as long as the program runs
+    if sys.stdout is None:
+        return "standard output: is closed; redirect it to /dev/null to see nothing"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return None
+
+
+def _sentence(error: OSError) -> str:
+    if isinstance(error, BrokenPipeError) and error.filename is None:
+        return "standard output: its reader has left"
+    known = error.filename is not None and error.strerror is not None
+    return f"{error.filename}: {error.strerror}" if known else error.strerror or str(error)
+
+
 class _Parser(argparse.ArgumentParser):
-    """Says what was wrong in one line, without the usage text before it."""
+    """Shows defaults, and says what was wrong in one line, without the usage text before it."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=HelpFormatter, **settings)
 
     # argparse offers this method for overriding; it has no setting for it.
     def error(self, message: str) -> NoReturn:

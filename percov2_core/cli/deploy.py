@@ -5,23 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 
-from percov2_core.cli.common import Commands
+from percov2_core.cli.terminal import Commands
 
 
-def add_parser(commands: Commands) -> None:
+def add_deploy(commands: Commands) -> None:
     parser = commands.add_parser("deploy", help="publish the demo as a hosted Space")
-    parser.add_argument(
-        "--space", metavar="OWNER/NAME", help="default: the Spacefile's name, the token's owner"
-    )
-    parser.add_argument("--hardware", help="default: the Spacefile's")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--dry-run", action="store_true", help="print the plan; nothing is sent")
-    what.add_argument(
-        "--update-readme",
-        action="store_true",
-        help="write the front matter of README.md from the Spacefile; nothing is sent",
-    )
-    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("--space", metavar="OWNER/NAME", help="(default: the Spacefile's name, the token's owner)")
+    add("--hardware", help="(default: the Spacefile's)")
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--dry-run", action="store_true", help="print the plan; nothing is sent")
+    add("--update-readme", action="store_true", help="write the front matter of README.md alone")
+    parser.set_defaults(run=run, extra="hub")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -7,14 +7,15 @@ import json
 from typing import TYPE_CHECKING
 
 from percov2_core.bitstream import Stream
-from percov2_core.cli.common import Commands, add_model, read_stream
+from percov2_core.cli.files import read_stream
+from percov2_core.cli.terminal import Commands, add_model
 from percov2_core.metrics.rate import bits_per_pixel
 
 if TYPE_CHECKING:
     from percov2_core.codec import Contents
 
 
-def add_parser(commands: Commands) -> None:
+def add_inspect(commands: Commands) -> None:
     parser = commands.add_parser("inspect", help="show what a .pcv2 file holds and what it costs")
     parser.add_argument("stream", metavar="IN", help="file to read, - for standard input")
     parser.add_argument("--json", action="store_true", help="for programs")

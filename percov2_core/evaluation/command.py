@@ -34,30 +34,35 @@ def add_parser(commands: Any, *, report: Report | None = None) -> None:
         "evaluate", help="measure codecs on a folder of pictures", description=_DESCRIPTION
     )
     parser.add_argument("data", type=Path, metavar="DIR", help="folder of pictures")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT")
-    _add_settings(parser)
     parser.add_argument(
-        "--metrics", nargs="+", choices=(*METRIC_NAMES, *SET_METRICS), default=list(METRIC_NAMES)
+        "-o", "--out", type=Path, required=True, metavar="OUT", help="folder of results"
+    )
+    _add_settings(parser)
+    known = (*METRIC_NAMES, *SET_METRICS)
+    parser.add_argument(
+        "--metrics", nargs="+", choices=known, default=list(METRIC_NAMES), help="to compute"
     )
     parser.add_argument("--native", action="store_true", help="native size, not 512 x 512")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures")
-    parser.add_argument("--model", default="embedded", metavar="NAME_OR_DIR")
+    parser.add_argument("--model", default="embedded", metavar="NAME_OR_DIR", help="of our codec")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, or auto (one GPU per process)")
-    parser.add_argument("--processes", type=int, default=1, metavar="N")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="that share the work")
     parser.set_defaults(run=lambda args: run(args, report=report))
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--codecs", nargs="+", default=[], metavar="CODEC")
+    parser.add_argument("--codecs", nargs="+", default=[], metavar="CODEC", help="classic ones")
     parser.add_argument(
         "--budgets", nargs="+", type=int, default=[], metavar="BYTES",
         help="the best that each of --codecs does in so many bytes, over all sizes",
     )  # fmt: skip
-    parser.add_argument("--modes", nargs="+", default=[], choices=list(MODES))
-    parser.add_argument("--presets", nargs="+", default=[], choices=PRESETS)
-    parser.add_argument("--steps", nargs="+", type=int, default=[])
-    parser.add_argument("--guidance", nargs="+", type=float, default=[])
-    parser.add_argument("--schedules", nargs="+", default=[DEFAULT_SCHEDULE], choices=SCHEDULES)
+    parser.add_argument("--modes", nargs="+", default=[], choices=list(MODES), help="ours")
+    parser.add_argument("--presets", nargs="+", default=[], choices=PRESETS, help="ways to paint")
+    parser.add_argument("--steps", nargs="+", type=int, default=[], help="in place of a preset's")
+    parser.add_argument("--guidance", nargs="+", type=float, default=[], help="likewise")
+    parser.add_argument(
+        "--schedules", nargs="+", default=[DEFAULT_SCHEDULE], choices=SCHEDULES, help="of tokens"
+    )
     parser.add_argument(
         "--tokens", nargs="+", type=int, default=[], metavar="K", help="hybrid: tokens sent"
     )

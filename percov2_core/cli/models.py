@@ -1,0 +1,117 @@
+"""`train`: one stage of training. `weights`: what of a model is here, and what is missing."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from percov2_core.cli.terminal import Commands, add_device, add_model
+from percov2_core.config import RATES
+
+if TYPE_CHECKING:
+    from percov2_core.weights.inventory import Part
+
+# The names of `training.recipes.STAGES`; importing them from there would pull in torch.
+STAGES = ("autoencoder", *RATES, *(f"masked-{rate}" for rate in RATES), "caption", "cache")
+
+
+def add_train(commands: Commands) -> None:
+    parser = commands.add_parser("train", help="train one stage of a model")
+    add = parser.add_argument
+    add("stage", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
+    add("--data", type=Path, help="folder of photos")
+    add("--out", type=Path, required=True, help="folder of this run")
+    add("--minutes", type=float, help="wall-clock length of the run")
+    add("--steps", type=int, help="length in steps instead, for repeatable runs")
+    add("--resume", action="store_true", help="go on from the checkpoint in --out")
+    add_device(parser)
+    add("--config", type=Path, help="recipe, a JSON file of settings")
+    add("--vae", type=Path, help="folder of the trained autoencoder")
+    add("--parts", type=Path, help="masked-*: folder of the rate's modules")
+    add("--init", type=Path, help="folder of a run of this stage to start from")
+    add("--perceptual", type=Path, help="SqueezeNet weights for the loss")
+    add("--pictures", type=Path, help="folder of pictures to score on")
+    add("--captions", type=Path, help="caption: captions, one a line, gzipped")
+    add = parser.add_argument_group("over Stable Diffusion 3").add_argument
+    add("--model", metavar="BASE[:DIR]", help="sd3-medium or sd3.5-medium, and the model folder")
+    add("--cache", type=Path, help="folder that the stage cache wrote")
+    add("--captioner", default="auto", help="cache: who writes the captions")
+    add("--no-t5", action="store_true", help="cache: without the third text encoder")
+    add("--lora-rank", type=int, help="of a new model's difference, 0 for a full one (default: 64)")
+    parser.set_defaults(run=train, extra="train")
+
+
+def train(args: argparse.Namespace) -> None:
+    # Loads torch, which takes seconds: only once the arguments are known to be good.
+    from percov2_core.training.recipes import STAGES as RECIPES
+    from percov2_core.training.recipes import Job, read_recipe
+
+    job = Job(
+        data=args.data,
+        out=args.out,
+        recipe=read_recipe(args.config),
+        minutes=args.minutes,
+        steps=args.steps,
+        device=args.device,
+        resume=args.resume,
+        vae=args.vae,
+        parts=args.parts,
+        init=args.init,
+        perceptual=args.perceptual,
+        pictures=args.pictures,
+        captions=args.captions,
+        model=args.model,
+        cache=args.cache,
+        captioner=args.captioner,
+        t5=not args.no_t5,
+        lora_rank=args.lora_rank,
+        report=print,
+    )
+    RECIPES[args.stage](job)
+
+
+def add_weights(commands: Commands) -> None:
+    parser = commands.add_parser("weights", help="tell what of a model is here, and fetch it")
+    add = parser.add_argument
+    add_model(parser)
+    add("--download", action="store_true", help="fetch what is missing first")
+    add("--upload", metavar="OWNER/NAME", help="send the model's folder to a Hub repository")
+    add_device(parser)
+    parser.set_defaults(run=weights, extra="hub")
+
+
+def weights(args: argparse.Namespace) -> None:
+    # Loads torch, which takes seconds: only once the arguments are known to be good.
+    from percov2_core.weights.about import read_about
+    from percov2_core.weights.hub import upload
+    from percov2_core.weights.inventory import fetch, inventory, next_step
+    from percov2_core.weights.places import find_model
+    from percov2_core.weights.residency import Residency
+
+    home = Residency.from_environment(device=args.device)
+    if args.download:
+        fetch(args.model, home)
+    if args.upload:
+        folder = find_model(args.model)
+        read_about(folder)
+        print(f"sent to {upload(folder, args.upload)}")
+    parts = inventory(args.model, home)
+    print(f"{args.model}, {str(home.precision).removeprefix('torch.')} on {home.target}")
+    for part in parts:
+        print(_line(part))
+    print(f"{'together':<16}{_size(sum(part.size_bytes for part in parts)):>10}")
+    if hint := next_step(args.model, parts):
+        print(hint)
+
+
+def _line(part: Part) -> str:
+    size = "missing" if part.problem else _size(part.size_bytes)
+    return f"{part.name:<16}{size:>10}  {part.device:<18}  {part.problem or part.place}"
+
+
+def _size(size_bytes: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if size_bytes >= scale:
+            return f"{size_bytes / scale:.2f} {unit}"
+    return f"{size_bytes / 1e3:.1f} kB"

@@ -1,0 +1,108 @@
+"""`compress` and `decompress`: a picture -> a `.pcv2` file -> a picture."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from math import prod
+from pathlib import Path
+
+from percov2_core.bitstream import MAX_SEED
+from percov2_core.cli.files import STANDARD, Output, add_output, read_stream, standard_input
+from percov2_core.cli.terminal import SIDE, Commands, Progress, add_model, whole
+from percov2_core.config import DEFAULT_SCHEDULE, MAX_SIDE_PX, MODES, PRESETS, RATES, SCHEDULES
+from percov2_core.errors import ConfigError
+from percov2_core.metrics.rate import bits_per_pixel
+
+# The names that `caption.captioner` knows; importing them from there would pull in torch.
+CAPTIONERS = ("auto", "describer", "blip", "fixed")
+
+# All are lossless: another loss on top would be taken for the codec's.
+PILLOW_FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP", ".ppm": "PPM"}
+
+_TOKENS = whole(0, prod(RATES[MODES["hybrid"].rate].grid(MAX_SIDE_PX, MAX_SIDE_PX)))
+
+
+def add_compress(commands: Commands) -> None:
+    parser = commands.add_parser("compress", help="turn a picture into a .pcv2 file")
+    add = parser.add_argument
+    add("picture", metavar="IN", help="picture to read, - for standard input")
+    add_output(parser, "file to write: .pcv2; - for standard output")
+    add("--fit", type=SIDE, metavar="N", help="reduce a larger picture to N pixels, longest side")
+    add("--mode", choices=MODES, default="extreme", help="how much is sent")
+    add("--tokens", type=_TOKENS, metavar="K", help="hybrid: tokens to send (default: 0)")
+    add("--schedule", choices=SCHEDULES, default=DEFAULT_SCHEDULE, help="order of the tokens")
+    add("--caption", metavar="TEXT", help="your own words for the picture (default: a captioner's)")
+    add("--captioner", choices=CAPTIONERS, help="who describes the picture (default: the model's)")
+    add_model(parser)
+    parser.set_defaults(run=compress)
+
+
+def compress(args: argparse.Namespace) -> None:
+    captioner = _captioner(args.captioner, args.caption)
+    if args.tokens is not None and not MODES[args.mode].partial:
+        raise ConfigError(f"--tokens: needs --mode hybrid, got --mode {args.mode}")
+    output = Output(args.output, args.force)
+    output.check((".pcv2",), source=args.picture)
+    # Loads Pillow, and not torch: a wrong picture is refused before anything takes seconds.
+    from percov2_core import image_io
+
+    source = standard_input() if args.picture == STANDARD else args.picture
+    image = image_io.load(source, fit=args.fit)
+    with Progress("compress"):
+        from percov2_core.weights import load_codec
+
+        stream = load_codec(args.model).encode(
+            image,
+            mode=args.mode,
+            caption=args.caption,
+            schedule=args.schedule,
+            tokens=args.tokens,
+            captioner=captioner,
+        )
+    data = stream.to_bytes()
+    output.write(data)
+    bpp = bits_per_pixel(len(data), image.width, image.height)
+    output.report(f"{image.width}x{image.height}: {len(data)} bytes, {bpp:.5f} bpp")
+
+
+def add_decompress(commands: Commands) -> None:
+    parser = commands.add_parser("decompress", help="turn a .pcv2 file back into a picture")
+    add = parser.add_argument
+    add("stream", metavar="IN", help="file to read, - for standard input")
+    add_output(parser, f"picture to write: {', '.join(PILLOW_FORMATS)}; - for standard output")
+    add("--preset", choices=PRESETS, default="balanced", help="steps and guidance")
+    add("--steps", type=int, metavar="N", help="of the flow (default: preset's)")
+    add("--guidance", type=float, metavar="G", help="1 is none (default: preset's)")
+    add("--seed", type=whole(0, MAX_SEED), metavar="S", help="of the noise (default: file's)")
+    add_model(parser)
+    parser.set_defaults(run=decompress)
+
+
+def decompress(args: argparse.Namespace) -> None:
+    output = Output(args.output, args.force)
+    output.check(PILLOW_FORMATS, source=args.stream)
+    stream = read_stream(args.stream)
+    with Progress("decompress") as progress:
+        # Loads torch, which takes seconds: only once the arguments and the file are known as good.
+        from percov2_core.weights import load_codec
+
+        codec = load_codec(args.model)
+        manner = {"steps": args.steps, "guidance": args.guidance, "preset": args.preset}
+        for step in codec.paint(codec.read(stream), seed=args.seed, **manner):
+            progress.say(f"decompress, step {step.index} of {step.total}")
+    image = step.picture
+    assert image is not None
+    buffer = io.BytesIO()
+    image.save(buffer, PILLOW_FORMATS.get(Path(args.output).suffix.lower(), "PNG"))
+    output.write(buffer.getvalue())
+    output.report(f"{image.width}x{image.height} from {sum(stream.sizes)} bytes")
+
+
+def _captioner(name: str | None, caption: str | None) -> str | None:
+    """Whom to ask; an own caption and another captioner exclude each other."""
+    if caption is None and name == "fixed":
+        raise ConfigError("--captioner fixed: needs --caption TEXT, got none")
+    if caption is not None and name not in (None, "fixed"):
+        raise ConfigError(f"--caption: takes the place of --captioner {name}, got both")
+    return name

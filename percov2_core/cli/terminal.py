@@ -1,0 +1,133 @@
+"""What people type and see: arguments with their limits, help with defaults, progress."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TypeAlias
+
+from percov2_core.config import MAX_SIDE_PX, MIN_SIDE_PX
+from percov2_core.errors import UnavailableError
+
+# argparse has no public name for what `add_subparsers` returns.
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+PATIENCE_S = 2.0  # what takes less is done before anybody wonders
+_WIDTH = 60
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that say something, lists as they are typed."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, [], ""):
+            return action.help
+        if isinstance(action.default, list):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
+        return super()._get_help_string(action)
+
+
+def add_model(parser: argparse.ArgumentParser, *, more: str = "") -> None:
+    names = f"embedded, a model folder, sd3-medium:CHECKPOINT{more}"
+    parser.add_argument("--model", default="embedded", metavar="NAME_OR_DIR", help=names)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", type=device, help="cpu or cuda (default: a GPU if there is one)"
+    )
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """An argparse type: a whole number in [low, high]."""
+
+    def parse(text: str) -> int:
+        plain = text.isascii() and text.isdecimal() and len(text) <= len(str(high))
+        if not plain or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number from {low} to {high}, got {text!r}"
+            )
+        return int(text)
+
+    return parse
+
+
+def real(low: float, high: float) -> Callable[[str], float]:
+    """An argparse type: a number in [low, high]."""
+
+    def parse(text: str) -> float:
+        with suppress(ValueError):
+            if low <= (number := float(text)) <= high:
+                return number
+        raise argparse.ArgumentTypeError(
+            f"expected a number from {low:g} to {high:g}, got {text!r}"
+        )
+
+    return parse
+
+
+SIDE = whole(MIN_SIDE_PX, MAX_SIDE_PX)
+
+
+def device(text: str) -> str:
+    """An argparse type: what torch calls a device."""
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:NUMBER, got {text!r}")
+    return text
+
+
+@contextmanager
+def asking_for(extra: str | None) -> Iterator[None]:
+    """Say how to get a library that an optional part needs and that is not installed.
+
+    Raises:
+        UnavailableError: instead of the ModuleNotFoundError, if the command has an `extra`.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if extra is None or error.name is None or error.name.startswith("percov2_core"):
+            raise
+        raise UnavailableError(
+            f"{error.name} is not installed: run `pip install 'percov2-core[{extra}]'`"
+        ) from error
+
+
+class Progress:
+    """A line on the terminal for work that takes long; nothing where no terminal is.
+
+    As a context: the line goes when the work is done.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self._done = threading.Event()
+        self._line = threading.Thread(target=self._show, daemon=True)
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            self._line.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        if self._line.is_alive():
+            self._line.join()
+
+    def say(self, what: str) -> None:
+        self.what = what
+
+    def _show(self) -> None:
+        start = time.monotonic()
+        if self._done.wait(PATIENCE_S):
+            return
+        with suppress(OSError, ValueError):  # nobody looks any more
+            while not self._done.wait(0.5):
+                line = f"{self.what}, {time.monotonic() - start:.0f} s"
+                print(f"\r{line:<{_WIDTH}}", end="", file=sys.stderr, flush=True)
+            print(f"\r{'':<{_WIDTH}}\r", end="", file=sys.stderr, flush=True)
