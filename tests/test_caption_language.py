@@ -31,8 +31,7 @@ from percov2_core.caption.ngram import (
     member_frequencies,
 )
 from percov2_core.errors import WeightsError
-from percov2_core.training.caption_language import build_language
-from percov2_core.training.ngram_fit import fit
+from percov2_core.training.caption_language import build_language, fit_ngrams
 
 CAPTIONS = ["A dog runs.", "A dog and a cat run.", "The cat, not the dog, sleeps."] * 5
 SENTENCES = ["blue sky, green middle, brown ground, fine texture"] * 5
@@ -61,29 +60,31 @@ def test_every_row_is_positive_and_sums_to_the_total(values):
 
 @given(sequences, st.integers(1, 4))
 def test_weights_of_a_fitted_model_stay_close_to_one(texts, order):
-    model = fit(texts, 7, order=order, least_gain=0.0)
+    model = fit_ngrams(texts, 7, order=order, least_gain=0.0)
     for text in texts:
         total = int(model.weights([BOUNDARY, *text]).sum()) / 2**SCALE
         assert 0.9 < total < 1.3
 
 
 def test_a_longer_context_decides_over_a_shorter_one():
-    model = fit([[1, 2, 3], [4, 2, 5]] * 50, 7, order=3, least_gain=0.0)
+    model = fit_ngrams([[1, 2, 3], [4, 2, 5]] * 50, 7, order=3, least_gain=0.0)
     assert model.weights([BOUNDARY, 1, 2]).argmax() == 3
     assert model.weights([BOUNDARY, 4, 2]).argmax() == 5
 
 
 def test_the_fit_matches_kneser_and_ney_by_hand():
     # "1 2" four times and "3 2" once: 2 follows two symbols, 1 and 3 only the start.
-    model = fit([[1, 2]] * 4 + [[3, 2]], 8, order=1, least_gain=0.0)
+    model = fit_ngrams([[1, 2]] * 4 + [[3, 2]], 8, order=1, least_gain=0.0)
     assert model.base[2] == model.base[BOUNDARY] < model.base[1] < model.base[3] < model.base[7]
-    model = fit([[1, 2]] * 4 + [[3, 2]], 8, order=2, least_gain=0.0)
+    model = fit_ngrams([[1, 2]] * 4 + [[3, 2]], 8, order=2, least_gain=0.0)
     assert model.base[1] == model.base[3]
 
 
 def test_pruning_leaves_only_what_pays():
     texts = [[1, 2, 3], [4, 2, 5]] * 50
-    kept = [len(fit(texts, 7, order=3, least_gain=g).orders[1].symbols) for g in (0, 10, 1e6)]
+    kept = [
+        len(fit_ngrams(texts, 7, order=3, least_gain=g).orders[1].symbols) for g in (0, 10, 1e6)
+    ]
     assert kept[0] >= kept[1] > kept[2] == 0
 
 

@@ -13,21 +13,13 @@ from percov2_core.evaluation.distortions import DISTORTIONS, distort, distort_at
 from percov2_core.evaluation.protocol import to_tensor
 from percov2_core.metrics.features import SqueezeNetFeatures, feature_distance
 from percov2_core.metrics.perceptual import DEFAULT_WEIGHTS, NAME, PicoRank, load_picorank
-from percov2_core.training.perceptual import CELLS, PairSet, loss_of, train, window
+from percov2_core.training.perceptual import draw_pairs, loss_of, train
+from percov2_core.training.samples import Photos
 from tests.tiny import picture
 
 
 def signed(image: Image.Image) -> torch.Tensor:
     return to_tensor(image) / 127.5 - 1
-
-
-def random_pairs(count: int = 4) -> PairSet:
-    rng = np.random.default_rng(0)
-    return PairSet(
-        references=rng.integers(0, 256, (count, 192, 192, 3), dtype=np.uint8),
-        distorted=rng.integers(0, 256, (count, 2, 192, 192, 3), dtype=np.uint8),
-        targets=rng.random((count, 2, 4, CELLS, CELLS)).astype(np.float16),
-    )
 
 
 def test_the_bundled_file_is_at_most_two_megabytes() -> None:
@@ -108,17 +100,17 @@ def test_targets_that_the_network_already_meets_cost_next_to_nothing() -> None:
         assert loss_of(net, x, y, right) < 0.011 < loss_of(net, x, y, right + 0.5)
 
 
-def test_a_window_cuts_pictures_and_targets_at_the_same_place() -> None:
-    pairs = random_pairs()
-    pairs.references[:] = np.arange(192)[:, None, None]
-    pairs.targets[:] = np.arange(CELLS)[:, None]
-    seen = window(pairs, np.array([2, 0]), np.random.default_rng(3))
-    assert seen.references.shape == (2, 96, 96, 3)
-    assert seen.references[0, 0, 0, 0] == 16 * seen.targets[0, 0, 0, 0, 0]
+def test_a_step_of_training_asks_the_teacher_about_its_own_crops(tmp_path: Path) -> None:
+    for i in range(2):
+        picture(128, 100, seed=i).save(tmp_path / f"{i}.png")
+    drawn = [draw_pairs(Photos(tmp_path), seed=0, step=3) for _ in range(2)]
+    assert torch.equal(drawn[0].distorted, drawn[1].distorted)
+    assert drawn[0].references.shape == (8, 3, 96, 96)
 
+    def teacher(x: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.nn.functional.avg_pool2d(x, 4)] * 7
 
-def test_training_for_a_nanosecond_returns_the_fresh_network() -> None:
     torch.manual_seed(0)
     fresh = PicoRank()
-    trained = train(random_pairs(), minutes=1e-9, batch=2, seed=0)
-    assert torch.equal(fresh.stem.weight, trained.stem.weight)
+    trained = train(Photos(tmp_path), teacher, tmp_path / "run", minutes=1e-9)  # type: ignore[arg-type]
+    assert not torch.equal(fresh.stem.weight, trained.stem.weight)

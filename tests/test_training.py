@@ -12,21 +12,19 @@ import torch
 
 from percov2_core.errors import ConfigError
 from percov2_core.hyper.networks import HyperDecoder, HyperEncoder, VectorQuantizer
-from percov2_core.training import rate as stage
 from percov2_core.training import recipes
-from percov2_core.training.autoencoder import TINY
-from percov2_core.training.data import CropPlan, crop_batch, open_photos
 from percov2_core.training.loop import LoopConfig
-from percov2_core.training.quantize import TrainingQuantizer, kmeans
+from percov2_core.training.quantize import TrainingQuantizer
 from percov2_core.training.rate import open_vae
+from percov2_core.training.samples import CropPlan, PhotoCrops, Photos, crop_batch
 from percov2_core.training.stage1 import Stage1Loss
 from percov2_core.weights import EMBEDDED_DIR, load_part
 from percov2_core.weights.sizes import EMBEDDED, Sizes
-from tests.tiny import picture, tiny_sizes
+from tests.tiny import TINY_VAE, picture, tiny_sizes
 
 CPU = torch.device("cpu")
 PLAN = {"sides": [64, 128], "weights": [1.0, 1.0], "batch_px": 2 * 128 * 128}
-AE_RECIPE = {"model": TINY, "plan": PLAN}
+AE_RECIPE = {"model": TINY_VAE, "plan": PLAN}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +36,7 @@ def photos(tmp_path_factory):
 
 
 def job(photos, out, **values):
-    return recipes.Job(data=photos, out=out, device="cpu", **values)
+    return recipes.RunOptions(data=photos, out=out, device="cpu", **values)
 
 
 def losses(out):
@@ -63,13 +61,13 @@ def tiny_recipe(rate):
     }
 
 
-def breaking_at(step, batch):
-    def make(*args, **kwargs):
-        if kwargs["step"] >= step:
+def breaking_at(stop, draw):
+    def drawn(self, step):
+        if step >= stop:
             raise KeyboardInterrupt
-        return batch(*args, **kwargs)
+        return draw(self, step)
 
-    return make
+    return drawn
 
 
 @pytest.mark.parametrize("rate", ["extreme", "ultra-low"])
@@ -80,7 +78,7 @@ def test_a_resumed_run_ends_at_the_loss_of_an_unbroken_one(
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     recipes.run_rate(job(photos, whole, vae=vae, steps=4, recipe=recipe), rate)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(stage, "captioned_batch", breaking_at(2, stage.captioned_batch))
+        patch.setattr(PhotoCrops, "draw", breaking_at(2, PhotoCrops.draw))
         recipes.run_rate(job(photos, broken, vae=vae, steps=4, recipe=recipe), rate)
     recipes.run_rate(job(photos, broken, vae=vae, steps=4, recipe=recipe, resume=True), rate)
     assert losses(whole) == losses(broken)
@@ -109,33 +107,54 @@ def test_the_autoencoder_stage_resumes_and_saves_what_loads(photos, vae, tmp_pat
         recipes.run_autoencoder(job(photos, tmp_path, steps=1, resume=True, recipe=AE_RECIPE))
 
 
-def test_the_batch_of_a_step_depends_on_the_step_alone(photos, tmp_path):
-    opened = open_photos(photos, tmp_path)
+def test_the_batch_of_a_step_depends_on_the_step_alone(photos):
     plan = CropPlan(sides=(64, 128), weights=(1, 1), batch_px=2 * 128 * 128)
-    again = open_photos(photos, tmp_path)
-    assert np.array_equal(
-        crop_batch(opened, plan, seed=0, step=5), crop_batch(again, plan, seed=0, step=5)
-    )
+    first, again = (crop_batch(Photos(photos), plan, seed=0, step=5) for _ in range(2))
+    assert np.array_equal(first, again)
 
 
-def test_kmeans_finds_well_separated_centres():
-    centres = torch.eye(8)
-    noisy = centres.repeat(20, 1) + 0.01 * torch.randn(160, 8, generator=torch.Generator())
-    found = kmeans(torch.nn.functional.normalize(noisy, dim=1), 8)
-    assert found.shape == (8, 8)
-    assert (found @ centres.T).max(dim=1).values.min() > 0.6
+def well_separated(count, steps):
+    """Batches of vectors near `count` directions."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        picks = torch.randint(count, (4, 8, 8), generator=generator)
+        noise = 0.01 * torch.randn(4, count, 8, 8, generator=generator)
+        yield torch.eye(count)[picks].movedim(-1, 1) + noise
+
+
+def test_the_codebook_starts_at_the_centres_of_what_the_first_steps_gave():
+    quantizer = TrainingQuantizer(VectorQuantizer(8, 8), warmup=4, mean_use=32)
+    for z in well_separated(8, 4):
+        codes, loss = quantizer(z)
+        assert loss == 0 and torch.equal(codes, torch.nn.functional.normalize(z, dim=1))
+    found = quantizer.quantizer.codebook
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(8))
+    assert (found @ torch.eye(8)).max(dim=1).values.min() > 0.6
+    codes, loss = quantizer(z)
+    assert (loss > 0 and torch.equal(codes.detach().argmax(1), z.argmax(1))) or loss < 1
 
 
 def test_dead_codes_come_back_to_life():
-    quantizer = TrainingQuantizer(VectorQuantizer(16, 4), warmup=2)
+    quantizer = TrainingQuantizer(VectorQuantizer(16, 4), warmup=2, mean_use=16)
     data = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     for _ in range(3):
         quantizer(data)
-    quantizer.quantizer.codebook[1:] = quantizer.quantizer.codebook[0]
-    quantizer.sums.copy_(quantizer.quantizer.codebook)
+    moving = quantizer.moving
+    for average in (moving.embed, moving.embed_avg):
+        average[:, 1:] = average[:, :1].clone()
     for _ in range(400):
         quantizer(data)
     assert quantizer.entropy_bits() > 3.0
+    assert torch.equal(quantizer.quantizer.codebook, moving.embed[0])
+
+
+def test_a_codebook_that_is_trained_already_is_gone_on_from():
+    trained = VectorQuantizer(16, 4)
+    before = trained.codebook.clone()
+    quantizer = TrainingQuantizer(trained, warmup=0, mean_use=16)
+    quantizer(torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0)))
+    assert not torch.equal(trained.codebook, before)
+    assert (trained.codebook * before).sum(dim=1).mean() > 0.9
 
 
 def test_a_recipe_with_an_unknown_setting_is_refused(tmp_path):
@@ -156,7 +175,7 @@ def test_the_command_line_says_how_long_before_the_recipe_does(tmp_path):
 
 def test_a_folder_without_pictures_is_named(tmp_path):
     with pytest.raises(ConfigError, match="holds no picture"):
-        open_photos(tmp_path, tmp_path / "cache")
+        Photos(tmp_path)
 
 
 SHIPPED = sorted((EMBEDDED_DIR / "recipes").glob("*.json"))

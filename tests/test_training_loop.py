@@ -27,7 +27,8 @@ def test_a_group_learns_at_its_own_multiple_of_the_rate(tmp_path):
     def groups(module):
         return [{"params": [module.slow]}, {"params": [module.fast], "lr_scale": 10.0}]
 
-    line = loop.run(Line(), lambda step: None, tmp_path, config=config, groups=groups)
+    line = Line()
+    loop.run(line, lambda step: None, tmp_path, config=config, groups=groups)
     assert line.slow.item() == pytest.approx(-1e-3) and line.fast.item() == pytest.approx(-1e-2)
 
 

@@ -1,10 +1,6 @@
-"""From a base folder to a file and back: cache, both kinds of stage 1, entropy model, codec."""
-
 import csv
 import shutil
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,13 +13,15 @@ from percov2_core.errors import ConfigError
 from percov2_core.flow.sampler import sample, sigmas
 from percov2_core.flow.text import TextEmbedding
 from percov2_core.flow.transformer import Conditions, FlowConfig, FlowModel, extend_patch_embedding
-from percov2_core.hyper.networks import HyperDecoder, HyperEncoder, VectorQuantizer
-from percov2_core.training import checkpoint, recipes, sd3, sd3_tokens, shards
+from percov2_core.hyper.networks import HyperEncoder, VectorQuantizer
+from percov2_core.training import cache as cached
+from percov2_core.training import checkpoint, recipes, samples
+from percov2_core.training import rate as stage
 from percov2_core.training.cache import Cache, read_info
-from percov2_core.training.cost import count_cost, measured
-from percov2_core.training.loop import LoopConfig
-from percov2_core.training.sd3_stage1 import SD3Loss, draw_times, mean_scores, parameter_groups
-from percov2_core.weights import load_codec
+from percov2_core.training.loop import LoopConfig, count_cost
+from percov2_core.training.stage1 import Stage1, Stage1Loss, draw_times, mean_scores
+from percov2_core.training.stage1 import parameter_groups as groups
+from percov2_core.weights import load_codec, rates
 from percov2_core.weights.base import load_text
 from percov2_core.weights.fresh import write_fresh_checkpoint
 from percov2_core.weights.lora import add_lora
@@ -62,7 +60,7 @@ def photos(tmp_path_factory):
 
 
 def job(out, **values):
-    return recipes.Job(out=out, device="cpu", **values)
+    return recipes.RunOptions(out=out, device="cpu", **values)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +115,7 @@ def test_what_was_trained_is_what_the_codec_loads(model, cache, tmp_path):
     before = load_codec(f"sd3-medium:{model}", device="cpu").rates
     stage1(model, cache, tmp_path / "run")
     after = load_codec(f"sd3-medium:{model}", device="cpu").rates
-    average = checkpoint.load_average(tmp_path / "run" / "checkpoint.pt")
+    average = checkpoint.load_average(tmp_path / "run")
     saved = after["extreme"].encoder.state_dict()
     assert all(torch.equal(saved[k], average[f"encoder.{k}"]) for k in saved)
     for name in ("encoder", "decoder", "quantizer", "flow"):
@@ -135,28 +133,33 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(fresh, cache, tmp_path, m
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Cache, "draw", drawing({0, 1, 2}, Cache.draw))
         stage1(models[1], cache, broken)
-    # The step 0 is drawn once to count its samples.
-    monkeypatch.setattr(Cache, "draw", drawing({0, *range(3, 20)}, Cache.draw))
+    monkeypatch.setattr(Cache, "draw", drawing(set(range(3, 20)), Cache.draw))
     stage1(models[1], cache, broken, resume=True)
     assert rows(whole / "losses.csv")[-1]["loss"] == rows(broken / "losses.csv")[-1]["loss"]
-    a, b = (checkpoint.load_average(out / "checkpoint.pt") for out in (whole, broken))
+    a, b = (checkpoint.load_average(out) for out in (whole, broken))
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
 def drawing(allowed, draw):
-    def drawn(self, *, batch_px, seed, step):
+    def drawn(self, step):
         if step not in allowed:
             raise KeyboardInterrupt
-        return draw(self, batch_px=batch_px, seed=seed, step=step)
+        return draw(self, step)
 
     return drawn
 
 
 def system(model, cache, loss=None, **values):
-    opened = Cache(cache)
-    modules = sd3._load(model, "extreme", opened.empty, precise=True)
-    tuning = sd3.Tuning(**{"warmup": 0, **values})
-    return sd3.build_system(modules, opened.empty, loss or SD3Loss(), tuning)
+    tuning = stage.Tuning(**{"warmup": 0, "batch_px": 2 * 64 * 64, "held_out": 0, **values})
+    loss = Stage1Loss(**{"times": "logistic", **(loss or {})})
+    loop = LoopConfig(device="cpu")
+    return stage.rate_over_base(
+        "extreme", opened(cache), model, loss=loss, tuning=tuning, loop=loop
+    ).build()
+
+
+def opened(cache):
+    return Cache(cache, batch_px=2 * 64 * 64)
 
 
 def test_the_checkpoint_of_a_run_holds_nothing_of_a_frozen_base(model, cache):
@@ -170,24 +173,22 @@ def test_the_checkpoint_of_a_run_holds_nothing_of_a_frozen_base(model, cache):
         assert frozen and all("lora_" in n or "pos_embed" in n for n in names if "flow." in n)
 
 
-def test_a_base_in_half_precision_trains_in_full(model, cache):
-    opened = Cache(cache)
-    modules = sd3._load(model, "extreme", opened.empty, precise=False)
-    built = sd3.build_system(modules, opened.empty, SD3Loss(), sd3.Tuning(warmup=0))
+def test_a_base_in_half_precision_trains_in_full(model, cache, monkeypatch):
+    monkeypatch.setattr(stage, "on_cpu", lambda device: False)
+    built = system(model, cache)
     trained = {p.dtype for p in built.parameters() if p.requires_grad}
     frozen = {p.dtype for p in built.flow.parameters() if not p.requires_grad}
     assert trained == {torch.float32}
     assert frozen == ({torch.bfloat16} if (model / "extreme" / "lora").is_dir() else set())
     with torch.autocast("cpu", torch.bfloat16):
-        loss = built(opened.draw(batch_px=2 * 64 * 64, seed=0, step=0), 0.0).loss
+        loss = built(opened(cache).draw(0), 0.0).loss
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad is not None for p in built.flow.parameters() if p.requires_grad)
 
 
 def test_gradient_checkpointing_changes_no_gradient(model, cache):
-    opened = Cache(cache)
-    batch = opened.draw(batch_px=2 * 64 * 64, seed=0, step=0)
+    batch = opened(cache).draw(0)
     found = []
     for checkpointing in (True, False):
         torch.manual_seed(0)
@@ -202,8 +203,8 @@ def test_gradient_checkpointing_changes_no_gradient(model, cache):
 
 
 def test_the_hyper_latent_is_learned_through_the_flow_alone(model, cache):
-    built = system(model, cache, SD3Loss(start=0.0, commitment=0.0))
-    batch = Cache(cache).draw(batch_px=2 * 64 * 64, seed=0, step=0)
+    built = system(model, cache, {"start": 0.0, "commitment": 0.0})
+    batch = opened(cache).draw(0)
     embedding = next(
         p
         for n, p in built.named_parameters()
@@ -233,11 +234,11 @@ class Oracle(torch.nn.Module):
 
 def test_the_velocity_that_is_learned_is_the_one_that_the_sampler_follows(model, cache):
     built = system(model, cache)
-    batch = Cache(cache).draw(batch_px=2 * 64 * 64, seed=0, step=0)
+    batch = opened(cache).draw(0)
     z, built.flow = batch.latent, Oracle(batch.latent)
     scores = mean_scores(built.eval(), [batch])
     assert max(scores.values()) < 1e-6
-    empty = TextEmbedding(built.empty_sequence, built.empty_pooled)
+    empty = opened(cache).empty
     *_, reached = sample(
         built.flow,
         Conditions(z, z, batch.text),
@@ -250,30 +251,29 @@ def test_the_velocity_that_is_learned_is_the_one_that_the_sampler_follows(model,
 
 
 def test_a_dropped_caption_is_the_empty_one(model, cache):
-    built = system(model, cache, SD3Loss(text_drop=1.0))
-    text = Cache(cache).draw(batch_px=2 * 64 * 64, seed=0, step=0).text
-    dropped = built._text(text, torch.device("cpu"))
-    assert torch.equal(dropped.sequence, built.empty_sequence.expand_as(text.sequence))
-    built.weights = SD3Loss(text_drop=0.0)
-    assert torch.equal(built._text(text, torch.device("cpu")).pooled, text.pooled)
-    built.weights = SD3Loss(text_drop=0.1)
-    many = TextEmbedding(text.sequence[:1].expand(4000, -1, -1), text.pooled[:1].expand(4000, -1))
-    torch.manual_seed(0)
-    kept = (built._text(many, torch.device("cpu")).pooled == text.pooled[:1]).all(dim=1)
-    assert 0.88 < kept.float().mean() < 0.92
+    batch, cpu = opened(cache).draw(0), torch.device("cpu")
+    dropped = system(model, cache, {"text_drop": 1.0})._text(batch, cpu)
+    assert torch.equal(dropped.sequence, opened(cache).empty.sequence.expand_as(dropped.sequence))
+    kept = system(model, cache, {"text_drop": 0.0})._text(batch, cpu)
+    assert torch.equal(kept.pooled, batch.text.pooled)
 
 
-def test_times_follow_the_shifted_logistic_normal():
+def test_times_are_drawn_as_each_model_needs_them():
     torch.manual_seed(0)
     for shift, median in ((1.0, 0.5), (3.0, 0.75)):
-        t = draw_times(20_000, shift, torch.device("cpu"))
+        loss = Stage1Loss(times="logistic", shift=shift)
+        t = draw_times(20_000, loss, torch.device("cpu"))
         assert t.min() > 0 and t.max() < 1
         assert abs(float(t.median()) - median) < 0.01
+    t = draw_times(20_000, Stage1Loss(whole_flow=0.8), torch.device("cpu"))
+    assert 0.78 < (t == 1).float().mean() < 0.82 and t.min() >= 0.02
+    with pytest.raises(ConfigError, match="times must be one of whole, logistic, got 'even'"):
+        Stage1Loss(times="even")
 
 
 def test_what_starts_fresh_learns_faster(model, cache):
     built = system(model, cache)
-    base, new = parameter_groups(built, new_scale=10.0)
+    base, new = groups(built, new_scale=10.0)
     trained = sum(p.requires_grad for p in built.parameters())
     assert len(base["params"]) + len(new["params"]) == trained and "lr_scale" not in base
     own = {id(p) for p in built.encoder.parameters()} | {id(p) for p in built.decoder.parameters()}
@@ -282,19 +282,19 @@ def test_what_starts_fresh_learns_faster(model, cache):
     assert (len(new["params"]) > len(own)) == lora
 
 
-def test_the_cache_gives_what_the_frozen_parts_gave(cache, photos):
+def test_the_cache_gives_what_the_frozen_parts_gave(cache):
     text = load_text(tiny_sd3_folder(), Residency(device="cpu"), t5_tokens=0)
-    opened = Cache(cache, held_out=1)
-    batch = opened.draw(batch_px=2 * 64 * 64, seed=0, step=3)
+    first, again = (Cache(cache, batch_px=2 * 64 * 64, held_out=1) for _ in range(2))
+    batch = first.draw(3)
     wanted = text.encode(batch.captions)
     torch.testing.assert_close(batch.text.sequence, wanted.sequence, atol=2e-3, rtol=2e-3)
     torch.testing.assert_close(batch.text.pooled, wanted.pooled, atol=2e-3, rtol=2e-3)
-    torch.testing.assert_close(opened.empty.pooled, text.encode([""]).pooled)
-    again = Cache(cache, held_out=1).draw(batch_px=2 * 64 * 64, seed=0, step=3)
-    assert torch.equal(batch.latent, again.latent) and batch.captions == again.captions
-    shapes = {tuple(opened.draw(batch_px=1, seed=0, step=i).latent.shape) for i in range(20)}
+    torch.testing.assert_close(first.empty.pooled, text.encode([""]).pooled)
+    assert torch.equal(batch.latent, again.draw(3).latent)
+    shapes = {tuple(Cache(cache, batch_px=1).draw(i).latent.shape) for i in range(20)}
     assert shapes == {(1, 16, 8, 8), (1, 16, 16, 16)}
-    assert len(opened) == 10 and len(list(opened.all(64))) == 1
+    assert sum(map(len, first.drawn.values())) == 10
+    assert sum(map(len, first.every(64))) == 8 and sum(map(len, first.held_out())) == 2
 
 
 def test_a_cache_that_was_broken_off_is_completed_to_the_same_bytes(cache, photos, tmp_path):
@@ -315,66 +315,57 @@ def test_a_grid_larger_than_the_entropy_models_tile_is_cut(cache, tmp_path, monk
         "encoder": HyperEncoder(widths=(8,), depths=(1,), code_dim=4),
         "quantizer": VectorQuantizer(16, 4),
     }
-    whole = sd3_tokens.write_cached_grids(Cache(cache), tmp_path / "whole", **parts)
-    monkeypatch.setattr(sd3_tokens, "MAX_TILE", 4)
-    cut = sd3_tokens.write_cached_grids(Cache(cache), tmp_path / "cut", **parts)
+    whole = samples.write_grids(Cache(cache), tmp_path / "whole", **parts)
+    monkeypatch.setattr(samples, "MAX_TILE", 4)
+    cut = samples.write_grids(Cache(cache), tmp_path / "cut", **parts)
     large, small = (np.load(paths[1]) for paths in (whole, cut))
     assert large["tokens"].shape == (4, 8, 8) and small["tokens"].shape == (16, 4, 4)
     assert np.array_equal(small["tokens"][1], large["tokens"][0, :4, 4:])
     assert list(small["captions"][:4]) == [large["captions"][0]] * 4
 
 
-def test_shards_keep_their_samples_and_notice_damage(tmp_path):
-    path = tmp_path / "a.tar"
-    samples = [(f"{i:03d}", {"x.npy": shards.to_npy(np.arange(i)), "txt": b"t"}) for i in range(4)]
-    shards.write_archive(path, samples)
-    found = shards.index_archives([path])
-    assert [record.name for record in found] == ["000", "001", "002", "003"]
-    assert np.array_equal(shards.from_npy(shards.read_member(found[3], "x.npy")), np.arange(3))
-    with pytest.raises(ConfigError, match="sample '001' has no member 'json'"):
-        shards.read_member(found[1], "json")
-    path.write_bytes(path.read_bytes()[: found[2].members["txt"].start])
-    with pytest.raises(ConfigError, match="ends inside sample '002'"):
-        shards.read_member(found[2], "txt")
-    path.write_bytes(b"no archive" * 100)
+def test_a_damaged_shard_is_named(cache, tmp_path):
+    copy = shutil.copytree(cache, tmp_path / "cache")
+    (shard,) = copy.glob("shard-*.tar")
+    found = list(cached._read_index([shard]))
+    with pytest.raises(ConfigError, match="sample '0064-000000001' has no member 'json'"):
+        cached._read_member(found[1], "json")
+    shard.write_bytes(shard.read_bytes()[: found[2].members["txt"][0]])
+    with pytest.raises(ConfigError, match="ends inside sample '0064-000000002'"):
+        cached._read_member(found[2], "txt")
+    shard.write_bytes(b"no archive" * 100)
     with pytest.raises(ConfigError, match="is no tar archive"):
-        shards.index_archives([path])
+        Cache(copy)
 
 
 def test_the_cost_is_counted_and_then_measured():
     module = torch.nn.Linear(10, 10)
     module.bias.requires_grad_(False)
-    cost = count_cost(module, LoopConfig(steps=100), batch=4, processes=8)
-    assert (cost.samples, cost.per_step, cost.trained, cost.frozen) == (3200, 32, 100, 10)
-    # 110 weights and their average, gradients and two averages of the 100 that learn, 4 bytes each.
-    assert cost.state_bytes == 4 * (110 + 110 + 3 * 100)
-    large = replace(cost, state_bytes=16 * 2**30)
-    assert "16.00 GiB a process" in large.describe()
-    assert "2.00 GiB a process" in replace(large, shards=8).describe()
-    text = measured(cost, LoopConfig(steps=100), steps=19, seconds=9.5)
-    assert text == "cost: 2 steps/s, 64 samples/s (measured); 100 steps take 0.01 h"
+    cost = count_cost(module, 100, batch=4, processes=8)
+    assert (cost.per_step, cost.trained, cost.frozen) == (32, 100, 10)
+    # 110 weights, and gradient, average and two averages of AdamW of the 100 that learn.
+    assert cost.memory_bytes == 4 * (110 + 4 * 100)
+    assert cost.describe().startswith("cost: 3,200 samples, 32 in a step")
+    said = "cost: 2 steps/s, 64 samples/s (measured); 100 steps take 0.01 h"
+    assert cost.measured(0.5) == said
 
 
 @pytest.mark.parametrize(("rank", "shards", "gib"), [(64, 1, "5.1"), (0, 1, "38.0"), (0, 8, "4.7")])
-def test_the_memory_that_the_readme_names_is_what_is_counted(rank, shards, gib):
+def test_the_memory_that_the_readme_names_is_what_is_counted(rank, shards, gib, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", str(shards > 1).lower())
     with torch.device("meta"):
         network = SD3Transformer2DModel(**TRANSFORMER).requires_grad_(False)
-        size = SD3["extreme"]
-        network = extend_patch_embedding(network, size.features)
+        network = extend_patch_embedding(network, SD3["extreme"].features)
         if rank:  # a frozen base may be in half precision
             network = add_lora(network.to(torch.bfloat16), rank=rank)
-        decoder = (size.decoder_widths, size.decoder_depths, size.code_dim)
-        modules = SimpleNamespace(
-            encoder=HyperEncoder(16, size.encoder_widths, size.encoder_depths, size.code_dim),
-            quantizer=VectorQuantizer(256, size.code_dim),
-            decoder=HyperDecoder(16, size.features, *decoder),
-            flow=FlowModel(network, FlowConfig()),
-        )
+        else:
+            network.requires_grad_(True)
     empty = TextEmbedding(torch.zeros(1, 77, 4096), torch.zeros(1, 2048))
-    built = sd3.build_system(modules, empty, SD3Loss(), sd3.Tuning())
-    cost = count_cost(built, LoopConfig(), batch=1, processes=shards, sharded=shards > 1)
-    found = f"{cost.state_bytes / cost.shards / 2**30:.1f}"
-    assert found == gib
+    text = stage.CachedText(empty)
+    modules = rates.build(SD3["extreme"], transformer=network, text=text)
+    built = Stage1(modules, Stage1Loss(), mean_use=1.0, empty=empty)
+    found = count_cost(built, None, batch=1, processes=shards).memory_bytes
+    assert f"{found / 2**30:.1f}" == gib
     assert f"{gib} GiB" in (Path(__file__).parents[1] / "README.md").read_text()
 
 
@@ -419,7 +410,7 @@ def test_a_cache_of_another_text_length_or_base_is_refused(model, cache, tmp_pat
 
 
 def test_a_low_rank_difference_is_not_sharded(model, cache, monkeypatch):
-    monkeypatch.setenv(sd3.FSDP_VARIABLE, "true")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     if (model / "extreme" / "lora").is_dir():
         with pytest.raises(ConfigError, match="FSDP cuts weights of one precision only"):
             system(model, cache)

@@ -21,13 +21,20 @@ from percov2_core.config import MODES, PRESETS, RATES
 from percov2_core.entropy.exporter import export
 from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfig
 from percov2_core.hyper.search import SearchConfig
-from percov2_core.training.autoencoder import TINY
+from percov2_core.training.autoencoder import EMBEDDED
 from percov2_core.training.caption_language import build_language
 from percov2_core.weights import load_codec, rates
 from percov2_core.weights.sizes import Sizes
 
 Module = TypeVar("Module", bound=nn.Module)
 
+TINY_VAE = {
+    **EMBEDDED,
+    "encoder_block_out_channels": (16, 16, 16, 16),
+    "decoder_block_out_channels": (16, 16, 16, 16),
+    "encoder_layers_per_block": (0, 1, 1, 1),
+    "decoder_layers_per_block": (0, 1, 1, 1),
+}
 DOUBLINGS = {"ultra-low": 3, "extreme": 1}  # of the token grid up to the latent grid
 
 
@@ -75,7 +82,7 @@ def write_tiny_model(folder: Path) -> Path:
     """Write a complete model folder; the same bytes each time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        AutoencoderDC(**TINY, scaling_factor=1.0).half().save_pretrained(folder / "vae")
+        AutoencoderDC(**TINY_VAE, scaling_factor=1.0).half().save_pretrained(folder / "vae")
         for rate in RATES:
             fresh = rates.build(tiny_sizes(rate))
             for module in (fresh.encoder, fresh.decoder, fresh.flow, fresh.text):

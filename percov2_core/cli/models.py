@@ -44,31 +44,13 @@ def add_train(commands: Commands) -> None:
 
 def train(args: argparse.Namespace) -> None:
     # Loads torch, which takes seconds: only once the arguments are known to be good.
-    from percov2_core.training.recipes import STAGES as RECIPES
-    from percov2_core.training.recipes import Job, read_recipe
+    from percov2_core.training import recipes
 
-    job = Job(
-        data=args.data,
-        out=args.out,
-        recipe=read_recipe(args.config),
-        minutes=args.minutes,
-        steps=args.steps,
-        device=args.device,
-        resume=args.resume,
-        vae=args.vae,
-        parts=args.parts,
-        init=args.init,
-        perceptual=args.perceptual,
-        pictures=args.pictures,
-        captions=args.captions,
-        model=args.model,
-        cache=args.cache,
-        captioner=args.captioner,
-        t5=not args.no_t5,
-        lora_rank=args.lora_rank,
-        report=print,
+    said = {name: value for name, value in vars(args).items() if hasattr(recipes.RunOptions, name)}
+    options = recipes.RunOptions(
+        **said, recipe=recipes.read_recipe(args.config), t5=not args.no_t5, report=print
     )
-    RECIPES[args.stage](job)
+    recipes.STAGES[args.stage](options)
 
 
 def add_weights(commands: Commands) -> None:

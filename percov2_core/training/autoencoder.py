@@ -1,4 +1,4 @@
-"""Stage `autoencoder`: 16 channels at 1/8, trained for pixels and features.
+"""Stage `autoencoder`: 16 channels at 1/8, trained for pixels and features, scored on pictures.
 
 Noise on the latent during training makes equal steps in every channel cost about equal
 distortion, so that a squared error on latents later stands for one on pixels.
@@ -7,20 +7,24 @@ B batch, H x W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderDC
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from percov2_core.config import LATENT_CHANNELS
+from percov2_core.evaluation.protocol import load_512
+from percov2_core.metrics.distortion import ms_ssim, psnr, to_8bit
 from percov2_core.metrics.features import SqueezeNetFeatures, feature_distance
-from percov2_core.training.data import CropPlan, Photos, crop_batch
-from percov2_core.training.loop import LoopConfig, StepLoss, run
-from percov2_core.training.scoring import Scorer
+from percov2_core.training.loop import LoopConfig, StepLoss, processes, run
+from percov2_core.training.samples import CropPlan, Photos, crop_batch, to_float
 
 EMBEDDED = {
     "latent_channels": LATENT_CHANNELS,
@@ -31,21 +35,8 @@ EMBEDDED = {
     "encoder_qkv_multiscales": ((), (), (), ()),
     "decoder_qkv_multiscales": ((), (), (), ()),
 }
-TINY = {
-    **EMBEDDED,
-    "encoder_block_out_channels": (16, 16, 16, 16),
-    "decoder_block_out_channels": (16, 16, 16, 16),
-    "encoder_layers_per_block": (0, 1, 1, 1),
-    "decoder_layers_per_block": (0, 1, 1, 1),
-}
 NOISE = 0.25  # standard deviation of the latent noise while training
 SHRINK = 5e-3  # keeps latents near unit variance against that noise
-
-
-def to_float(pixels: NDArray[Any] | Tensor) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float in [-1, 1]."""
-    x = torch.as_tensor(pixels).movedim(-1, 1).float() / 127.5 - 1
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 class AutoencoderSystem(nn.Module):
@@ -61,7 +52,7 @@ class AutoencoderSystem(nn.Module):
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) float in [-1, 1] -> the same through the latent."""
-        y: Tensor = self.vae.decode(self.vae.encode(x).latent).sample
+        y: Tensor = self.vae.decode(self.vae.encode(x.to(self.vae.device)).latent).sample
         return y
 
     def forward(self, batch: NDArray[Any], progress: float) -> StepLoss:
@@ -93,8 +84,10 @@ def train_autoencoder(
     model_config: dict[str, Any] = EMBEDDED,
     perceptual: float = 0.3,
     resume: bool = False,
-) -> Path:
+) -> None:
     """Train, then write the averaged weights to `out/vae` by `save_pretrained`."""
+    if features:
+        features = features.to(processes(loop.device).device)
     system = AutoencoderSystem(model_config, features, perceptual=perceptual)
 
     def evaluate(module: nn.Module, step: int) -> dict[str, float]:
@@ -111,7 +104,6 @@ def train_autoencoder(
     )
     system.vae.register_to_config(scaling_factor=_scaling(system, photos, plan))
     system.vae.half().save_pretrained(out / "vae")
-    return out / "vae"
 
 
 @torch.inference_mode()
@@ -121,3 +113,50 @@ def _scaling(system: AutoencoderSystem, photos: Photos, plan: CropPlan) -> float
     device = next(system.parameters()).device
     values = [system.vae.encode(x.to(device)).latent.float().flatten() for x in batches]
     return round(1 / torch.cat(values).std().item(), 4)
+
+
+class Scorer:
+    """Scores reconstructions of the evaluation pictures while a stage trains."""
+
+    def __init__(self, folder: Path, features: SqueezeNetFeatures | None) -> None:
+        self.pictures = load_512(folder)
+        self.features = features
+
+    def score(
+        self, reconstruct: Callable[[Tensor], Tensor], sheet: Path | None
+    ) -> dict[str, float]:
+        """Mean PSNR, MS-SSIM and feature distance of `reconstruct` ((1, 3, H, W) -> same)."""
+        rows, tiles = [], []
+        for x in torch.split(self.pictures, 1):
+            a, b = to_8bit(x), to_8bit(reconstruct(x).float().to(x.device))
+            rows.append(self._compare(a, b))
+            tiles.append(torch.cat([a, b], dim=2)[0])
+        if sheet:
+            _contact_sheet(tiles, sheet)
+        mean = np.mean(rows, axis=0)
+        return {
+            n: round(float(v), 4) for n, v in zip(("psnr", "ms_ssim", "fd"), mean, strict=False)
+        }
+
+    def _compare(self, a: Tensor, b: Tensor) -> list[float]:
+        # Reconstructing may be in half precision, scoring may not.
+        with torch.autocast(a.device.type, enabled=False):
+            row = [psnr(a, b).item(), ms_ssim(a, b).item()]
+            if self.features:
+                fa, fb = self.features(a / 127.5 - 1), self.features(b / 127.5 - 1)
+                row.append(feature_distance(fa, fb).item())
+            return row
+
+
+def _contact_sheet(tiles: list[Tensor], path: Path, *, columns: int = 8, scale: int = 2) -> None:
+    """Write (3, H, W) pictures of 0..255 in rows of `columns`, reduced `scale` times."""
+    images = [
+        Image.fromarray(t.to(torch.uint8).movedim(0, -1).cpu().numpy()).reduce(scale) for t in tiles
+    ]
+    w, h = images[0].size
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (w * min(columns, len(images)), h * rows))
+    for i, image in enumerate(images):
+        sheet.paste(image, (i % columns * w, i // columns * h))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, quality=90)

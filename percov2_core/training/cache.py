@@ -1,4 +1,4 @@
-"""Latents and text embeddings on disk: no training step runs a frozen part. See `cache_writer`.
+"""Latents and text embeddings on disk, so that no training step runs a frozen part.
 
 A cache folder holds
 
@@ -10,33 +10,52 @@ A cache folder holds
         pooled.npy           (P,) float16
         txt                  the caption
 
-The archives follow WebDataset's convention, see `shards`. B batch, L text tokens, C and P widths.
+The archives follow WebDataset's convention: a sample is the run of members NAME.SUFFIX that share a
+NAME, and `webdataset.WebDataset` reads the same files (github.com/webdataset/webdataset; checked
+with its version 1.0.2). That library streams and shuffles; here a step must find its samples by
+number, so that a resumed run sees what an unbroken one would have seen. So archives are written
+and indexed with the standard library. L text tokens, C and P widths.
 """
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from accelerate import PartialState
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm import tqdm
 
+from percov2_core.caption.captioner import Captioner
 from percov2_core.errors import ConfigError
 from percov2_core.flow.text import TextEmbedding
-from percov2_core.training.shards import Record, from_npy, index_archives, read_member
+from percov2_core.training.samples import (
+    AT_ONCE_PX,
+    EncodedPhotos,
+    PlannedCrop,
+    Samples,
+    planned_crops,
+)
+from percov2_core.weights.base import SD3Base
 
 FORMAT = 1
-INFO_FILE, EMPTY_FILE = "cache.json", "empty.safetensors"
+PER_SHARD = 256  # samples
+_INFO_FILE, _EMPTY_FILE = "cache.json", "empty.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheInfo:
-    """What the samples were made with.
+    """What the samples of a cache were made with.
 
     Attributes:
         base: Key into `weights.sizes.BASES`.
@@ -57,28 +76,22 @@ class CacheInfo:
     format: int = FORMAT
 
 
-@dataclass(frozen=True, slots=True)
-class LatentBatch:
-    """What a step sees. No tuple: FSDP would look inside and round it to half precision."""
-
-    latent: Tensor  # (B, 16, H/8, W/8) float32
-    text: TextEmbedding  # (B, L, C), (B, P) float32
-    captions: list[str]
-
-
 class Cache:
     """A cache folder, read by step number."""
 
-    def __init__(self, folder: Path, *, held_out: int = 0) -> None:
+    def __init__(
+        self, folder: Path, *, batch_px: int = AT_ONCE_PX, seed: int = 0, held_out: int = 0
+    ) -> None:
         """Index the shards; the last `held_out` samples of each side are never drawn.
 
         Raises:
             ConfigError: if the folder holds no cache, or too few samples.
         """
         self.info = read_info(folder)
-        self.empty = TextEmbedding(**load_file(folder / EMPTY_FILE))
-        sides: dict[int, list[Record]] = {}
-        for record in index_archives(sorted(folder.glob("shard-*.tar"))):
+        self.batch_px, self.seed = batch_px, seed
+        self.empty = TextEmbedding(**load_file(folder / _EMPTY_FILE))
+        sides: dict[int, list[_Record]] = {}
+        for record in _read_index(sorted(folder.glob("shard-*.tar"))):
             sides.setdefault(int(record.name.split("-")[0]), []).append(record)
         if short := [side for side, records in sides.items() if len(records) <= held_out]:
             raise ConfigError(
@@ -88,41 +101,70 @@ class Cache:
         if not sides:
             raise ConfigError(f"cache {str(folder)!r} holds no shard")
         self.drawn = {side: found[: len(found) - held_out] for side, found in sides.items()}
-        self.held_out = {side: found[len(found) - held_out :] for side, found in sides.items()}
+        self._held_out = {side: found[len(found) - held_out :] for side, found in sides.items()}
 
-    def __len__(self) -> int:
-        return sum(map(len, self.drawn.values()))
+    @property
+    def sides(self) -> Sequence[int]:
+        return sorted(self.drawn)
 
-    def draw(self, *, batch_px: int, seed: int, step: int) -> LatentBatch:
+    def draw(self, step: int) -> Samples:
         """The batch of this step: one side, as many samples as have `batch_px` pixels."""
-        rng = np.random.default_rng((seed, step))
-        sides = sorted(self.drawn)
-        sizes = np.array([len(self.drawn[side]) for side in sides], dtype=np.float64)
-        side = int(rng.choice(sides, p=sizes / sizes.sum()))
-        picks = rng.integers(len(self.drawn[side]), size=max(1, batch_px // side**2))
-        return read_batch([self.drawn[side][int(i)] for i in picks])
+        rng = np.random.default_rng((self.seed, step))
+        sizes = np.array([len(self.drawn[side]) for side in self.sides], dtype=np.float64)
+        side = int(rng.choice(self.sides, p=sizes / sizes.sum()))
+        picks = rng.integers(len(self.drawn[side]), size=self._at_once(side))
+        return _read([self.drawn[side][int(i)] for i in picks])
 
-    def all(self, side: int, *, at_once: int = 16) -> Iterator[LatentBatch]:
-        """Every sample of a side in order, the held-out ones last."""
-        records = [*self.drawn[side], *self.held_out[side]]
-        for start in range(0, len(records), at_once):
-            yield read_batch(records[start : start + at_once])
+    def held_out(self) -> list[Samples]:
+        """The samples that are never drawn."""
+        return [s for side in self.sides for s in self._all(self._held_out[side], side)]
+
+    def every(self, side: int) -> Iterator[Samples]:
+        """All samples of a side in order, the held-out ones last."""
+        return self._all([*self.drawn[side], *self._held_out[side]], side)
+
+    def _all(self, records: Sequence[_Record], side: int) -> Iterator[Samples]:
+        count = self._at_once(side)
+        return (_read(records[i : i + count]) for i in range(0, len(records), count))
+
+    def _at_once(self, side: int) -> int:
+        return max(1, self.batch_px // side**2)
 
 
-def read_batch(records: Sequence[Record]) -> LatentBatch:
-    """Samples of one side as tensors.
+def write_cache(source: EncodedPhotos, out: Path, *, base: SD3Base, captioner: Captioner) -> None:
+    """Write a cache folder, sample by sample; shards that are there already stay.
+
+    Under `accelerate launch` each process writes its part of the samples.
 
     Raises:
-        ConfigError: if a member is missing.
+        ConfigError: if `out` holds a cache that was made differently.
     """
-
-    def stacked(suffix: str) -> Tensor:
-        arrays = [from_npy(read_member(record, suffix)) for record in records]
-        return torch.from_numpy(np.stack(arrays).astype(np.float32))
-
-    text = TextEmbedding(stacked("sequence.npy"), stacked("pooled.npy"))
-    captions = [read_member(record, "txt").decode() for record in records]
-    return LatentBatch(stacked("latent.npy"), text, captions)
+    out.mkdir(parents=True, exist_ok=True)
+    with torch.inference_mode():
+        empty = base.text.encode([""])
+    info = CacheInfo(
+        base=base.name,
+        text_tokens=empty.sequence.shape[1],
+        captioner=captioner.name,
+        sides=source.plan.sides,
+        counts=source.plan.counts,
+        seed=source.seed,
+    )
+    _agree(info, out)
+    state = PartialState()
+    if state.is_main_process:
+        named = {name: value.cpu().contiguous() for name, value in empty._asdict().items()}
+        save_file(named, out / _EMPTY_FILE)
+        (out / _INFO_FILE).write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")
+    planned = planned_crops(source.plan, len(source.photos), seed=source.seed)
+    mine = islice(planned, state.process_index, None, state.num_processes)
+    bar = tqdm(desc=out.name, unit=" shards", disable=None)
+    for number, chunk in enumerate(iter(lambda: list(islice(mine, PER_SHARD)), [])):
+        path = out / f"shard-{state.process_index:03d}-{number:05d}.tar"
+        if not path.exists():
+            _write_archive(path, _members(source, chunk, base))
+        bar.update()
+    state.wait_for_everyone()
 
 
 def read_info(folder: Path) -> CacheInfo:
@@ -131,9 +173,9 @@ def read_info(folder: Path) -> CacheInfo:
     Raises:
         ConfigError: if the folder holds no cache, or one of another format.
     """
-    path = folder / INFO_FILE
+    path = folder / _INFO_FILE
     if not path.is_file():
-        raise ConfigError(f"cache: no {INFO_FILE} in {str(folder)!r}; run `train cache` first")
+        raise ConfigError(f"cache: no {_INFO_FILE} in {str(folder)!r}; run `train cache` first")
     values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if values.get("format") != FORMAT:
         raise ConfigError(
@@ -141,3 +183,121 @@ def read_info(folder: Path) -> CacheInfo:
         )
     tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return CacheInfo(**tuples)
+
+
+def _members(
+    source: EncodedPhotos, chunk: Sequence[PlannedCrop], base: SD3Base
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    for group, samples in source.encode(chunk):
+        with torch.inference_mode():
+            text = base.text.encode(samples.captions)
+        assert samples.latent is not None
+        for i, crop in enumerate(group):
+            yield (
+                crop.name,
+                {
+                    "latent.npy": _half(samples.latent[i]),
+                    "sequence.npy": _half(text.sequence[i]),
+                    "pooled.npy": _half(text.pooled[i]),
+                    "txt": samples.captions[i].encode(),
+                },
+            )
+
+
+def _half(value: Tensor) -> bytes:
+    return _to_npy(value.to(torch.float16).cpu().numpy())
+
+
+def _agree(info: CacheInfo, folder: Path) -> None:
+    if not (folder / _INFO_FILE).is_file():
+        return
+    other = read_info(folder)
+    for name, value in asdict(info).items():
+        if (found := getattr(other, name)) != value:
+            raise ConfigError(f"cache {str(folder)!r}: {name} is {found!r}, this run has {value!r}")
+
+
+def _read(records: Sequence[_Record]) -> Samples:
+    def stacked(suffix: str) -> Tensor:
+        arrays = [_from_npy(_read_member(record, suffix)) for record in records]
+        return torch.from_numpy(np.stack(arrays).astype(np.float32))
+
+    return Samples(
+        [_read_member(record, "txt").decode() for record in records],
+        latent=stacked("latent.npy"),
+        text=TextEmbedding(stacked("sequence.npy"), stacked("pooled.npy")),
+    )
+
+
+class _Record(NamedTuple):
+    """One sample in its archive."""
+
+    name: str
+    archive: Path
+    members: dict[str, tuple[int, int]]  # start and size of each, by suffix
+
+
+def _write_archive(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> None:
+    """Write samples (name, bytes by suffix); a broken write leaves no archive.
+
+    The same samples give the same bytes: no owner, no time.
+    """
+    partial = path.with_suffix(".partial")
+    with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, members in samples:
+            for suffix, data in members.items():
+                entry = tarfile.TarInfo(f"{name}.{suffix}")
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+    partial.replace(path)
+
+
+def _read_index(paths: Sequence[Path]) -> Iterator[_Record]:
+    """Every sample of these archives, in order; only headers are read.
+
+    Raises:
+        ConfigError: if a file is no tar archive.
+    """
+    for path in paths:
+        records: dict[str, _Record] = {}
+        try:
+            with tarfile.open(path, "r:") as archive:
+                for member in archive:
+                    name, _, suffix = member.name.partition(".")
+                    record = records.setdefault(name, _Record(name, path, {}))
+                    record.members[suffix] = (member.offset_data, member.size)
+        except tarfile.TarError as error:
+            raise ConfigError(f"shard {str(path)!r} is no tar archive: {error}") from error
+        yield from records.values()
+
+
+def _read_member(record: _Record, suffix: str) -> bytes:
+    """The bytes of one member.
+
+    Raises:
+        ConfigError: if the sample has no such member, or the archive ends before it.
+    """
+    if suffix not in record.members:
+        raise ConfigError(
+            f"shard {str(record.archive)!r}: sample {record.name!r} has no member {suffix!r}"
+        )
+    start, size = record.members[suffix]
+    with record.archive.open("rb") as file:
+        file.seek(start)
+        data = file.read(size)
+    if len(data) != size:
+        raise ConfigError(f"shard {str(record.archive)!r} ends inside sample {record.name!r}")
+    return data
+
+
+def _to_npy(array: NDArray[Any]) -> bytes:
+    """An array as the bytes of a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _from_npy(data: bytes) -> NDArray[Any]:
+    """The array in the bytes of a .npy file."""
+    array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
+    return array

@@ -1,23 +1,30 @@
-"""What a run keeps of its modules: averaged, gathered from all processes, saved, loaded strictly.
+"""What a run keeps: the moving average of its weights, and checkpoints to go on from.
 
-A checkpoint is the same for any number of processes: pieces of a sharded tensor (FSDP) are put
-together before they are written, and cut again when they are read.
+A checkpoint is a folder checkpoint-STEP/ with
+
+    average.safetensors    averaged weights by name, whole, and how far the run has come
+    the rest               what Accelerate's `save_state` writes and `load_state` reads
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.utils._pytree import tree_map
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
 from percov2_core.errors import ConfigError
 
-CHECKPOINT = "checkpoint.pt"
+_AVERAGE, _MODEL, _PARTIAL = "average.safetensors", "model.safetensors", "checkpoint.partial"
 
 
 class Reached(NamedTuple):
@@ -36,7 +43,6 @@ def kept(module: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach() for k, v in module.state_dict().items() if k not in unsaved}
 
 
-@torch.no_grad()
 def fill(module: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Overwrite what `kept` names.
 
@@ -53,107 +59,133 @@ def fill(module: nn.Module, values: Mapping[str, Tensor]) -> None:
                 f"checkpoint {name!r}: expected {tuple(target.shape)}, "
                 f"got {tuple(values[name].shape)}"
             )
-        target.copy_(_like(target, values[name]))
+    _copy(targets.values(), [values[name] for name in targets])
 
 
-class Ema:
-    """Exponential moving average of what a checkpoint keeps of a module."""
+class Average:
+    """Exponential moving average of the trained parameters; all else is taken as it is."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.shadow = {k: v.clone() for k, v in kept(module).items()}
+        self.module, self.decay = module, decay
+        self._trained = nn.ParameterList(p for p in module.parameters() if p.requires_grad)
+        self._moving = AveragedModel(self._trained, multi_avg_fn=self._follow)
 
-    @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in kept(module).items():
-            shadow = self.shadow[name]
-            if shadow.is_floating_point():
-                shadow.lerp_(value.to(shadow.dtype), 1 - decay)
-            else:
-                shadow.copy_(value)
+    def update(self) -> None:
+        """Follow one step of the module."""
+        self._moving.update_parameters(self._trained)
 
+    def named(self) -> dict[str, Tensor]:
+        """The averages by the names of the parameters."""
+        names = [name for name, p in self.module.named_parameters() if p.requires_grad]
+        return dict(zip(names, self._moving.parameters(), strict=True))
 
-def save(
-    path: Path,
-    *,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: Mapping[str, Tensor],
-    reached: Reached,
-    write: bool,
-) -> None:
-    """Write a checkpoint; a broken write leaves the old one.
+    def load(self, values: Mapping[str, Tensor], steps: int) -> None:
+        """Go on from the averages of so many steps."""
+        own = self.named()
+        _copy(own.values(), [values[name] for name in own])
+        self._moving.n_averaged.fill_(steps)
 
-    Every process has to call this, since gathering takes them all; one of them writes.
-    """
-    state = _gathered(
-        {"module": kept(module), "optimizer": optimizer.state_dict(), "ema": dict(average)}
-    )
-    if write:
-        partial = path.with_suffix(".partial")
-        torch.save({**state, "step": reached.step, "elapsed": reached.elapsed_s}, partial)
-        partial.replace(path)
+    def move_in(self) -> None:
+        """Leave the averages in the module."""
+        _copy(self._trained, list(self._moving.parameters()))
 
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The module has the averages until the context ends."""
+        raw = [p.detach().clone() for p in self._trained]
+        self.move_in()
+        yield
+        _copy(self._trained, raw)
 
-def load(
-    path: Path,
-    *,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: dict[str, Tensor],
-) -> Reached:
-    """Go on from what `save` wrote.
-
-    Raises:
-        ConfigError: if there is no checkpoint, or it is one of another module.
-    """
-    if not path.is_file():
-        raise ConfigError(f"resume: no checkpoint at {str(path)!r}; start without --resume")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    fill(module, state["module"])
-    _fill_optimizer(optimizer, state["optimizer"])
-    for name, value in state["ema"].items():
-        average[name] = _like(average[name], value)
-    return Reached(int(state["step"]), float(state["elapsed"]))
+    def _follow(self, average: PARAM_LIST, now: PARAM_LIST, steps: Tensor | int) -> None:
+        # A young average forgets faster: it began at random weights.
+        young = (1 + int(steps)) / (10 + int(steps))
+        move = get_ema_multi_avg_fn(min(self.decay, young))  # type: ignore[no-untyped-call]
+        move(average, now, steps)
 
 
-def load_average(path: Path) -> dict[str, Tensor]:
-    """The averaged weights of a checkpoint, on the CPU.
+class Checkpoints:
+    """The checkpoints of one run, of which the last complete one stays."""
+
+    def __init__(self, out: Path, accelerator: Accelerator, average: Average) -> None:
+        self.out, self.accelerator, self.average = out, accelerator, average
+        accelerator.register_save_state_pre_hook(self._save_what_is_kept)
+        accelerator.register_load_state_pre_hook(self._load_what_is_kept)
+
+    def save(self, reached: Reached) -> None:
+        """Write a checkpoint in place of the one before it; a broken write leaves the old one.
+
+        Every process has to call this, since gathering takes them all; one of them writes.
+        """
+        folder, partial = self.out / f"checkpoint-{reached.step:08d}", self.out / _PARTIAL
+        if folder.exists():
+            return
+        self.accelerator.save_state(str(partial))
+        values = {**kept(self.average.module), **self.average.named()}
+        whole = {name: _whole(value) for name, value in values.items()}
+        if self.accelerator.is_main_process:
+            told = {name: repr(value) for name, value in reached._asdict().items()}
+            save_file(whole, partial / _AVERAGE, metadata=told)
+            older = _found(self.out)
+            partial.rename(folder)
+            for path in older:
+                shutil.rmtree(path)
+        self.accelerator.wait_for_everyone()
+
+    def load(self) -> Reached:
+        """Go on from the last checkpoint.
+
+        Raises:
+            ConfigError: if there is none, or it is one of another module.
+        """
+        if not (found := _found(self.out)):
+            raise ConfigError(f"resume: no checkpoint at {str(self.out)!r}; start without --resume")
+        self.accelerator.load_state(str(found[-1]))
+        with safe_open(found[-1] / _AVERAGE, framework="pt") as file:
+            told = file.metadata()
+        reached = Reached(int(told["step"]), float(told["elapsed_s"]))
+        self.average.load(load_file(found[-1] / _AVERAGE), reached.step)
+        return reached
+
+    def _save_what_is_kept(self, _models: Any, weights: list[dict[str, Tensor]], _to: str) -> None:
+        if not weights:  # under FSDP, Accelerate gathers and writes them itself
+            return
+        own = kept(self.average.module)
+        weights[:] = [{name: _whole(value) for name, value in own.items()}]
+
+    def _load_what_is_kept(self, models: list[nn.Module], folder: str) -> None:
+        if models:
+            models.clear()
+            fill(self.average.module, load_file(Path(folder) / _MODEL))
+
+
+def load_average(out: Path) -> dict[str, Tensor]:
+    """The averaged weights of a run's last checkpoint, by name, on the CPU.
 
     Raises:
         ConfigError: if there is none.
     """
-    if not path.is_file():
-        raise ConfigError(f"init: no checkpoint at {str(path)!r}")
-    weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["ema"]
-    return weights
+    if not (found := _found(out)):
+        raise ConfigError(f"init: no checkpoint at {str(out)!r}")
+    return load_file(found[-1] / _AVERAGE)
 
 
-def _like(target: Tensor, value: Tensor) -> Tensor:
-    """`value` on the device and in the type of `target`, cut as it is cut."""
-    value = value.to(device=target.device, dtype=target.dtype)
-    if isinstance(target, DTensor):
-        return distribute_tensor(value, target.device_mesh, target.placements)
-    return value
+def _found(out: Path) -> list[Path]:
+    return sorted(out.glob("checkpoint-*"))
 
 
-def _gathered(tree: Any) -> Any:
-    """The same with whole tensors on the CPU."""
+@torch.no_grad()
+def _copy(targets: Iterable[Tensor], values: Iterable[Tensor]) -> None:
+    """Overwrite each target; a sharded one takes its part of a whole value."""
+    for target, value in zip(targets, values, strict=True):
+        if isinstance(target, DTensor) and not isinstance(value, DTensor):
+            value = distribute_tensor(
+                value.to(target.device, target.dtype), target.device_mesh, target.placements
+            )
+        target.copy_(value)
 
-    def whole(leaf: Any) -> Any:
-        if isinstance(leaf, DTensor):
-            leaf = leaf.full_tensor()
-        return leaf.cpu() if isinstance(leaf, Tensor) else leaf
 
-    return tree_map(whole, tree)
-
-
-def _fill_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, values in state["state"].items():
-        target = parameters[int(index)]
-        for name, value in values.items():
-            if isinstance(target, DTensor) and value.shape == target.shape:
-                values[name] = _like(target.detach(), value)
-    optimizer.load_state_dict(state)
+def _whole(value: Tensor) -> Tensor:
+    """On the CPU, put together from all processes if it is sharded."""
+    value = value.detach()
+    return (value.full_tensor() if isinstance(value, DTensor) else value).cpu().contiguous()

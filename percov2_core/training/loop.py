@@ -1,4 +1,4 @@
-"""The training loop that every stage shares: precision, EMA, clipping, checkpoints, scores.
+"""The training loop that every stage shares: precision, average, clipping, checkpoints, scores.
 
 A stage brings a module whose `forward(batch, progress)` returns a loss and named numbers. One
 process or several under `accelerate launch`: each draws its own batches and its own noise.
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -21,27 +24,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from percov2_core.errors import ConfigError
-from percov2_core.training import checkpoint
-from percov2_core.training.checkpoint import CHECKPOINT, Ema
-from percov2_core.training.data import prefetch
-
-__all__ = [
-    "CHECKPOINT",
-    "Ema",
-    "LoopConfig",
-    "StepLoss",
-    "learning_rate",
-    "on_cpu",
-    "processes",
-    "run",
-]
+from percov2_core.training.checkpoint import Average, Checkpoints, Reached
 
 LOG_EVERY = 20  # steps
 LOSSES, SCORES = "losses.csv", "scores.csv"
+MEASURED_STEPS = 20
+_COPIES = 4  # of each trained number beside itself: gradient, two averages of AdamW, our average
+_FLOAT_BYTES = 4
+_AHEAD, _READERS = 3, 4  # batches made before they are needed, threads that make them
 
-Batch = Any  # whatever the stage's module takes
+Batch = Any  # whatever the stage's module takes; its length, if it is asked for, in samples
 Evaluate = Callable[[nn.Module, int], dict[str, float]]
 Groups = Callable[[nn.Module], Iterable[dict[str, Any]]]
+Report = Callable[[str], None]
 
 
 class StepLoss(NamedTuple):
@@ -49,12 +44,6 @@ class StepLoss(NamedTuple):
 
     loss: Tensor  # () float, what is minimised
     logs: dict[str, float]  # for the CSV
-
-
-class StageModule(Protocol):
-    """A module that knows its loss; `progress` runs from 0 to 1 over the run."""
-
-    def __call__(self, batch: Any, progress: float) -> StepLoss: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +89,11 @@ def processes(device: str | None) -> PartialState:
     return PartialState(cpu=on_cpu(device))
 
 
+def sharded() -> bool:
+    """Whether `accelerate launch` was told to cut the weights up (FSDP)."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
 def learning_rate(progress: float, step: int, config: LoopConfig) -> float:
     """Linear warm-up, then cosine from `lr` to `floor` of it."""
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
@@ -116,18 +110,18 @@ def run(
     resume: bool = False,
     evaluate: Evaluate | None = None,
     groups: Groups | None = None,
-    on_step: Callable[[int, float], None] | None = None,
-) -> nn.Module:
+    report: Report | None = None,
+) -> None:
     """Train `system` and leave the averaged weights in it.
 
     Args:
-        make_batch: Called on another thread; what it returns must depend on its number alone, so
+        make_batch: Called on other threads; what it returns must depend on its number alone, so
             that a resumed run sees the batches that an unbroken one would have seen.
-        out: Receives `checkpoint.pt`, `losses.csv` and `scores.csv`.
+        out: Receives the last checkpoint, `losses.csv` and `scores.csv`.
         evaluate: Named scores of the averaged weights, every `evaluate_every_s` and at the end.
         groups: Parameter groups of AdamW, each with `lr_scale` or `weight_decay` of its own;
             without it, one group of everything that requires a gradient.
-        on_step: Told the steps and the seconds of this sitting after each step.
+        report: Told what the run costs: counted before it starts, measured on its first steps.
 
     Raises:
         ConfigError: if there is nothing to resume from.
@@ -136,10 +130,54 @@ def run(
     torch.manual_seed(config.seed)
     trainer = _Trainer(system, out, config, groups)
     if resume:
-        trainer.load()
-    trainer.train(make_batch, evaluate, on_step)
-    checkpoint.fill(trainer.module, trainer.ema.shadow)
-    return trainer.module
+        trainer.step, trainer.elapsed = trainer.checkpoints.load()
+    trainer.train(make_batch, evaluate, report)
+    trainer.average.move_in()
+
+
+class Cost(NamedTuple):
+    """What is known of a run before its first step."""
+
+    steps: int | None  # None if it runs for a time
+    per_step: int  # samples of one step, on all processes
+    trained: int  # parameters that change
+    frozen: int  # parameters that do not
+    memory_bytes: int  # of weights, gradients, AdamW and average, on each process
+
+    def describe(self) -> str:
+        """Lines for people."""
+        length = "for a time" if self.steps is None else f"{self.steps * self.per_step:,} samples"
+        return (
+            f"cost: {length}, {self.per_step} in a step; {self.trained / 1e6:.1f} M parameters "
+            f"trained, {self.frozen / 1e6:.1f} M frozen\n"
+            f"cost: {self.memory_bytes / 2**30:.2f} GiB a process for weights, gradients, AdamW "
+            f"and average (counted; activations come on top, see after {MEASURED_STEPS} steps)"
+        )
+
+    def measured(self, seconds_a_step: float) -> str:
+        """What the first steps say about the run."""
+        speed = 1 / seconds_a_step
+        text = f"cost: {speed:.3g} steps/s, {speed * self.per_step:.3g} samples/s (measured)"
+        if self.steps is not None:
+            text += f"; {self.steps} steps take {self.steps / speed / 3600:.2f} h"
+        if torch.cuda.is_available():
+            text += f"; peak memory {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB (measured)"
+        return text
+
+
+def count_cost(system: nn.Module, steps: int | None, *, batch: int, processes: int = 1) -> Cost:
+    """Count before the run; exact but for activations, which are measured."""
+    parameters = list(system.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    own = sum(p.numel() * p.element_size() for p in parameters)
+    memory = own + _COPIES * _FLOAT_BYTES * trained
+    return Cost(
+        steps,
+        batch * processes,
+        trained,
+        sum(p.numel() for p in parameters) - trained,
+        memory // processes if sharded() else memory,
+    )
 
 
 class _Trainer:
@@ -158,7 +196,8 @@ class _Trainer:
         )
         self.wrapped, self.optimizer = self.accelerator.prepare(system, optimizer)
         self.module: nn.Module = self.accelerator.unwrap_model(self.wrapped)
-        self.ema = Ema(self.module, config.ema)
+        self.average = Average(self.module, config.ema)
+        self.checkpoints = Checkpoints(out, self.accelerator, self.average)
         self.step, self.elapsed = 0, 0.0
 
     @property
@@ -168,26 +207,28 @@ class _Trainer:
         return self.elapsed / (60 * self.config.minutes)
 
     def train(
-        self,
-        make_batch: Callable[[int], Batch],
-        evaluate: Evaluate | None,
-        on_step: Callable[[int, float], None] | None,
+        self, make_batch: Callable[[int], Batch], evaluate: Evaluate | None, report: Report | None
     ) -> None:
         """Take steps to the end of the run."""
         began, before, first = self._clock(), self.elapsed, self.step
         save = _Timer(self.config.save_every_s, began)
         score = _Timer(self.config.evaluate_every_s, began)
+        cost, warm = None, began
         bar = tqdm(total=self.config.steps, initial=first, desc=self.out.name, disable=None)
         for batch in prefetch(make_batch, self._numbers()):
             if self.progress >= 1:
                 break
+            if report and cost is None:
+                cost = self._count(batch)
+                report(cost.describe())
             result, norm = self.take_step(batch)
             now = self._clock()
             self.elapsed = before + now - began
             bar.update()
             self._log(result, norm, bar)
-            if on_step:
-                on_step(self.step - first, now - began)
+            warm = now if self.step == first + 1 else warm  # the first step is slower than others
+            if report and cost and self.step == first + MEASURED_STEPS:
+                report(cost.measured((now - warm) / (MEASURED_STEPS - 1)))
             if save.due(now):
                 self.save()
             if evaluate and score.due(now):
@@ -210,38 +251,25 @@ class _Trainer:
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = self.accelerator.clip_grad_norm_(trained, config.clip)
         self.optimizer.step()
-        self.ema.update(self.module, self.step)
+        self.average.update()
         self.step += 1
         return result, float(norm or 0.0)
 
     def save(self) -> None:
-        checkpoint.save(
-            self.out / CHECKPOINT,
-            module=self.module,
-            optimizer=self.optimizer,
-            average=self.ema.shadow,
-            reached=checkpoint.Reached(self.step, self.elapsed),
-            write=self.accelerator.is_main_process,
-        )
-
-    def load(self) -> None:
-        self.step, self.elapsed = checkpoint.load(
-            self.out / CHECKPOINT,
-            module=self.module,
-            optimizer=self.optimizer,
-            average=self.ema.shadow,
-        )
+        self.checkpoints.save(Reached(self.step, self.elapsed))
 
     def score(self, evaluate: Evaluate) -> None:
         """Evaluate with the averaged weights, then put the raw ones back."""
-        raw = {k: v.clone() for k, v in checkpoint.kept(self.module).items()}
-        checkpoint.fill(self.module, self.ema.shadow)
-        self.module.eval()
-        with torch.inference_mode(), self.accelerator.autocast():
-            scores = evaluate(self.module, self.step)
-        self.module.train()
-        checkpoint.fill(self.module, raw)
+        with self.average.in_place():
+            self.module.eval()
+            with torch.inference_mode(), self.accelerator.autocast():
+                scores = evaluate(self.module, self.step)
+            self.module.train()
         self._write(SCORES, scores)
+
+    def _count(self, batch: Batch) -> Cost:
+        count = self.accelerator.num_processes
+        return count_cost(self.module, self.config.steps, batch=len(batch), processes=count)
 
     def _log(self, result: StepLoss, norm: float, bar: Any) -> None:
         if self.step % LOG_EVERY == 0 or self.step == self.config.steps:
@@ -256,10 +284,8 @@ class _Trainer:
 
     def _numbers(self) -> Iterator[int]:
         """Numbers of this process's batches."""
-        step, count = self.step, self.accelerator.num_processes
-        while True:
-            yield step * count + self.accelerator.process_index
-            step += 1
+        every = self.accelerator.num_processes
+        return count(self.step * every + self.accelerator.process_index, every)
 
     def _clock(self) -> float:
         """Seconds; those of the first process in all, so that all stop at the same step."""
@@ -281,6 +307,15 @@ class _Timer:
             return False
         self.last = now
         return True
+
+
+def prefetch(make: Callable[[int], Batch], numbers: Iterator[int]) -> Iterator[Batch]:
+    """`make` of each number in order, made ahead on other threads."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        pending = [pool.submit(make, next(numbers)) for _ in range(_AHEAD)]
+        while True:
+            pending.append(pool.submit(make, next(numbers)))
+            yield pending.pop(0).result()
 
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Stage `perceptual`: PicoRank learns to rank distortions as the SqueezeNet distance does.
+"""PicoRank learns to rank distortions as the SqueezeNet distance does.
 
     python -m percov2_core.training.perceptual --photos DIR --teacher FILE -o OUT.safetensors
 
@@ -8,50 +8,45 @@ R references, D distortions of each, S crop side in pixels, G x G cells of a tar
 from __future__ import annotations
 
 import argparse
-import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 
 from percov2_core.evaluation.distortions import distort_at_random
-from percov2_core.evaluation.protocol import list_pictures
 from percov2_core.metrics.features import SqueezeNetFeatures
 from percov2_core.metrics.perceptual import PicoRank, combine
-from percov2_core.training.data import random_crop
+from percov2_core.training.loop import LoopConfig, StepLoss, run
+from percov2_core.training.samples import Photos, random_crop, to_float
 
-SIDE_PX = 192
-CELLS = 12  # a side of a target map, so that a cell is 16 px
-TRAIN_CELLS = 6  # a side of the window that a training step sees
-PER_REFERENCE = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairSet:
-    """References, their distorted versions, and what the teacher says of each pair.
-
-    Attributes:
-        references: (R, S, S, 3) uint8.
-        distorted: (R, D, S, S, 3) uint8.
-        targets: (R, D, 4, G, G) float16, the teacher's squared distances per tap.
-    """
-
-    references: NDArray[np.uint8]
-    distorted: NDArray[np.uint8]
-    targets: NDArray[np.float16]
+SIDE_PX = 96
+CELLS = 6  # a side of a target map, so that a cell is 16 px
+REFERENCES, DISTORTIONS = 8, 4  # crops in a step, and distorted versions of each
 
 
-def to_float(pixels: NDArray[np.uint8]) -> Tensor:
-    """(N, S, S, 3) uint8 -> (N, 3, S, S) float in [-1, 1]."""
-    x = torch.from_numpy(pixels).movedim(-1, 1).float() / 127.5 - 1
-    return x.contiguous(memory_format=torch.channels_last)
+class Pairs(NamedTuple):
+    """What a step compares."""
+
+    references: Tensor  # (R, 3, S, S) float in [-1, 1]
+    distorted: Tensor  # (R * D, 3, S, S) float in [-1, 1]
+
+
+def draw_pairs(photos: Photos, *, seed: int, step: int) -> Pairs:
+    """Crops of random photos and what becomes of them, the same for the same step."""
+    rng = np.random.default_rng((seed, step))
+    picks = rng.integers(len(photos), size=REFERENCES)
+    crops = [random_crop(photos[int(i)], SIDE_PX, rng) for i in picks]
+    distorted = [
+        np.asarray(distort_at_random(Image.fromarray(crop), seed=int(number)))
+        for crop in crops
+        for number in rng.integers(2**31, size=DISTORTIONS)
+    ]
+    return Pairs(to_float(np.stack(crops)), to_float(np.stack(distorted)))
 
 
 def teacher_maps(a: list[Tensor], b: list[Tensor]) -> Tensor:
@@ -61,40 +56,6 @@ def teacher_maps(a: list[Tensor], b: list[Tensor]) -> Tensor:
         distance = (F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(1, keepdim=True)
         maps.append(F.adaptive_avg_pool2d(distance, CELLS)[:, 0])
     return torch.stack([*maps[:3], torch.stack(maps[3:]).mean(0)], dim=1)
-
-
-def window(pairs: PairSet, rows: NDArray[np.int64], rng: np.random.Generator) -> PairSet:
-    """The same random square of `TRAIN_CELLS` cells from each of the chosen references."""
-    y, x = (int(v) for v in rng.integers(CELLS - TRAIN_CELLS + 1, size=2))
-    cell = SIDE_PX // CELLS
-    px_y, px_x = (slice(v * cell, (v + TRAIN_CELLS) * cell) for v in (y, x))
-    return PairSet(
-        references=pairs.references[rows][:, px_y, px_x],
-        distorted=pairs.distorted[rows][:, :, px_y, px_x],
-        targets=pairs.targets[rows][..., y : y + TRAIN_CELLS, x : x + TRAIN_CELLS],
-    )
-
-
-@torch.inference_mode()
-def make_pairs(photos: Path, teacher: SqueezeNetFeatures, *, count: int, seed: int = 0) -> PairSet:
-    """Crop, distort and ask the teacher, `count` references from the photos below `photos`."""
-    files = list_pictures(photos)
-    references = np.empty((count, SIDE_PX, SIDE_PX, 3), np.uint8)
-    distorted = np.empty((count, PER_REFERENCE, SIDE_PX, SIDE_PX, 3), np.uint8)
-    targets = np.empty((count, PER_REFERENCE, 4, CELLS, CELLS), np.float16)
-    rng = np.random.default_rng(seed)
-    for i in tqdm(range(count), desc="pairs", disable=None):
-        with Image.open(files[i % len(files)]) as photo:
-            references[i] = random_crop(np.asarray(photo.convert("RGB")), SIDE_PX, rng)
-        picture = Image.fromarray(references[i])
-        for j in range(PER_REFERENCE):
-            again = distort_at_random(picture, seed=seed + i * PER_REFERENCE + j)
-            distorted[i, j] = np.asarray(again)
-        want = teacher(to_float(references[i : i + 1]))
-        got = teacher(to_float(distorted[i]))
-        maps = teacher_maps([w.expand_as(g) for w, g in zip(want, got, strict=True)], got)
-        targets[i] = maps.numpy()
-    return PairSet(references=references, distorted=distorted, targets=targets)
 
 
 def loss_of(net: PicoRank, references: Tensor, distorted: Tensor, targets: Tensor) -> Tensor:
@@ -122,45 +83,49 @@ def loss_of(net: PicoRank, references: Tensor, distorted: Tensor, targets: Tenso
     return relative + 0.3 * taps + 0.5 * F.l1_loss(cells, targets) + F.relu(0.01 - order).mean()
 
 
-def train(pairs: PairSet, *, minutes: float, batch: int = 8, seed: int = 0) -> PicoRank:
-    """Train for `minutes`, one-cycle learning rate over the time."""
+class PicoRankSystem(nn.Module):
+    """PicoRank, its teacher, and its loss."""
+
+    def __init__(self, teacher: SqueezeNetFeatures) -> None:
+        super().__init__()
+        self.net = PicoRank()
+        self._teacher = [teacher]  # in a list: frozen, not part of the checkpoint
+
+    def forward(self, batch: Pairs, progress: float) -> StepLoss:
+        teacher = self._teacher[0]
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            wanted = teacher(batch.references.repeat_interleave(DISTORTIONS, 0))
+            targets = teacher_maps(wanted, teacher(batch.distorted))
+        return StepLoss(loss_of(self.net, batch.references, batch.distorted, targets), {})
+
+
+def train(
+    photos: Photos, teacher: SqueezeNetFeatures, out: Path, *, minutes: float, seed: int = 0
+) -> PicoRank:
+    """Train for `minutes` on the CPU; the run's folder is `out`."""
     torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    net = PicoRank()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-4)
-    begun, step, recent = time.monotonic(), 0, 1.0
-    bar = tqdm(desc="PicoRank", disable=None)
-    while (progress := (time.monotonic() - begun) / (60 * minutes)) < 1:
-        optimizer.param_groups[0]["lr"] = 2e-3 * min(1.0, (step + 1) / 50, 1.02 - progress)
-        rows = rng.choice(len(pairs.references), batch, replace=False)
-        seen = window(pairs, rows, rng)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(
-                net,
-                to_float(seen.references),
-                to_float(seen.distorted.reshape(-1, *seen.references.shape[1:])),
-                torch.from_numpy(seen.targets).flatten(0, 1).float(),
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        step, recent = step + 1, 0.98 * recent + 0.02 * loss.item()
-        bar.update()
-        bar.set_postfix(loss=f"{recent:.4f}")
-    return net
+    system = PicoRankSystem(teacher)
+    run(
+        system,
+        lambda step: draw_pairs(photos, seed=seed, step=step),
+        out,
+        config=LoopConfig(
+            minutes=minutes, lr=2e-3, floor=0.02, warmup_steps=50, weight_decay=1e-4, ema=0.99,
+            seed=seed, device="cpu",
+        ),
+    )  # fmt: skip
+    return system.net
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--teacher", type=Path, required=True, help="SqueezeNet safetensors")
-    parser.add_argument("--count", type=int, default=3044, help="reference crops")
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args()
-    pairs = make_pairs(args.photos, SqueezeNetFeatures(args.teacher), count=args.count)
-    net = train(pairs, minutes=args.minutes)
+    teacher = SqueezeNetFeatures(args.teacher)
+    net = train(Photos(args.photos), teacher, args.out.with_suffix(""), minutes=args.minutes)
     save_file({k: v.half().contiguous() for k, v in net.state_dict().items()}, args.out)
 
 

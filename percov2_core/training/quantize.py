@@ -1,8 +1,10 @@
 """Training of the vector quantiser: moving averages, k-means start, dead-code revival.
 
-Cosine codebook as in van den Oord et al. 2017 (appendix A.1) on unit vectors. The first steps
-run unquantised; then k-means on the vectors collected so far sets the codebook, which is what
-keeps a coarse grid from collapsing to one code. B batch, D code width, K codebook size.
+The codebook moves as vector-quantize-pytorch moves it (van den Oord et al. 2017, appendix A.1, on
+unit vectors). The first steps run unquantised; then k-means on the vectors collected so far sets
+the codebook, which is what keeps a coarse grid from collapsing to one code. A batch of 8 x 8
+tokens has fewer vectors than there are codes, so they are collected over steps.
+B batch, D code width, K codebook size, h x w token grid.
 """
 
 from __future__ import annotations
@@ -13,106 +15,82 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from vector_quantize_pytorch.vector_quantize_pytorch import Codebook
 
 from percov2_core.hyper.networks import VectorQuantizer
 
+_DECAY = 0.99
 _DEAD_BELOW = 0.05  # of the mean use: such a code moves onto a vector of the batch
 _KMEANS_ROUNDS = 12
+_POOL, _POOL_STEPS = 8192, 16  # vectors collected for k-means, and the steps that they come from
 
 
 class Quantized(NamedTuple):
     codes: Tensor  # (B, D, h, w) float, gradient passed straight through
-    tokens: Tensor  # (B, h, w) int64
     loss: Tensor  # () float, commitment
 
 
 class TrainingQuantizer(nn.Module):
     """Wraps the run-time quantiser and moves its codebook."""
 
-    used: Tensor
-    sums: Tensor
     pool: Tensor
     seen: Tensor
 
-    def __init__(
-        self,
-        quantizer: VectorQuantizer,
-        *,
-        warmup: int = 250,
-        decay: float = 0.99,
-        pool: int = 8192,
-    ) -> None:
+    def __init__(self, quantizer: VectorQuantizer, *, warmup: int = 250, mean_use: float) -> None:
+        """Go on from the quantiser's codebook, or set it afresh after `warmup` steps (if not 0).
+
+        Args:
+            mean_use: Tokens of a step on all processes, over K.
+        """
         super().__init__()
         self.quantizer = quantizer
-        self.warmup, self.decay = warmup, decay
+        self.warmup = warmup
         k, d = quantizer.codebook.shape
-        self.register_buffer("used", torch.ones(k))
-        self.register_buffer("sums", quantizer.codebook.detach().clone())
-        self.register_buffer("pool", torch.zeros(pool, d))
+        self.moving = Codebook(
+            dim=d,
+            codebook_size=k,
+            kmeans_init=warmup > 0,
+            kmeans_iters=_KMEANS_ROUNDS,
+            decay=_DECAY,
+            threshold_ema_dead_code=_DEAD_BELOW * mean_use,
+            reset_cluster_size=mean_use,
+            use_cosine_sim=True,
+            use_ddp=dist.is_available() and dist.is_initialized(),
+        )
+        for average in (self.moving.embed, self.moving.embed_avg):
+            average.copy_(quantizer.codebook[None])
+        self.moving.embed_avg.mul_(mean_use)
+        self.moving.cluster_size.fill_(mean_use)
+        self.register_buffer("pool", torch.zeros(_POOL, d))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # steps
 
     def forward(self, z: Tensor) -> Quantized:
-        """(B, D, h, w) float, output of the hyper-encoder -> codes, tokens, loss."""
+        """(B, D, h, w) float, output of the hyper-encoder -> codes, loss; moves the codebook."""
         unit = F.normalize(z.float(), dim=1)
         flat = unit.detach().movedim(1, -1).flatten(0, 2)  # (N, D)
-        if self.training:
+        self.seen += 1
+        if self.seen <= self.warmup:
             self._collect(flat)
-        if self.training and self.seen <= self.warmup:
-            return Quantized(unit, self.quantizer.tokens(unit), unit.new_zeros(()))
-        tokens = self.quantizer.tokens(unit)
-        codes = self.quantizer.lookup(tokens)
-        if self.training:
-            self._move(flat, tokens.flatten())
-        loss = F.mse_loss(unit, codes.detach()) * z.shape[1]
-        return Quantized(unit + (codes - unit).detach(), tokens, loss)
+            return Quantized(unit, unit.new_zeros(()))
+        # Counts and sums would lose small numbers in half precision.
+        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+            nearest = self.moving(flat[None])[0][0]  # (N, D), from the codebook before it moves
+            self.quantizer.codebook.copy_(self.moving.embed[0])
+        codes = nearest.unflatten(0, unit.movedim(1, -1).shape[:3]).movedim(-1, 1)
+        loss = F.mse_loss(unit, codes) * z.shape[1]
+        return Quantized(unit + (codes - unit).detach(), loss)
 
     @torch.no_grad()
     def _collect(self, flat: Tensor) -> None:
-        self.seen += 1
-        if self.seen <= self.warmup:
-            new = flat[torch.randperm(len(flat), device=flat.device)[: self.pool.shape[0] // 16]]
-            self.pool.copy_(torch.cat([new, self.pool])[: self.pool.shape[0]])
+        new = flat[torch.randperm(len(flat), device=flat.device)[: _POOL // _POOL_STEPS]]
+        self.pool.copy_(torch.cat([new, self.pool])[:_POOL])
         if self.seen == self.warmup:
-            self._set(kmeans(self.pool, self.quantizer.codebook.shape[0]))
-
-    def _set(self, centres: Tensor) -> None:
-        self.quantizer.codebook.copy_(centres)
-        self.sums.copy_(centres)
-        self.used.fill_(1.0)
-
-    @torch.no_grad()
-    def _move(self, flat: Tensor, tokens: Tensor) -> None:
-        k = self.used.shape[0]
-        count = torch.zeros_like(self.used).index_add_(
-            0, tokens, torch.ones(len(tokens), device=flat.device)
-        )
-        total = torch.zeros_like(self.sums).index_add_(0, tokens, flat)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(count)
-            dist.all_reduce(total)
-        scale = k / count.sum()
-        self.used.lerp_(count * scale, 1 - self.decay)
-        self.sums.lerp_(total * scale, 1 - self.decay)
-        dead = self.used < _DEAD_BELOW
-        if int(dead.sum()):
-            picks = flat[torch.randint(len(flat), (int(dead.sum()),), device=flat.device)]
-            self.sums[dead] = picks
-            self.used[dead] = 1.0
-        self.quantizer.codebook.copy_(F.normalize(self.sums, dim=-1))
+            held = self.pool[self.pool.any(dim=1)]
+            with torch.autocast(flat.device.type, enabled=False):
+                self.moving.init_embed_(held[None])
+            self.quantizer.codebook.copy_(self.moving.embed[0])
 
     def entropy_bits(self) -> float:
         """Entropy of the averaged code histogram, in bits."""
-        p = self.used / self.used.sum()
+        p = self.moving.cluster_size[0] / self.moving.cluster_size.sum()
         return float(-(p * p.clamp_min(1e-12).log2()).sum())
-
-
-def kmeans(vectors: Tensor, k: int) -> Tensor:
-    """(N, D) unit vectors -> (K, D) unit centres, by cosine."""
-    centres = vectors[torch.randperm(len(vectors), device=vectors.device)[:k]].clone()
-    for _ in range(_KMEANS_ROUNDS):
-        nearest = (vectors @ centres.T).argmax(dim=1)
-        sums = torch.zeros_like(centres).index_add_(0, nearest, vectors)
-        empty = torch.bincount(nearest, minlength=k) == 0
-        sums[empty] = vectors[torch.randint(len(vectors), (int(empty.sum()),))]
-        centres = F.normalize(sums, dim=-1)
-    return centres

@@ -1,77 +1,79 @@
 """Stage 1 of the paper: hyper-encoder, quantiser, hyper-decoder and flow transformer of one rate.
 
-The autoencoder is frozen. Three losses: squared error on the latent (hyper-decoder's start and
-flow matching), squared error on decoded pixels, and a perceptual distance whose weight grows
-with the guidance that the network is told, so that one network holds the whole trade between
-distortion and perception. B batch, H x W pixels, h x w token grid, t flow time.
+One loss for both models. Rectified flow (Liu et al. 2022) from the flow's first sample, be it noise
+or the hyper-decoder's start: x_t = (1 - t) z + t first, velocity first - z. The autoencoder is
+frozen, and so are the text models of Stable Diffusion 3, whose work a cache holds.
+
+The embedded model decodes what it paints as well: squared error on pixels, and a perceptual
+distance whose weight grows with the guidance that the network is told, so that one network holds
+the whole trade between distortion and perception. B batch, H x W pixels, h x w token grid, t time.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
-from percov2_core.caption.describer import describe
-from percov2_core.flow.sampler import draw_noise, sample, sigmas
+from percov2_core.codec import RateModules
+from percov2_core.errors import ConfigError
+from percov2_core.flow.sampler import draw_noise, sample, shifted, sigmas
 from percov2_core.flow.text import TextEmbedding, TextEncoder
-from percov2_core.flow.transformer import TOLD_MAX, Conditions, FlowModel, guidance_features
-from percov2_core.hyper.networks import HyperDecoder, HyperEncoder
+from percov2_core.flow.transformer import TOLD_MAX, Conditions, guidance_features
 from percov2_core.latent import LatentAutoencoder
 from percov2_core.metrics.features import SqueezeNetFeatures, feature_distance
 from percov2_core.metrics.structure import structure_distance
-from percov2_core.training.autoencoder import to_float
-from percov2_core.training.data import CropPlan, Photos, crop_batch
 from percov2_core.training.loop import StepLoss
 from percov2_core.training.quantize import TrainingQuantizer
+from percov2_core.training.samples import Samples
 
-TEXT_DROP = 0.1
-
-
-class Crops(NamedTuple):
-    pixels: Tensor  # (B, 3, H, W) float in [-1, 1]
-    captions: list[str]
-
-
-def captioned_batch(photos: Photos, plan: CropPlan, *, seed: int, step: int) -> Crops:
-    """Crops with the describer's caption of each."""
-    pixels = crop_batch(photos, plan, seed=seed, step=step)
-    return Crops(to_float(pixels), [describe(Image.fromarray(np.asarray(p))) for p in pixels])
+SCORED_TIMES = (0.2, 0.5, 0.8, 1.0)
+_TIME_FLOOR = {"whole": 0.02, "logistic": 1e-3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage1Loss:
-    """Weights of the terms.
+    """Weights of the terms, and how times and captions are drawn.
 
     Attributes:
+        start: Of the squared error of the hyper-decoder's own estimate of the latent, which the
+            encoder's search decodes and which gives the codes a direct gradient.
+        flow: Of the squared error of the velocity.
+        commitment: Of the quantiser.
+        text_drop: Share of samples that see the empty caption, for guidance.
+        times: "whole": `whole_flow` of the samples at t = 1, the others uniform in (0, 1);
+            "logistic": the logistic of a normal number, as Stable Diffusion 3 was trained.
+        whole_flow: Share of samples at t = 1, where one step has to do it all.
+        shift: Of logistic times towards the noisy end, see `sampler.shifted`.
         pixel_share: Share of each batch that is decoded to pixels (0: latents only).
         feature_share: Share of those crops on which the perceptual terms are computed, those
             of the highest guidance.
-        whole_flow: Share of samples at t = 1, where one step has to do it all; the others are
-            uniform in (0, 1).
+        pixel: Of the squared error of pixels.
         perceptual: Weight of the feature distance at the least and the highest guidance.
         texture: Weight of the texture energy at the highest guidance; it is zero at the least.
         structure: Weight of the structure distance.
         pixel_relief: Share of the pixel term that the highest guidance takes away.
         tune_painter: Train the autoencoder's decoder along, on what the flow gives it.
-        freeze_start: Train the transformer and the text encoder alone.
-        own_path: Few-step distillation: see `Stage1System._own_path`.
         freeze_tokens: True once the entropy model is trained on the tokens.
+        freeze_start: Train the transformer and the text encoder alone.
+        own_path: Few-step distillation: see `Stage1._own_path`.
     """
 
     start: float = 0.3
     flow: float = 1.0
     commitment: float = 0.1
+    text_drop: float = 0.1
+    times: str = "whole"
+    whole_flow: float = 0.85
+    shift: float = 3.0
     pixel_share: float = 1.0
     feature_share: float = 0.5
     pixel: float = 6.0
-    whole_flow: float = 0.85
     perceptual: tuple[float, float] = (0.05, 0.6)
     texture: float = 0.0
     structure: float = 0.0
@@ -81,56 +83,56 @@ class Stage1Loss:
     freeze_start: bool = False
     own_path: bool = False
 
-
-@dataclass
-class Stage1Parts:
-    """The modules of one rate; the autoencoder is frozen."""
-
-    vae: LatentAutoencoder
-    encoder: HyperEncoder
-    quantizer: TrainingQuantizer
-    decoder: HyperDecoder
-    text: TextEncoder
-    flow: FlowModel
+    def __post_init__(self) -> None:
+        if not 0 <= self.text_drop <= 1:
+            raise ConfigError(f"text_drop must be in [0, 1], got {self.text_drop}")
+        if self.shift <= 0:
+            raise ConfigError(f"shift must be above 0, got {self.shift}")
+        if self.times not in _TIME_FLOOR:
+            raise ConfigError(f"times must be one of {', '.join(_TIME_FLOOR)}, got {self.times!r}")
 
 
-def _random_guidance(count: int) -> Tensor:
-    """(B,) float, falling: a third each at the least, at the highest, and anywhere between."""
-    u = (1.5 * torch.rand(count) * 2 - 1).clamp(0, 1)
-    return (1 + (TOLD_MAX - 1) * u).sort(descending=True).values
+class Stage1(nn.Module):
+    """The modules of one rate and their loss.
 
-
-def texture_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """(B,) float: how much the local strength of the first three activations differs.
-
-    Strength is the root mean square of a channel over 6 x 6 cells. Other than a distance between
-    activations it does not ask for the texture to be in place, so that blur never pays.
+    Attributes:
+        unsaved: Names of weights of the transformer that do not change: a frozen base's.
     """
-    terms = []
-    for x, y in zip(a[:3], b[:3], strict=True):
-        made, real = (F.avg_pool2d(v.float().square(), 6, 3).add(1e-3).sqrt() for v in (x, y))
-        terms.append((made - real).abs().mean(dim=(1, 2, 3)) / real.mean(dim=(1, 2, 3)))
-    return torch.stack(terms).mean(dim=0)
-
-
-class Stage1System(nn.Module):
-    """The parts of one rate and their loss."""
 
     def __init__(
-        self, parts: Stage1Parts, loss: Stage1Loss, features: SqueezeNetFeatures | None
+        self,
+        modules: RateModules,
+        loss: Stage1Loss,
+        *,
+        mean_use: float,
+        warmup: int = 250,
+        empty: TextEmbedding | None = None,
+        vae: LatentAutoencoder | None = None,
+        features: SqueezeNetFeatures | None = None,
     ) -> None:
+        """Set what is to be trained.
+
+        Args:
+            mean_use, warmup: See `TrainingQuantizer`.
+            empty: The caption that is not there, where a cache embeds the captions.
+            vae: Needed where samples are pixels.
+            features: For the perceptual terms.
+        """
         super().__init__()
-        self.encoder, self.quantizer, self.decoder = parts.encoder, parts.quantizer, parts.decoder
-        self.text, self.flow = parts.text, parts.flow
+        self.rate_modules = modules
+        self.encoder = modules.encoder.train().requires_grad_(not loss.freeze_tokens)
+        self.quantizer = TrainingQuantizer(modules.quantizer, warmup=warmup, mean_use=mean_use)
+        self.decoder = modules.decoder.train().requires_grad_(not loss.freeze_start)
+        self.flow = modules.flow.train()
+        if isinstance(modules.text, TextEncoder):
+            self.text = modules.text
         self.weights = loss
         # In a list: frozen, and therefore no part of the checkpoint.
-        self._frozen = [parts.vae.requires_grad_(False).eval(), features]
-        if loss.freeze_tokens:
-            self.encoder.requires_grad_(False)
-        if loss.freeze_start:
-            self.decoder.requires_grad_(False)
-        if loss.tune_painter:
-            self.painter = parts.vae.vae.decoder.requires_grad_(True)
+        self._frozen = [vae.requires_grad_(False).eval() if vae else None, features, empty]
+        if loss.tune_painter and vae:
+            self.painter = vae.vae.decoder.requires_grad_(True)
+        trained = {f"flow.{name}" for name, p in self.flow.named_parameters() if p.requires_grad}
+        self.unsaved = frozenset(f"flow.{name}" for name in self.flow.state_dict()) - trained
 
     @property
     def vae(self) -> LatentAutoencoder:
@@ -138,56 +140,76 @@ class Stage1System(nn.Module):
         assert isinstance(vae, LatentAutoencoder)
         return vae
 
-    def conditions(self, codes: Tensor, text: TextEmbedding, guidance: Tensor) -> Conditions:
-        told = guidance_features(guidance, self.decoder.guidance_width)
-        start, features = self.decoder(codes, told)
-        return Conditions(start, features, text)
-
-    def forward(self, batch: Crops, progress: float) -> StepLoss:
-        device = next(self.encoder.parameters()).device
-        x = batch.pixels.to(device)
-        with torch.no_grad():
-            z = self.vae.encode(x)
-        b = z.shape[0]
-        if self.weights.freeze_tokens:
-            with torch.no_grad():
-                tokens = self.quantizer.quantizer.tokens(self.encoder(z))
-            codes, commitment = self.quantizer.quantizer.lookup(tokens), z.new_zeros(())
+    def forward(self, batch: Samples, progress: float) -> StepLoss:
+        if not self.training:
+            return self._scored(batch)
+        w, x, z = self.weights, *self._latents(batch)
+        if w.freeze_tokens:
+            codes, commitment = self._codes(z), z.new_zeros(())
         else:
-            codes, _, commitment = self.quantizer(self.encoder(z))
-        dropped = torch.rand(b) < TEXT_DROP
-        captions = ["" if drop else c for c, drop in zip(batch.captions, dropped, strict=True)]
-        guidance = _random_guidance(b).to(device)
-        c = self.conditions(codes, self.text.encode(captions), guidance)
-        w = self.weights
-        t = torch.where(
-            torch.rand(b, device=device) < w.whole_flow, 1.0, torch.rand(b, device=device)
-        )
-        t = t.clamp_min(0.02)
-        estimate, flow_loss = self._flow(z, t, c, guidance)
+            codes, commitment = self.quantizer(self.encoder(z))
+        guidance = _random_guidance(len(z)).to(z.device)
+        c = self._conditions(codes, self._text(batch, z.device), guidance)
+        t = draw_times(len(z), w, z.device)
+        estimate, flow_loss = self._flow(z, t, c, guidance, torch.randn_like(z))
         start_loss = F.mse_loss(c.start, z)
         loss = w.flow * flow_loss + w.start * start_loss + w.commitment * commitment
-        logs = {
-            "flow": flow_loss.item(),
-            "start": start_loss.item(),
-            "code_bits": self.quantizer.entropy_bits(),
-        }
-        if w.pixel_share:
+        bits = self.quantizer.entropy_bits()
+        logs = {"flow": flow_loss.item(), "start": start_loss.item(), "code_bits": bits}
+        if x is not None and w.pixel_share:
             extra, more = self._pixels(x, estimate, guidance)
             loss, logs = loss + extra, {**logs, **more}
         return StepLoss(loss, logs)
 
-    def _flow(self, z: Tensor, t: Tensor, c: Conditions, guidance: Tensor) -> tuple[Tensor, Tensor]:
-        """Flow-matching loss, and the latent that the velocity points at."""
-        first = self.flow.first(c, torch.randn_like(z))
-        tt = t[:, None, None, None]
+    def _latents(self, batch: Samples) -> tuple[Tensor | None, Tensor]:
+        """Pixels if there are any, and latents."""
+        device = next(self.encoder.parameters()).device
+        if batch.pixels is None:
+            assert batch.latent is not None
+            return None, batch.latent.to(device)
+        x = batch.pixels.to(device)
+        with torch.no_grad():
+            return x, self.vae.encode(x)
+
+    @torch.no_grad()
+    def _codes(self, z: Tensor) -> Tensor:
+        quantizer = self.quantizer.quantizer
+        return quantizer.lookup(quantizer.tokens(self.encoder(z)))
+
+    def _conditions(self, codes: Tensor, text: TextEmbedding, guidance: Tensor) -> Conditions:
+        told = guidance_features(guidance, self.decoder.guidance_width)
+        start, features = self.decoder(codes, told)
+        return Conditions(start, features, text)
+
+    def _text(self, batch: Samples, device: torch.device) -> TextEmbedding:
+        """What the captions say, some of them replaced by the empty one."""
+        if batch.text is None:
+            both = self.text.encode([*batch.captions, ""])
+            text, empty = TextEmbedding(*(v[:-1] for v in both)), [v[-1:] for v in both]
+        else:
+            assert isinstance(self._frozen[2], TextEmbedding)
+            text = TextEmbedding(*(v.to(device) for v in batch.text))
+            empty = [v.to(device) for v in self._frozen[2]]
+        dropped = torch.rand(len(batch), device=device) < self.weights.text_drop
+        return TextEmbedding(
+            torch.where(dropped[:, None, None], empty[0], text.sequence),
+            torch.where(dropped[:, None], empty[1], text.pooled),
+        )
+
+    def _flow(
+        self, z: Tensor, t: Tensor, c: Conditions, guidance: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The latent that the velocity points at, and the flow-matching loss."""
+        first = self.flow.first(c, noise)
         if self.weights.own_path:
             return self._own_path(z, t, c, guidance, first)
+        tt = t[:, None, None, None]
         x_t = (1 - tt) * z + tt * first
         v = self.flow(x_t, t, c, guidance)
-        n2 = (1 - tt) ** 2 + tt**2
-        # (n / s)^2 undoes the scale of the network's output: every t weighs the same.
-        error = (v - (first - z)).square() * n2 / self.flow.config.noise_scale**2
+        error = (v - (first - z)).square()
+        if self.flow.config.start == "codes":
+            # (n / s)^2 undoes the scale of the network's output: every t weighs the same.
+            error = error * ((1 - tt) ** 2 + tt**2) / self.flow.config.noise_scale**2
         return x_t - tt * v, error.mean()
 
     def _own_path(
@@ -230,26 +252,85 @@ class Stage1System(nn.Module):
             distance = feature_distance(made, target)
             low, high = w.perceptual
             u = u[:n]
-            texture = texture_distance(made, target)
+            texture = _texture_distance(made, target)
             loss = loss + ((low + (high - low) * u) * distance + w.texture * u * texture).mean()
             logs |= {"fd": distance.mean().item(), "texture": texture.mean().item()}
         return loss, logs
 
+    def _scored(self, batch: Samples) -> StepLoss:
+        """Squared error of the velocity at fixed times, with the same noise every time."""
+        _, z = self._latents(batch)
+        assert batch.text is not None
+        text = TextEmbedding(*(v.to(z.device) for v in batch.text))
+        ones = torch.ones(len(z), device=z.device)
+        c = self._conditions(self._codes(z), text, ones)
+        noise = draw_noise(tuple(z.shape), 0, z.device)
+        errors = [self._flow(z, time * ones, c, ones, noise)[1] for time in SCORED_TIMES]
+        logs = {f"flow_{t:g}": e.item() for t, e in zip(SCORED_TIMES, errors, strict=True)}
+        return StepLoss(torch.stack(errors).mean(), logs)
+
     @torch.inference_mode()
-    def reconstruct(
-        self, x: Tensor, caption: str, *, steps: int = 1, guidance: float = 1.0
-    ) -> Tensor:
-        """(1, 3, H, W) -> the same through the tokens, with the weights as they are now."""
+    def reconstruct(self, x: Tensor, caption: str, guidance: float) -> Tensor:
+        """(1, 3, H, W) -> the same through the tokens and one step of the flow."""
+        x = x.to(self.vae.device)
         z = self.vae.encode(x)
-        q = self.quantizer.quantizer
-        codes = q.lookup(q.tokens(self.encoder(z)))
-        for latent in sample(
+        text = self.text.encode([caption])
+        *_, z_hat = sample(
             self.flow,
-            self.conditions(codes, self.text.encode([caption]), x.new_full((1,), guidance)),
+            self._conditions(self._codes(z), text, x.new_full((1,), guidance)),
             self.text.encode([""]),
-            times=sigmas(steps, shift=1.0),
+            times=sigmas(1, shift=1.0),
             guidance=guidance,
             noise=draw_noise(tuple(z.shape), 0, z.device),
-        ):
-            z_hat = latent
+        )
         return self.vae.decode(z_hat)
+
+
+def draw_times(count: int, loss: Stage1Loss, device: torch.device) -> Tensor:
+    """(B,) float in (0, 1]."""
+    if loss.times == "logistic":
+        t = shifted(torch.randn(count, device=device).sigmoid(), loss.shift)
+    else:
+        whole = torch.rand(count, device=device) < loss.whole_flow
+        t = torch.where(whole, 1.0, torch.rand(count, device=device))
+    return t.clamp_min(_TIME_FLOOR[loss.times])
+
+
+def _random_guidance(count: int) -> Tensor:
+    """(B,) float, falling: a third each at the least, at the highest, and anywhere between."""
+    u = (1.5 * torch.rand(count) * 2 - 1).clamp(0, 1)
+    return (1 + (TOLD_MAX - 1) * u).sort(descending=True).values
+
+
+def _texture_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    """(B,) float: how much the local strength of the first three activations differs.
+
+    Strength is the root mean square of a channel over 6 x 6 cells. Other than a distance between
+    activations it does not ask for the texture to be in place, so that blur never pays.
+    """
+    terms = []
+    for x, y in zip(a[:3], b[:3], strict=True):
+        made, real = (F.avg_pool2d(v.float().square(), 6, 3).add(1e-3).sqrt() for v in (x, y))
+        terms.append((made - real).abs().mean(dim=(1, 2, 3)) / real.mean(dim=(1, 2, 3)))
+    return torch.stack(terms).mean(dim=0)
+
+
+def mean_scores(system: nn.Module, batches: Sequence[Samples]) -> dict[str, float]:
+    """Means over samples of what a `Stage1` in evaluation says of each batch."""
+    totals: dict[str, float] = {}
+    for batch in batches:
+        for name, value in system(batch, 1.0).logs.items():
+            totals[name] = totals.get(name, 0.0) + value * len(batch)
+    count = sum(map(len, batches))
+    return {name: round(total / count, 5) for name, total in totals.items()}
+
+
+def parameter_groups(module: nn.Module, *, new_scale: float) -> Iterable[dict[str, Any]]:
+    """A base's own weights at the run's learning rate, what starts fresh at a multiple of it."""
+    base: list[nn.Parameter] = []
+    new: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            fresh = not name.startswith("flow.") or "lora_" in name
+            (new if fresh else base).append(parameter)
+    return [{"params": base}, {"params": new, "lr_scale": new_scale}]

@@ -1,0 +1,279 @@
+"""Photos -> crops -> latents -> token grids: what the stages are trained on.
+
+A photo is read when a crop of it is wanted, and not kept. Stage 1 sees crops as they are drawn, or
+the samples of a `cache`; the entropy model sees the tokens of planned crops, written once.
+S grids in a file, h x w tokens in each; B batch, H x W pixels of a crop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from percov2_core import image_io
+from percov2_core.caption.describer import describe
+from percov2_core.config import MAX_SIDE_PX
+from percov2_core.entropy.schedule import MAX_TILE
+from percov2_core.errors import ConfigError
+from percov2_core.evaluation.protocol import list_pictures
+from percov2_core.flow.text import TextEmbedding
+from percov2_core.hyper.networks import VectorQuantizer
+from percov2_core.latent import LatentAutoencoder
+
+AT_ONCE_PX = 8 * 512 * 512  # pixels that the autoencoder encodes together
+
+
+class Photos:
+    """The pictures below a folder, by number.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.files = list_pictures(folder)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8, read now."""
+        return np.asarray(image_io.load(self.files[index], fit=MAX_SIDE_PX))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CropPlan:
+    """Which crops the steps of a run see, and how many pixels make a batch.
+
+    Attributes:
+        sides: Crop sides in pixels.
+        weights: How often each side is drawn; relative.
+        batch_px: Pixels in one batch; the batch size follows from the side.
+    """
+
+    sides: tuple[int, ...] = (192, 256, 320)
+    weights: tuple[float, ...] = (1.0, 1.0, 1.0)
+    batch_px: int = 24 * 192 * 192
+
+    def __post_init__(self) -> None:
+        if len(self.sides) != len(self.weights):
+            raise ConfigError(
+                f"crop plan: {len(self.sides)} sides but {len(self.weights)} weights, need as many"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridPlan:
+    """Which crops are taken once and for all: how many of each side in pixels."""
+
+    sides: tuple[int, ...]
+    counts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.sides) != len(self.counts):
+            raise ConfigError(
+                f"crop plan: {len(self.sides)} sides but {len(self.counts)} counts, need as many"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCrop:
+    """One crop of a `GridPlan`: which photo, and where follows from its own number."""
+
+    number: int  # among those of its side
+    side: int  # pixels
+    photo: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.side:04d}-{self.number:09d}"
+
+    def cut(self, photos: Photos, *, seed: int) -> NDArray[np.uint8]:
+        """(side, side, 3) uint8, the same in any process."""
+        rng = np.random.default_rng((seed, self.side, self.number))
+        return _shrunk_crop(photos[self.photo], self.side, rng)
+
+
+def planned_crops(plan: GridPlan, photos: int, *, seed: int) -> Iterator[PlannedCrop]:
+    """Every photo as often as every other, each side in an order of its own."""
+    for side, count in zip(plan.sides, plan.counts, strict=True):
+        rng = np.random.default_rng((seed, side))
+        for start in range(0, count, photos):
+            order = rng.permutation(photos)[: count - start]
+            for i, photo in enumerate(order):
+                yield PlannedCrop(start + i, side, int(photo))
+
+
+def crop_batch(photos: Photos, plan: CropPlan, *, seed: int, step: int) -> NDArray[np.uint8]:
+    """(B, H, W, 3) uint8: the batch of this step, the same whenever it is asked for."""
+    rng = np.random.default_rng((seed, step))
+    side = int(rng.choice(plan.sides, p=np.array(plan.weights) / sum(plan.weights)))
+    picks = rng.integers(len(photos), size=max(1, plan.batch_px // side**2))
+    return np.stack([random_crop(photos[int(i)], side, rng) for i in picks])
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What a step sees. No tuple: FSDP would look inside and round it to half precision.
+
+    Attributes:
+        captions: B of them.
+        pixels: (B, 3, H, W) float in [-1, 1], or None where the latents are known.
+        latent: (B, 16, H/8, W/8) float, or None.
+        text: What the captions say, or None where the text model is trained along.
+    """
+
+    captions: list[str]
+    pixels: Tensor | None = None
+    latent: Tensor | None = None
+    text: TextEmbedding | None = None
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+class Encoded(Protocol):
+    """What the entropy model is trained on: latents with captions, each once."""
+
+    @property
+    def sides(self) -> Sequence[int]:
+        """Of the crops, in pixels."""
+
+    def every(self, side: int) -> Iterator[Samples]:
+        """All samples of a side, a few at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoCrops:
+    """Crops of photos, others in each step, with the describer's captions."""
+
+    photos: Photos
+    plan: CropPlan
+    seed: int
+
+    def draw(self, step: int) -> Samples:
+        crops = crop_batch(self.photos, self.plan, seed=self.seed, step=step)
+        return Samples([describe(Image.fromarray(c)) for c in crops], pixels=to_float(crops))
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPhotos:
+    """Planned crops of photos through an autoencoder, a few at a time."""
+
+    photos: Photos
+    plan: GridPlan
+    vae: LatentAutoencoder
+    captioner: Callable[[Image.Image], str] = describe
+    seed: int = 0
+
+    @property
+    def sides(self) -> Sequence[int]:
+        return self.plan.sides
+
+    def every(self, side: int) -> Iterator[Samples]:
+        crops = planned_crops(self.plan, len(self.photos), seed=self.seed)
+        yield from (samples for _, samples in self.encode(c for c in crops if c.side == side))
+
+    @torch.inference_mode()
+    def encode(self, planned: Iterable[PlannedCrop]) -> Iterator[tuple[list[PlannedCrop], Samples]]:
+        """Read, cut, describe and encode crops, neighbours of the same side together."""
+        planned = iter(planned)
+        group = list(islice(planned, 1))
+        while group:
+            following: list[PlannedCrop] = []
+            for crop in planned:
+                if crop.side != group[0].side or (len(group) + 1) * crop.side**2 > AT_ONCE_PX:
+                    following = [crop]
+                    break
+                group.append(crop)
+            pixels = np.stack([crop.cut(self.photos, seed=self.seed) for crop in group])
+            captions = [self.captioner(Image.fromarray(p)) for p in pixels]
+            yield (
+                group,
+                Samples(captions, latent=self.vae.encode(to_float(pixels).to(self.vae.device))),
+            )
+            group = following
+
+
+@torch.inference_mode()
+def write_grids(
+    source: Encoded, out: Path, *, encoder: nn.Module, quantizer: VectorQuantizer
+) -> list[Path]:
+    """Write one .npz per side with "tokens" (S, h, w) uint8 and "captions" (S,).
+
+    Grids that are larger than the entropy model's tile are cut as the codec cuts them. Files that
+    are there already stay.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    device = next(encoder.parameters()).device
+    files = []
+    for side in source.sides:
+        path = out / f"tokens-{side}.npz"
+        files.append(path)
+        if path.exists():
+            continue
+        grids: list[NDArray[np.uint8]] = []
+        captions: list[str] = []
+        for samples in tqdm(source.every(side), desc=path.stem, disable=None):
+            assert samples.latent is not None
+            tokens = quantizer.tokens(encoder(samples.latent.to(device)))
+            for grid, caption in zip(tokens.to(torch.uint8).cpu(), samples.captions, strict=True):
+                cut = list(_tiles(grid.numpy()))
+                grids += cut
+                captions += [caption] * len(cut)
+        np.savez_compressed(path, tokens=np.stack(grids), captions=np.array(captions))
+    return files
+
+
+def _tiles(grid: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    """Equal parts of at most `MAX_TILE` a side; what does not fill one is left out."""
+    h, w = (min(MAX_TILE, n) for n in grid.shape)
+    for y in range(0, grid.shape[0] - h + 1, h):
+        for x in range(0, grid.shape[1] - w + 1, w):
+            yield grid[y : y + h, x : x + w]
+
+
+def to_float(pixels: NDArray[Any] | Tensor) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float in [-1, 1]."""
+    x = torch.as_tensor(pixels).movedim(-1, 1).float() / 127.5 - 1
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def random_crop(photo: NDArray[np.uint8], side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """(side, side, 3) uint8: a random square of `photo`, flipped half of the time.
+
+    A photo whose short side is less than `side` is enlarged to it first.
+    """
+    if min(photo.shape[:2]) < side:
+        photo = _resized(photo, side)
+    h, w = photo.shape[:2]
+    y, x = int(rng.integers(h - side + 1)), int(rng.integers(w - side + 1))
+    crop = photo[y : y + side, x : x + side]
+    return np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)
+
+
+def _shrunk_crop(
+    photo: NDArray[np.uint8], side: int, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """A random crop, half of the time of a photo that was reduced to about that side."""
+    if min(photo.shape[:2]) > side and rng.random() < 0.5:
+        photo = _resized(photo, side)
+    return random_crop(photo, side, rng)
+
+
+def _resized(photo: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """The short side becomes `side`."""
+    h, w = photo.shape[:2]
+    scale = side / min(h, w)
+    size = (max(side, round(w * scale)), max(side, round(h * scale)))
+    return np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS))
