@@ -71,8 +71,7 @@ class Stream:
     """One compressed picture, parsed but not decoded.
 
     Attributes:
-        mode: Key into `config.MODES`.
-        schedule: One of `config.SCHEDULES`.
+        mode, schedule: Key into `config.MODES`, and one of `config.SCHEDULES`.
         width, height: Pixels of the picture, each in [64, 4096].
         tokens_sent: Tokens in the payload; all of the grid unless the mode is partial.
         fingerprint: First byte of the model's digest, so that a foreign file has a clear message.
@@ -102,8 +101,7 @@ class Stream:
                 raise BitstreamError(f"{name}: expected one of {expected}, got {quoted(value)}")
         _check_range("width", self.width, MIN_SIDE_PX, MAX_SIDE_PX)
         _check_range("height", self.height, MIN_SIDE_PX, MAX_SIDE_PX)
-        partial = MODES[self.mode].partial
-        least = 0 if partial else self.tokens_total
+        least = 0 if MODES[self.mode].partial else self.tokens_total
         _check_range("tokens sent", self.tokens_sent, least, self.tokens_total)
         _check_range("fingerprint", self.fingerprint, 0, 2**8 - 1)
         _check_range("check value", self.check, 0, 2**16 - 1)
@@ -115,8 +113,8 @@ class Stream:
         cls,
         size: tuple[int, int],
         mode: str,
-        *,
         fingerprint: int,
+        *,
         schedule: str = DEFAULT_SCHEDULE,
         tokens: int | None = None,
         seed: int = 0,
@@ -131,12 +129,17 @@ class Stream:
             ConfigError: if a name or a number is wrong.
         """
         rows, columns = RATES[find_mode(mode).rate].grid(size[1], size[0])
+        total = rows * columns
+        if MODES[mode].partial:
+            total = check_whole("tokens", 0 if tokens is None else tokens, 0, total)
+        elif tokens not in (None, total):
+            raise ConfigError(f"tokens: mode {mode!r} sends all {total}, got {quoted(tokens)}")
         return cls(
             mode=mode,
             schedule=check_schedule(schedule),
             width=size[0],
             height=size[1],
-            tokens_sent=_tokens_sent(tokens, rows * columns, mode),
+            tokens_sent=total,
             fingerprint=fingerprint,
             check=0,
             payload=b"",
@@ -199,9 +202,8 @@ class Stream:
         width, height = _read_sides(reader, square=bool(flags & 0b100))
         fingerprint = reader.take("fingerprint", 1)[0]
         check = int.from_bytes(reader.take("check value", 2), "big")
-        partial = MODES[mode].partial
         rows, columns = RATES[MODES[mode].rate].grid(height, width)
-        tokens_sent = reader.varint("tokens sent") if partial else rows * columns
+        sent = reader.varint("tokens sent") if MODES[mode].partial else rows * columns
         seed = reader.varint("seed") if flags & 0b10 else 0
         if flags & 0b10 and not seed:
             raise BitstreamError("seed: a stored seed must not be 0, got 0")
@@ -210,7 +212,7 @@ class Stream:
             schedule=schedule,
             width=width,
             height=height,
-            tokens_sent=tokens_sent,
+            tokens_sent=sent,
             fingerprint=fingerprint,
             check=check,
             payload=reader.rest(),
@@ -259,14 +261,8 @@ class Stream:
             raise ConfigError("truncate: this stream was read from a file: use codec.truncate")
         stage = check_whole("stage", stage, 0, len(self.cuts) - 1)
         cut = self.cuts[stage]
-        return replace(
-            self,
-            mode="hybrid",
-            tokens_sent=cut.tokens,
-            check=cut.check,
-            payload=cut.payload,
-            cuts=self.cuts[: stage + 1],
-        )
+        shorter = replace(self, mode="hybrid", tokens_sent=cut.tokens, check=cut.check)
+        return replace(shorter, payload=cut.payload, cuts=self.cuts[: stage + 1])
 
 
 def check_value(stream: Stream, caption: str, *, tokens: bytes, model: bytes) -> int:
@@ -317,15 +313,6 @@ class _HeaderReader:
 
     def rest(self) -> bytes:
         return self._data[self._offset :]
-
-
-def _tokens_sent(tokens: int | None, total: int, mode: str) -> int:
-    """How many tokens a mode sends when it is asked for `tokens`."""
-    if MODES[mode].partial:
-        return check_whole("tokens", 0 if tokens is None else tokens, 0, total)
-    if tokens not in (None, total):
-        raise ConfigError(f"tokens: mode {mode!r} sends all {total}, got {quoted(tokens)}")
-    return total
 
 
 def _check_file_size(size_bytes: int) -> None:

@@ -108,14 +108,6 @@ class Step:
     picture: Image.Image | None = None  # the finished picture, in the last step
 
 
-class _Manner(NamedTuple):
-    """How to paint, checked."""
-
-    steps: int
-    guidance: float
-    seed: int
-
-
 class PerCoV2:
     """A loaded model: pictures in, streams out, and back. Make one with `load_codec`."""
 
@@ -180,22 +172,16 @@ class PerCoV2:
         """
         picture = image_io.normalise(image)
         header = Stream.blank(
-            picture.size,
-            mode,
-            fingerprint=self.fingerprint,
-            schedule=schedule,
-            tokens=tokens,
-            seed=seed,
+            picture.size, mode, self.fingerprint, schedule=schedule, tokens=tokens, seed=seed
         )
-        if caption is None:
-            caption = self.describe(picture, captioner=captioner)
-        text = packing.check_caption(caption)
+        said = self.describe(picture, captioner=captioner) if caption is None else caption
+        text = packing.check_caption(said)
         if header.tokens_sent == 0:  # the caption alone: no token is looked for
             return self.write(header, np.zeros(header.grid, int), text)
 
         rate = MODES[mode].rate
         modules = self.rates[rate]
-        least = guidance_features(torch.ones(1, device=self.device), modules.decoder.guidance_width)
+        told = _told(1.0, modules.decoder)  # (1, guidance width)
         x = image_io.to_tensor(picture, RATES[rate].token_stride).to(self.device)  # (1, 3, H, W)
         latent = self.vae.encode(x)  # (1, 16, H/8, W/8)
         vectors = modules.encoder(latent)  # (1, D, h, w)
@@ -203,7 +189,7 @@ class PerCoV2:
         found = search_tokens(
             nearest,
             modules.quantizer,
-            lambda codes: self.vae.decode(modules.decoder(codes, least).start),
+            lambda codes: self.vae.decode(modules.decoder(codes, told).start),
             x,
             config=modules.search,
             bits=lambda tile: _prices(modules.prior, tile, text),
@@ -243,12 +229,12 @@ class PerCoV2:
             tokens_sent=header.tokens_sent,
             cuts=header.may_be_cut,
         )
-        ordered = tokens.ravel()[coding_order(header.schedule, header.grid)]
+        ordered = tokens.ravel()[coding_order(header.schedule, header.grid)]  # (N,)
+        check = self._check(header, ordered, caption)
         cuts = []
         for count, payload in points:
             shorter = replace(header, mode="hybrid", tokens_sent=count)
             cuts.append(Cut(count, self._check(shorter, ordered, caption), payload))
-        check = self._check(header, ordered, caption)
         return replace(header, check=check, payload=writer.finish(), cuts=tuple(cuts))
 
     def truncate(
@@ -341,10 +327,7 @@ class PerCoV2:
         Raises:
             ConfigError: if a number or the preset is wrong; at once, before the first step.
         """
-        manner = self._manner(
-            contents.stream, steps=steps, guidance=guidance, preset=preset, seed=seed
-        )
-        return self._steps(contents, manner)
+        return self._steps(contents, *self._chosen(contents.stream, preset, steps, guidance, seed))
 
     def decode(
         self,
@@ -354,7 +337,6 @@ class PerCoV2:
         guidance: float | None = None,
         preset: str = "balanced",
         seed: int | None = None,
-        on_step: Callable[[Step], None] | None = None,
     ) -> Image.Image:
         """`read` a file and `paint` it to the end. Same arguments, same machine: same pixels.
 
@@ -362,52 +344,52 @@ class PerCoV2:
             BitstreamError: if the file is damaged or of another model.
             ConfigError: if a number or the preset is wrong.
         """
-        manner = self._manner(stream, steps=steps, guidance=guidance, preset=preset, seed=seed)
-        for step in self._steps(self.read(stream), manner):
-            if on_step is not None:
-                on_step(step)
-        assert step.picture is not None
-        return step.picture
+        chosen = self._chosen(stream, preset, steps, guidance, seed)  # before anything runs
+        for step in self._steps(self.read(stream), *chosen):
+            picture = step.picture
+        assert picture is not None  # the last step has one
+        return picture
 
     @torch.inference_mode()
-    def _steps(self, contents: Contents, manner: _Manner) -> Generator[Step, None, None]:
+    def _steps(
+        self, contents: Contents, steps: int, guidance: float, seed: int
+    ) -> Generator[Step, None, None]:
         stream, modules = contents.stream, self.rates[MODES[contents.stream.mode].rate]
         tokens = torch.from_numpy(contents.tokens)[None].to(self.device)  # (1, h, w)
         codes = modules.quantizer.lookup(tokens)  # (1, D, h, w)
-        guidance = torch.full((1,), manner.guidance, device=codes.device)
-        told = guidance_features(guidance, modules.decoder.guidance_width)
+        told = _told(guidance, modules.decoder)  # (1, guidance width)
         start, features = modules.decoder(codes, told)  # (1, 16, H/8, W/8), (1, C, H/8, W/8)
         latents = sample(
             modules.flow,
             Conditions(start, features, modules.text.encode([contents.caption])),
             modules.text.encode([""]),
-            times=sigmas(manner.steps, self.shift),
-            guidance=manner.guidance,
-            noise=draw_noise(start.shape, manner.seed, start.device),
+            times=sigmas(steps, self.shift),
+            guidance=guidance,
+            noise=draw_noise(start.shape, seed, start.device),
         )
         for index, latent in enumerate(latents, 1):  # (1, 16, H/8, W/8)
             preview = partial(self._picture, stream, latent)
-            last = index == manner.steps
-            yield Step(index, manner.steps, preview, preview() if last else None)
+            yield Step(index, steps, preview, preview() if index == steps else None)
 
     @torch.inference_mode()
     def _picture(self, stream: Stream, latent: Tensor) -> Image.Image:
         return image_io.to_image(self.vae.decode(latent), size=(stream.width, stream.height))
 
-    def _manner(
+    def _chosen(
         self,
         stream: Stream,
-        *,
+        preset: str,
         steps: int | None,
         guidance: float | None,
-        preset: str,
         seed: int | None,
-    ) -> _Manner:
-        chosen = self.presets[_checked(stream).mode][check_choice("preset", preset, PRESETS)]
-        guidance = chosen.guidance if guidance is None else guidance
-        return _Manner(
-            check_whole("steps", chosen.steps if steps is None else steps, 1, MAX_STEPS),
-            check_real("guidance", guidance, 1, MAX_GUIDANCE),
+    ) -> tuple[int, float, int]:
+        """Steps, guidance and seed, what is None taken from the preset and the file."""
+        usual = self.presets[_checked(stream).mode][check_choice("preset", preset, PRESETS)]
+        return (
+            check_whole("steps", usual.steps if steps is None else steps, 1, MAX_STEPS),
+            check_real(
+                "guidance", usual.guidance if guidance is None else guidance, 1, MAX_GUIDANCE
+            ),
             check_whole("seed", stream.seed if seed is None else seed, 0, MAX_SEED),
         )
 
@@ -415,6 +397,12 @@ class PerCoV2:
         """Check value of a stream that holds the first of these tokens, (N,) in coding order."""
         tokens = ordered[: stream.tokens_sent].astype("<u2").tobytes()
         return check_value(stream, caption, tokens=tokens, model=self.digest)
+
+
+def _told(guidance: float, decoder: HyperDecoder) -> Tensor:
+    """(1, guidance width) how a hyper-decoder is told the guidance."""
+    value = torch.full((1,), guidance, device=decoder.device)
+    return guidance_features(value, decoder.guidance_width)
 
 
 def _prices(prior: TokenPrior, tile: Tensor, caption: str) -> Tensor:

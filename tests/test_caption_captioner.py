@@ -65,8 +65,8 @@ def tiny_blip2(tmp_path: Path) -> Path:
 def test_blip_2_is_found_by_what_its_folder_says(tiny_blip2, monkeypatch):
     monkeypatch.setenv("PERCOV2_BLIP", str(tiny_blip2))
     captioner = get_captioner("blip")
-    assert type(captioner.model).__name__ == "Blip2ForConditionalGeneration"
-    assert type(captioner.processor.image_processor).__name__ == "BlipImageProcessorPil"
+    assert type(captioner.write.model).__name__ == "Blip2ForConditionalGeneration"
+    assert type(captioner.write.processor.image_processor).__name__ == "BlipImageProcessorPil"
     caption = captioner(PICTURE)
     assert caption == captioner(PICTURE)
     assert set(caption.split()) <= {"a", "blue", "dog"}
@@ -76,13 +76,13 @@ def test_blip_2_is_found_by_what_its_folder_says(tiny_blip2, monkeypatch):
 def test_a_caption_ends_after_32_tokens_on_the_captioners_device(kind, request):
     captioner = get_captioner("blip", blip=str(request.getfixturevalue(kind)))
     asked = []
-    generate = captioner.model.generate
-    captioner.model.generate = lambda **how: asked.append(how) or generate(**how)
+    generate = captioner.write.model.generate
+    captioner.write.model.generate = lambda **how: asked.append(how) or generate(**how)
     captioner(PICTURE)
     (how,) = asked
     assert (how["max_new_tokens"], how["do_sample"]) == (32, False)
-    assert how["pixel_values"].device == captioner.model.device
-    assert how["pixel_values"].dtype == captioner.model.dtype
+    assert how["pixel_values"].device == captioner.write.model.device
+    assert how["pixel_values"].dtype == captioner.write.model.dtype
 
 
 def test_blip_writes_words_of_its_own_vocabulary(tiny_blip):
@@ -96,7 +96,7 @@ def test_blip_writes_words_of_its_own_vocabulary(tiny_blip):
 def test_blip_is_loaded_once_and_prepares_pixels_with_pil(tiny_blip):
     captioner = load_blip(str(tiny_blip), "cpu")
     assert captioner is get_captioner("blip", blip=str(tiny_blip))
-    assert type(captioner.processor.image_processor).__name__ == "BlipImageProcessorPil"
+    assert type(captioner.write.processor.image_processor).__name__ == "BlipImageProcessorPil"
 
 
 def test_absent_weights_are_one_clear_line(monkeypatch, tmp_path):

@@ -293,9 +293,7 @@ def test_a_large_picture_is_painted_in_tiles():
 
 def blank(mode, *, tokens=None, schedule="qlds", seed=0):
     mark = tiny_codec().fingerprint
-    return Stream.blank(
-        (256, 192), mode, fingerprint=mark, schedule=schedule, tokens=tokens, seed=seed
-    )
+    return Stream.blank((256, 192), mode, mark, schedule=schedule, tokens=tokens, seed=seed)
 
 
 def grid(mode):

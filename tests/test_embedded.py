@@ -46,7 +46,7 @@ def streams(codec, squares):
 def test_files_are_at_most_two_bytes_over_header_and_ideal_length(codec, streams, rate):
     for _, caption, tokens, *_ in map(codec.read, streams[rate]):
         for schedule in SCHEDULES:
-            blank = Stream.blank((512, 512), rate, fingerprint=codec.fingerprint, schedule=schedule)
+            blank = Stream.blank((512, 512), rate, codec.fingerprint, schedule=schedule)
             written = codec.write(blank, tokens, caption)
             ideal_bits = codec.caption_bits(caption) + codec.read(written).token_bits.sum()
             assert 8 * written.sizes.payload <= ideal_bits + 16

@@ -7,13 +7,15 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
 from percov2_core.caption.describer import describe
+from percov2_core.config import check_choice
 from percov2_core.errors import ConfigError, UnavailableError
 
+CAPTIONERS = ("auto", "describer", "fixed", "blip")
 BLIP_MODEL = "Salesforce/blip-image-captioning-base"
 MAX_NEW_TOKENS = 32
 DOWNLOAD_VARIABLE = "PERCOV2_ALLOW_DOWNLOAD"
@@ -22,36 +24,15 @@ BLIP_VARIABLE = "PERCOV2_BLIP"  # folder or Hub name of BLIP or BLIP-2, in place
 _log = logging.getLogger(__name__)
 
 
-class Captioner(Protocol):
-    """Turns an RGB picture into a caption."""
-
-    @property
-    def name(self) -> str:
-        """What `get_captioner` knows it by."""
-
-    def __call__(self, image: Image.Image) -> str:
-        """Write the caption of an RGB picture of any size."""
-
-
 @dataclass(frozen=True)
-class Describer:
-    """Colours, layout and texture in one sentence; needs no weights."""
+class Captioner:
+    """Turns an RGB picture of any size into a caption."""
 
-    name: str = "describer"
-
-    def __call__(self, image: Image.Image) -> str:
-        return describe(image)
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """The same text for every picture."""
-
-    text: str
-    name: str = "fixed"
+    name: str  # one of CAPTIONERS
+    write: Callable[[Image.Image], str]
 
     def __call__(self, image: Image.Image) -> str:
-        return self.text
+        return self.write(image)
 
 
 @dataclass(frozen=True)
@@ -60,7 +41,6 @@ class Blip:
 
     processor: Any
     model: Any
-    name: str = "blip"
 
     def __call__(self, image: Image.Image) -> str:
         inputs = self.processor(images=image, return_tensors="pt")
@@ -78,7 +58,7 @@ def get_captioner(
     """Find a captioner by its name.
 
     Args:
-        name: A key of `CAPTIONERS`; `auto` is `blip` where its weights are, else `describer`.
+        name: One of `CAPTIONERS`; `auto` is `blip` where its weights are, else `describer`.
         text: What `fixed` says.
         blip: Folder or Hub name of the weights of `blip`; None takes PERCOV2_BLIP or BLIP_MODEL.
         device: Where `blip` runs.
@@ -87,27 +67,23 @@ def get_captioner(
         ConfigError: if there is no such captioner, or `fixed` was given no text.
         UnavailableError: if the weights of `blip` cannot be had here.
     """
-    if name not in CAPTIONERS:
-        raise ConfigError(f"captioner must be one of {', '.join(CAPTIONERS)}, got {name!r}")
-    return CAPTIONERS[name](text, blip or os.environ.get(BLIP_VARIABLE) or BLIP_MODEL, device)
-
-
-def _fixed(text: str | None, blip: str, device: str) -> Captioner:
-    if text is None:
-        raise ConfigError("captioner 'fixed' needs a text, got none")
-    return Fixed(text)
-
-
-def _auto(text: str | None, blip: str, device: str) -> Captioner:
-    try:
-        return load_blip(blip, device)
-    except UnavailableError as error:
-        _log.info("the describer writes the caption: %s", error)
-        return Describer()
+    check_choice("captioner", name, CAPTIONERS)
+    if name == "fixed":
+        if text is None:
+            raise ConfigError("captioner 'fixed' needs a text, got none")
+        return Captioner(name, lambda image: text)
+    if name != "describer":
+        try:
+            return load_blip(blip or os.environ.get(BLIP_VARIABLE) or BLIP_MODEL, device)
+        except UnavailableError as error:
+            if name == "blip":
+                raise
+            _log.info("the describer writes the caption: %s", error)
+    return Captioner("describer", describe)
 
 
 @lru_cache(maxsize=1)  # a second picture must not load the weights again
-def load_blip(source: str, device: str) -> Blip:
+def load_blip(source: str, device: str) -> Captioner:
     """Load BLIP or BLIP-2 from a local folder, the local cache, or, if allowed, the Hub.
 
     It computes in bfloat16 on a GPU, in float32 elsewhere.
@@ -135,12 +111,4 @@ def load_blip(source: str, device: str) -> Blip:
         raise UnavailableError(
             f"captioner 'blip': {source!r} is not here{hint}: {reason}"
         ) from error
-    return Blip(processor, model.to(device).eval())
-
-
-CAPTIONERS: dict[str, Callable[[str | None, str, str], Captioner]] = {
-    "auto": _auto,
-    "describer": lambda text, blip, device: Describer(),
-    "fixed": _fixed,
-    "blip": lambda text, blip, device: load_blip(blip, device),
-}
+    return Captioner("blip", Blip(processor, model.to(device).eval()))
