@@ -385,11 +385,10 @@ class PerCoV2:
     ) -> tuple[int, float, int]:
         """Steps, guidance and seed, what is None taken from the preset and the file."""
         usual = self.presets[_checked(stream).mode][check_choice("preset", preset, PRESETS)]
+        guidance = usual.guidance if guidance is None else guidance
         return (
             check_whole("steps", usual.steps if steps is None else steps, 1, MAX_STEPS),
-            check_real(
-                "guidance", usual.guidance if guidance is None else guidance, 1, MAX_GUIDANCE
-            ),
+            check_real("guidance", guidance, 1, MAX_GUIDANCE),
             check_whole("seed", stream.seed if seed is None else seed, 0, MAX_SEED),
         )
 
