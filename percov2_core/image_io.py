@@ -119,6 +119,8 @@ def normalise(image: Image.Image) -> Image.Image:
         raise ImageError(f"picture must be a PIL image, got {type(image).__name__}")
     with _about("the picture"):
         size = _checked(image.size, None)
+        if type(image) is Image.Image and image.mode == "RGB" and not image.info:
+            return image  # as this module made it: nothing is done twice
         stored = Stored(kind=image.format or "picture", orientation=_exif_orientation(image))
         return _finished(_decoded(stored, image, size), stored, size)
 
@@ -377,11 +379,13 @@ def _finished(image: Image.Image, stored: Stored, size: tuple[int, int]) -> Imag
         if stored.orientation in _TURNS:
             image = image.transpose(_TURNS[stored.orientation])
         profile = None if stored.colour else stored.profile or image.info.get("icc_profile")
-        if image.mode not in ("LA", "RGBA"):
-            return _to_srgb(image, profile)
-        colour = _to_srgb(image.convert(image.mode[:-1]), profile)
-        white = Image.new("RGB", colour.size, "white")
-        return Image.composite(colour, white, image.getchannel("A"))
+        clear = image.mode in ("LA", "RGBA")
+        colour = _to_srgb(image.convert(image.mode[:-1]) if clear else image, profile)
+        if clear:
+            white = Image.new("RGB", colour.size, "white")
+            colour = Image.composite(colour, white, image.getchannel("A"))
+        colour.info = {}  # it says nothing any more that is still to be done
+        return colour
 
 
 def _plain(image: Image.Image) -> Image.Image:

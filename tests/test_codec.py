@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.ImageCms import ImageCmsProfile, createProfile
 
+from percov2_core import image_io
 from percov2_core.bitstream import Stream
 from percov2_core.caption import packing
 from percov2_core.config import MODES, SCHEDULES
@@ -241,6 +244,18 @@ def test_what_is_no_stream_and_no_picture_is_refused_by_its_kind():
             call(b"\xb1")
     with pytest.raises(ImageError, match="picture must be a PIL image, got str"):
         codec.encode("photo.png")
+
+
+def test_a_picture_is_normalised_once_however_often_it_is_given(monkeypatch):
+    codec, file = tiny_codec(), io.BytesIO()
+    picture().save(file, "PNG", icc_profile=ImageCmsProfile(createProfile("sRGB")).tobytes())
+    image = image_io.load(file.getvalue())
+    finished = counted(monkeypatch, image_io, "_finished")
+    stream = codec.encode(image, caption=codec.describe(image))
+    codec.encode(image, "ultra-low")
+    assert not finished
+    assert codec.encode(Image.open(file), caption=codec.read(stream).caption) == stream
+    assert len(finished) == 1
 
 
 def test_wrong_arguments_are_refused_before_the_picture_is_looked_at(monkeypatch):
