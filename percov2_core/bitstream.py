@@ -158,7 +158,7 @@ class Stream:
 
     @property
     def may_be_cut(self) -> bool:
-        """Whether the first tokens alone make a file: at the rate of the hybrid mode."""
+        """Whether the first tokens alone make a file, as they do in the hybrid mode."""
         return MODES[self.mode].rate == MODES["hybrid"].rate
 
     @property
@@ -170,8 +170,8 @@ class Stream:
         square = self.width == self.height
         flags = MODES[self.mode].code << 6 | SCHEDULES.index(self.schedule) << 3
         flags |= square << 2 | (self.seed > 0) << 1
-        side = self.width - 1
-        size = side.to_bytes(2, "big") if square else _pack_sides(side, self.height - 1)
+        sides = self.width - 1 if square else self.width - 1 << 12 | self.height - 1
+        size = sides.to_bytes(2 if square else 3, "big")
         parts = [bytes([_MAGIC | VERSION, flags]), size, bytes([self.fingerprint])]
         parts.append(self.check.to_bytes(2, "big"))
         if MODES[self.mode].partial:
@@ -294,7 +294,7 @@ class _HeaderReader:
             raise BitstreamError("the file is empty")
         if end > len(self._data):
             raise BitstreamError(
-                f"the file ends after {_bytes(len(self._data))}, before its {name}: it is cut short"
+                f"the file is cut short: it ends at byte {len(self._data)}, before its {name}"
             )
         part = self._data[self._offset : end]
         self._offset = end
@@ -318,10 +318,6 @@ class _HeaderReader:
 def _check_file_size(size_bytes: int) -> None:
     if size_bytes > MAX_FILE_BYTES:
         raise BitstreamError(f"file: expected at most {MAX_FILE_BYTES} bytes, got {size_bytes}")
-
-
-def _bytes(count: int) -> str:
-    return "1 byte" if count == 1 else f"{count} bytes"
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:
@@ -349,10 +345,6 @@ def _names(flags: int) -> tuple[str, str]:
     return _MODE_NAMES[mode], SCHEDULES[schedule]
 
 
-def _pack_sides(width_less_1: int, height_less_1: int) -> bytes:
-    return (width_less_1 << 12 | height_less_1).to_bytes(3, "big")
-
-
 def _read_sides(reader: _HeaderReader, *, square: bool) -> tuple[int, int]:
     """Width and height; the spellings that no writer uses are rejected."""
     value = int.from_bytes(reader.take("size", 2 if square else 3), "big")
@@ -362,8 +354,6 @@ def _read_sides(reader: _HeaderReader, *, square: bool) -> tuple[int, int]:
         raise BitstreamError(f"size: expected four zero bits before the side, got {high}")
     if not square and width == height:
         raise BitstreamError(f"size: {width + 1}x{height + 1} must be marked as square")
-    _check_range("width", width + 1, MIN_SIDE_PX, MAX_SIDE_PX)
-    _check_range("height", height + 1, MIN_SIDE_PX, MAX_SIDE_PX)
     return width + 1, height + 1
 
 
