@@ -34,16 +34,19 @@ from percov2_core.caption.captioner import Captioner
 from percov2_core.caption.language import CaptionLanguage
 from percov2_core.config import (
     DEFAULT_SCHEDULE,
+    MAX_GUIDANCE,
+    MAX_STEPS,
     MODES,
     PRESETS,
     RATES,
+    Preset,
     check_choice,
     check_real,
     check_whole,
 )
 from percov2_core.entropy.coder import SymbolReader, SymbolWriter
 from percov2_core.entropy.prior import CutPoint, TokenPrior
-from percov2_core.entropy.schedule import coding_order, stage_map
+from percov2_core.entropy.schedule import Ints, coding_order, stage_map
 from percov2_core.errors import BitstreamError, ConfigError
 from percov2_core.flow.sampler import draw_noise, sample, sigmas
 from percov2_core.flow.text import TextEmbedder
@@ -51,18 +54,6 @@ from percov2_core.flow.transformer import Conditions, FlowModel, guidance_featur
 from percov2_core.hyper.networks import HyperDecoder, HyperEncoder, VectorQuantizer
 from percov2_core.hyper.search import SearchConfig, search_tokens
 from percov2_core.latent import LatentAutoencoder
-
-MAX_STEPS = 100
-MAX_GUIDANCE = 20.0
-
-Ints = NDArray[np.int64]
-
-
-class Preset(NamedTuple):
-    """A named point of the trade between distortion and perception."""
-
-    steps: int
-    guidance: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

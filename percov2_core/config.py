@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from numbers import Real
 from operator import index
 from types import MappingProxyType
-from typing import SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
 from percov2_core.errors import ConfigError
 
@@ -24,6 +24,8 @@ SCHEDULES = ("uniform", "checkerboard", "quincunx", "qlds", "var")
 DEFAULT_SCHEDULE = "qlds"
 QUOTED_LENGTH = 60
 PRESETS = ("faithful", "balanced", "vivid")
+MAX_STEPS = 100
+MAX_GUIDANCE = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +96,13 @@ MODES = MappingProxyType(
         )
     }
 )
+
+
+class Preset(NamedTuple):
+    """A named point of the trade between distortion and perception."""
+
+    steps: int
+    guidance: float
 
 
 def find_mode(name: str) -> Mode:

@@ -8,8 +8,8 @@ import gradio as gr
 from PIL import Image
 
 from percov2_core.bitstream import MAX_FILE_BYTES, MAX_SEED, Stream
-from percov2_core.codec import MAX_GUIDANCE, MAX_STEPS, PerCoV2
-from percov2_core.config import DEFAULT_SCHEDULE, MODES, RATES
+from percov2_core.codec import PerCoV2
+from percov2_core.config import DEFAULT_SCHEDULE, MAX_GUIDANCE, MAX_STEPS, MODES, RATES
 from percov2_core.errors import ConfigError
 from percov2_core.ui import border, text
 from percov2_core.ui.device import Look

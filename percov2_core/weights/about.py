@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from percov2_core.codec import Preset
-from percov2_core.config import MODES, PRESETS, RATES
+from percov2_core.config import MODES, PRESETS, RATES, Preset
 from percov2_core.errors import WeightsError
 from percov2_core.weights.files import WEIGHTS_FILE, existing, read_json, write_json
 from percov2_core.weights.sizes import BASES

@@ -16,8 +16,8 @@ from diffusers import SD3Transformer2DModel
 from torch import nn
 
 from percov2_core.caption.language import load_language
-from percov2_core.codec import PerCoV2, Preset, RateModules
-from percov2_core.config import MODES, PRESETS
+from percov2_core.codec import PerCoV2, RateModules
+from percov2_core.config import MODES, PRESETS, Preset
 from percov2_core.entropy.exact import ExactModel
 from percov2_core.entropy.prior import TokenPrior
 from percov2_core.flow.transformer import extend_patch_embedding
