@@ -27,7 +27,7 @@ _SIGNATURES = {
     rb"RIFF....WEBP": "WebP",
     rb"GIF8[79]a": "GIF",
     rb"BM": "BMP",
-    rb"II[*+]\0|MM\0[*+]": "TIFF",
+    rb"II\*\0|MM\0\*": "TIFF",
     rb"P[1-6][\s#]|P[fF]\s": "PPM",
     rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000",
     rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL",
@@ -124,7 +124,9 @@ def take_apart(data: bytes) -> Stored:
         raise ImageError(f"{next(known, 'is not a picture that can be read here')}: {_ADVICE}")
     try:
         return _READERS[kind](data) if kind in _READERS else Stored(kind, data)
-    except (struct.error, IndexError, KeyError) as error:  # it ends in the middle, or lacks a part
+    except ImageError:
+        raise
+    except (struct.error, ValueError, LookupError) as error:  # it ends in the middle, or lacks a part
         raise damaged(kind) from error
 
 
@@ -335,8 +337,6 @@ def _tags(data: bytes) -> Iterator[_Tag]:
 
 def _tiff(data: bytes) -> Stored:
     """The same pixels behind a directory of what they need."""
-    if b"+" in data[2:4]:  # the variant for files over 4 GB, which nobody has here
-        return Stored("TIFF", data)
     tags: dict[int, _Tag] = {}
     for tag in _tags(data):
         tags.setdefault(tag.number, tag)

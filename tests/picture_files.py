@@ -1,0 +1,136 @@
+"""Writes pictures that Pillow cannot write: every kind of PNG, deep TIFFs, EXIF data gone wrong."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2))
+ADAM7 = (*ADAM7, (0, 1, 1, 2))
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def png(
+    levels: NDArray[np.unsignedinteger],
+    colour_type: int,
+    depth: int,
+    *,
+    interlaced: bool = False,
+    before: bytes = b"",
+    after: bytes = b"",
+) -> bytes:
+    """(H, W, C) levels below 2^depth -> a PNG, with chunks before and after the pixels."""
+    height, width = levels.shape[:2]
+    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
+    rows = [
+        bytes(1) + _packed(row, depth)
+        for x, y, step_x, step_y in passes
+        for row in levels[y::step_y, x::step_x]
+    ]
+    header = struct.pack(">2I5B", width, height, depth, colour_type, 0, 0, interlaced)
+    return b"".join(
+        (
+            b"\x89PNG\r\n\x1a\n",
+            chunk(b"IHDR", header),
+            before,
+            chunk(b"IDAT", zlib.compress(b"".join(rows))),
+            after,
+            chunk(b"IEND", b""),
+        )
+    )
+
+
+def _packed(row: NDArray[np.unsignedinteger], depth: int) -> bytes:
+    if depth >= 8:
+        return row.astype(f">u{depth // 8}").tobytes()
+    bits = row.reshape(-1, 1) >> np.arange(depth - 1, -1, -1) & 1
+    return np.packbits(bits.astype(np.uint8)).tobytes()
+
+
+def tiff(
+    levels: NDArray[np.unsignedinteger],
+    depth: int,
+    *,
+    order: str = "<",
+    white_is_zero: bool = False,
+    tags: tuple[tuple[int, int, int, int], ...] = (),
+) -> bytes:
+    """(H, W, C) levels below 2^depth -> a TIFF of one strip; more tags as type, count and value."""
+    height, width, channels = levels.shape
+    photometric = 2 if channels == 3 else int(not white_is_zero)
+    if depth == 12:
+        pixels = b"".join(_packed(row, 12) for row in levels)
+    else:
+        pixels = levels.astype(f"{order}u{depth // 8}").tobytes()
+    entries = [
+        *((256, 4, 1, width), (257, 4, 1, height), (259, 3, 1, 1), (262, 3, 1, photometric)),
+        *((277, 3, 1, channels), (278, 4, 1, height), (279, 4, 1, len(pixels)), (273, 4, 1, 16)),
+        (258, 3, 1, depth) if channels == 1 else (258, 3, channels, 8),
+        *tags,
+    ]
+    start = 16 + len(pixels) + len(pixels) % 2
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "I", start)
+    depths = struct.pack(order + "3H", *[depth] * 3)
+    body = (head + depths).ljust(16, b"\0") + pixels
+    return body.ljust(start, b"\0") + directory(entries, order)
+
+
+def directory(entries: list[tuple[int, int, int, int]], order: str) -> bytes:
+    """A TIFF directory; values of two bytes are left-justified in their four."""
+    body = b""
+    for number, kind, count, value in sorted(entries):
+        held = struct.pack(
+            order + ("HH" if kind == 3 and count == 1 else "I"),
+            *([value, 0] if kind == 3 and count == 1 else [value]),
+        )
+        body += struct.pack(order + "HHI", number, kind, count) + held
+    return struct.pack(order + "H", len(entries)) + body + bytes(4)
+
+
+def exif(
+    orientation: int, order: str, *entries: tuple[int, int, int, int], tail: bytes = b""
+) -> bytes:
+    """EXIF data with an orientation among other entries."""
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "I", 8)
+    return head + directory([(274, 3, 1, orientation), *entries], order) + tail
+
+
+# Unrelated entries gone wrong: number, type, count, value or place.
+MALFORMED = {
+    "resolution as text": (282, 2, 4, 0x00322F37),
+    "resolution as text elsewhere": (282, 2, 20, 40),
+    "resolution beyond the end": (282, 5, 1, 0xFFFFFF0),
+    "resolution of the directory": (283, 5, 1, 8),
+    "resolution over zero": (282, 5, 1, 70000),
+    "resolution as bytes": (282, 1, 3, 0x00010203),
+    "resolution as a double": (283, 12, 1, 0x7FFFFFFF),
+    "unit as text": (296, 2, 2, 0x00003249),
+    "unit of many values": (296, 3, 9000, 12),
+    "unknown type": (271, 77, 1, 0),
+    "type zero": (271, 0, 1, 0),
+    "endless text": (270, 2, 0xFFFFFFFF, 26),
+    "endless rationals": (33434, 5, 0x7FFFFFFF, 26),
+    "empty text": (305, 2, 0, 0),
+    "date as a number": (306, 4, 1, 5),
+    "camera data that begin at themselves": (34665, 4, 1, 8),
+    "camera data beyond the end": (34665, 4, 1, 0x7FFFFFFF),
+    "camera data as text": (34665, 2, 4, 0x41414141),
+    "camera data of several values": (34665, 4, 3, 8),
+    "place that begins at itself": (34853, 4, 1, 8),
+    "place of bytes": (34853, 1, 1, 9),
+    "more of it at itself": (40965, 4, 1, 8),
+    "maker's notes beyond the end": (37500, 7, 60000, 60000),
+    "preview beyond the end": (513, 4, 1, 0x7FFFFFFF),
+    "width as text": (256, 2, 4, 0x41414141),
+    "signed whole as unsigned": (282, 10, 1, 0xFFFFFFF),
+    "number used twice": (271, 2, 4, 0x41414141),
+    "number from nowhere": (0, 0, 0, 0),
+    "highest number": (0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF),
+}
