@@ -42,9 +42,6 @@ logger = logging.getLogger(__name__)
 MAX_PICTURE_BYTES = 256 * 2**20  # 4096 x 4096 at 16 bits and four channels are 128 MiB
 MAX_SOURCE_PIXELS = 64 * 10**6  # of a picture that is reduced while it is read
 
-# For a reader beside this one, as long as there is one.
-FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-
 Source: TypeAlias = str | Path | bytes | BinaryIO
 
 # What Pillow calls a format, and the package that has to be there.
