@@ -45,7 +45,7 @@ MAX_SOURCE_PIXELS = 64 * 10**6  # of a picture that is reduced while it is read
 Source: TypeAlias = str | Path | bytes | BinaryIO
 
 # What Pillow calls a format, and the package that has to be there.
-_OPTIONAL = {"HEIC": ("HEIF", "pi_heif"), "JPEG XL": ("JXL", "pillow_jxl")}
+_OPTIONAL = {"HEIC": ("HEIF", "pi_heif.HeifImagePlugin"), "JPEG XL": ("JXL", "pillow_jxl")}
 _PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

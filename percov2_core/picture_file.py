@@ -126,7 +126,7 @@ def take_apart(data: bytes) -> Stored:
         return _READERS[kind](data) if kind in _READERS else Stored(kind, data)
     except ImageError:
         raise
-    except (struct.error, ValueError, LookupError) as error:  # it ends in the middle, or lacks a part
+    except (struct.error, ValueError, LookupError) as error:  # it is cut, or lacks a part
         raise damaged(kind) from error
 
 
