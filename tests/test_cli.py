@@ -188,7 +188,7 @@ def test_wrong_use_is_one_line_and_status_2(
             b"hello",
             "percov2: this file is not a picture that can be read here: save it",
         ),
-        ("inspect", b"", "percov2: magic: needs bytes 0 to 0, file has 0"),
+        ("inspect", b"", "percov2: the file is empty"),
         ("inspect", b"\x89PNG", "percov2: not a PerCoV2 file: starts with byte 89"),
         ("decompress", bytes(300_000), "percov2: file: expected at most 200000 bytes, got 200001"),
     ],
