@@ -41,12 +41,9 @@ def test_each_process_draws_its_own_batches():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("fast"), r"checkpoint lacks 'fast' \(1 such names\)"),
-        (lambda state: state.update(other=torch.ones(1)), "checkpoint has the unknown 'other'"),
-        (
-            lambda state: state.update(slow=torch.ones(2)),
-            r"checkpoint 'slow': expected \(1,\), got \(2,\)",
-        ),
+        (lambda state: state.pop("fast"), "'fast' is missing, expected torch.Size"),
+        (lambda state: state.update(other=torch.ones(1)), "expected no such name"),
+        (lambda state: state.update(slow=torch.ones(2)), r"'slow' is torch.Size\(\[2\]\)"),
     ],
 )
 def test_a_checkpoint_of_another_module_is_refused(change, message):

@@ -46,25 +46,27 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_the_bits_fall_far_below_uniform(grids, tmp_path):
-    train(grids, tmp_path / "run", steps=40)
+def test_the_bits_fall_far_below_uniform_and_the_model_loads(grids, tmp_path):
+    model = train(grids, tmp_path / "run", steps=40)
     assert float(rows(tmp_path / "run" / "scores.csv")[-1]["held_out_0"]) < 2.0
+    loaded = load_model(tmp_path / "run" / "masked.safetensors")
+    assert loaded.config == model.config
+    assert torch.equal(loaded.out.weight, model.out.weight)
 
 
 def test_training_goes_on_after_a_break_as_if_there_had_been_none(grids, tmp_path, monkeypatch):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    first = train(grids, whole, steps=6, validate_minutes=0.0)
+    first = train(grids, tmp_path / "whole", steps=6, validate_minutes=0.0)
+    drawn = {"config": CONFIG, "settings": replace(SETTINGS, steps=6, validate_minutes=0.0)}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(BatchMaker, "draw", drawing_within(0, 3, BatchMaker.draw))
-        train(grids, broken, steps=6, validate_minutes=0.0)
+        train_masked([grids], tmp_path / "broken", **drawn)
     monkeypatch.setattr(BatchMaker, "draw", drawing_within(3, 20, BatchMaker.draw))
-    settings = replace(SETTINGS, steps=6, validate_minutes=0.0)
-    second = train_masked([grids], broken, config=CONFIG, settings=settings, resume=True)
-    a, b = (float(rows(out / "losses.csv")[-1]["loss"]) for out in (whole, broken))
+    second = train_masked([grids], tmp_path / "broken", resume=True, **drawn)
+    a, b = (rows(tmp_path / out / "losses.csv")[-1]["loss"] for out in ("whole", "broken"))
     assert a == b
-    assert all(
-        torch.equal(x, y) for x, y in zip(first.parameters(), second.parameters(), strict=True)
-    )
+    assert len(list((tmp_path / "broken").glob("checkpoint-*"))) == 1
+    for x, y in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(x, y)
 
 
 def drawing_within(first, end, draw):
@@ -74,17 +76,6 @@ def drawing_within(first, end, draw):
         return draw(self, step)
 
     return drawn
-
-
-def test_a_run_leaves_losses_scores_a_checkpoint_and_a_model_that_loads(grids, tmp_path):
-    out = tmp_path / "run"
-    model = train(grids, out, minutes=0.004, batch_tokens=64)
-    loaded = load_model(out / "masked.safetensors")
-    assert int(rows(out / "scores.csv")[-1]["step"]) > 0
-    assert 0 < float(rows(out / "scores.csv")[-1]["held_out_0"]) < 9
-    assert loaded.config == model.config
-    assert torch.equal(loaded.out.weight, model.out.weight)
-    assert len(list(out.glob("checkpoint-*"))) == 1
 
 
 def test_a_run_starts_where_an_earlier_one_ended(grids, tmp_path):
@@ -153,11 +144,6 @@ def test_a_file_of_another_layout_is_refused(tmp_path, arrays, message):
         load_grids(tmp_path / "bad.npz")
 
 
-def test_a_missing_model_is_named(tmp_path):
-    with pytest.raises(WeightsError, match=r"masked model none.safetensors is missing"):
-        load_model(tmp_path / "none.safetensors")
-
-
 def test_a_few_grids_are_shared_between_training_and_holding_out(tmp_path):
     for count, drawn in ((4, 3), (8, 6)):
         tokens = np.zeros((count, 4, 4), dtype=np.uint8)
@@ -168,3 +154,5 @@ def test_a_few_grids_are_shared_between_training_and_holding_out(tmp_path):
     np.savez(tmp_path / "g.npz", tokens=tokens[:3], captions=np.array(["a"] * 3))
     with pytest.raises(ConfigError, match="at least 4 grids, got 3"):
         BatchMaker([load_grids(tmp_path / "g.npz")], CONFIG, SETTINGS)
+    with pytest.raises(WeightsError, match=r"masked model none.safetensors is missing"):
+        load_model(tmp_path / "none.safetensors")

@@ -112,8 +112,12 @@ def test_every_stage_then_a_file_and_back(model, cache, tmp_path):
 
 
 def test_what_was_trained_is_what_the_codec_loads(model, cache, tmp_path):
-    before = load_codec(f"sd3-medium:{model}", device="cpu").rates
-    stage1(model, cache, tmp_path / "run")
+    before, lines = load_codec(f"sd3-medium:{model}", device="cpu").rates, []
+    quiet = {**STAGE1, "loop": {"warmup_steps": 1}}
+    stage1(model, cache, tmp_path / "run", recipe=quiet, steps=21, report=lines.append)
+    assert len(lines) == 2 and "steps/s" in lines[1]
+    scores = rows(tmp_path / "run" / "scores.csv")
+    assert set(scores[-1]) == {"step", "seconds", "flow_0.2", "flow_0.5", "flow_0.8", "flow_1"}
     after = load_codec(f"sd3-medium:{model}", device="cpu").rates
     average = checkpoint.load_average(tmp_path / "run")
     saved = after["extreme"].encoder.state_dict()
@@ -367,15 +371,6 @@ def test_the_memory_that_the_readme_names_is_what_is_counted(rank, shards, gib, 
     found = count_cost(built, None, batch=1, processes=shards).memory_bytes
     assert f"{found / 2**30:.1f}" == gib
     assert f"{gib} GiB" in (Path(__file__).parents[1] / "README.md").read_text()
-
-
-def test_a_run_reports_its_speed_after_its_first_steps(fresh, cache, tmp_path):
-    model, lines = shutil.copytree(fresh, tmp_path / "model"), []
-    quiet = {**STAGE1, "loop": {"warmup_steps": 1}}
-    stage1(model, cache, tmp_path / "run", recipe=quiet, steps=21, report=lines.append)
-    assert len(lines) == 2 and "steps/s" in lines[1]
-    scores = rows(tmp_path / "run" / "scores.csv")
-    assert set(scores[-1]) == {"step", "seconds", "flow_0.2", "flow_0.5", "flow_0.8", "flow_1"}
 
 
 @pytest.mark.parametrize(

@@ -50,15 +50,12 @@ def fill(module: nn.Module, values: Mapping[str, Tensor]) -> None:
         ConfigError: if a name is missing or unknown, or a shape differs.
     """
     targets = kept(module)
-    if wrong := sorted(set(targets) ^ set(values)):
-        side = "lacks" if wrong[0] in targets else "has the unknown"
-        raise ConfigError(f"checkpoint {side} {wrong[0]!r} ({len(wrong)} such names)")
-    for name, target in targets.items():
-        if target.shape != values[name].shape:
-            raise ConfigError(
-                f"checkpoint {name!r}: expected {tuple(target.shape)}, "
-                f"got {tuple(values[name].shape)}"
-            )
+    shapes, given = ({k: v.shape for k, v in tensors.items()} for tensors in (targets, values))
+    if wrong := sorted(name for name, _ in shapes.items() ^ given.items()):
+        raise ConfigError(
+            f"checkpoint does not fit: {wrong[0]!r} is {given.get(wrong[0], 'missing')}, "
+            f"expected {shapes.get(wrong[0], 'no such name')}"
+        )
     _copy(targets.values(), [values[name] for name in targets])
 
 

@@ -211,15 +211,18 @@ class _Trainer:
     ) -> None:
         """Take steps to the end of the run."""
         began, before, first = self._clock(), self.elapsed, self.step
-        save = _Timer(self.config.save_every_s, began)
-        score = _Timer(self.config.evaluate_every_s, began)
-        cost, warm = None, began
+        cost, warm, saved, scored = None, began, began, began
         bar = tqdm(total=self.config.steps, initial=first, desc=self.out.name, disable=None)
         for batch in prefetch(make_batch, self._numbers()):
             if self.progress >= 1:
                 break
             if report and cost is None:
-                cost = self._count(batch)
+                cost = count_cost(
+                    self.module,
+                    self.config.steps,
+                    batch=len(batch),
+                    processes=self.accelerator.num_processes,
+                )
                 report(cost.describe())
             result, norm = self.take_step(batch)
             now = self._clock()
@@ -229,10 +232,12 @@ class _Trainer:
             warm = now if self.step == first + 1 else warm  # the first step is slower than others
             if report and cost and self.step == first + MEASURED_STEPS:
                 report(cost.measured((now - warm) / (MEASURED_STEPS - 1)))
-            if save.due(now):
+            if now - saved > self.config.save_every_s:
                 self.save()
-            if evaluate and score.due(now):
+                saved = now
+            if evaluate and now - scored > self.config.evaluate_every_s:
                 self.score(evaluate)
+                scored = now
         self.save()
         if evaluate:
             self.score(evaluate)
@@ -267,10 +272,6 @@ class _Trainer:
             self.module.train()
         self._write(SCORES, scores)
 
-    def _count(self, batch: Batch) -> Cost:
-        count = self.accelerator.num_processes
-        return count_cost(self.module, self.config.steps, batch=len(batch), processes=count)
-
     def _log(self, result: StepLoss, norm: float, bar: Any) -> None:
         if self.step % LOG_EVERY == 0 or self.step == self.config.steps:
             logs = {"loss": result.loss.item(), "grad_norm": norm, **result.logs}
@@ -294,19 +295,6 @@ class _Trainer:
             return now
         told = torch.tensor(now, dtype=torch.float64, device=self.accelerator.device)
         return float(broadcast(told))
-
-
-class _Timer:
-    """Due once every so many seconds."""
-
-    def __init__(self, seconds: float, now: float) -> None:
-        self.seconds, self.last = seconds, now
-
-    def due(self, now: float) -> bool:
-        if now - self.last <= self.seconds:
-            return False
-        self.last = now
-        return True
 
 
 def prefetch(make: Callable[[int], Batch], numbers: Iterator[int]) -> Iterator[Batch]:

@@ -32,22 +32,11 @@ from percov2_core.entropy.schedule import MAX_TILE, Grid, stages
 from percov2_core.errors import ConfigError, WeightsError
 from percov2_core.training.loop import LoopConfig, StepLoss, run
 
+_WIDTHS = {"width": 160, "heads": 5, "query_layers": 3}
 EMBEDDED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "extreme": {
-            "width": 160,
-            "heads": 5,
-            "content_layers": 1,
-            "query_layers": 3,
-            "hidden": 320,
-        },
-        "ultra-low": {
-            "width": 160,
-            "heads": 5,
-            "content_layers": 2,
-            "query_layers": 3,
-            "dropout": 0.1,
-        },
+        "extreme": {**_WIDTHS, "content_layers": 1, "hidden": 320},
+        "ultra-low": {**_WIDTHS, "content_layers": 2, "dropout": 0.1},
     }
 )
 MODEL_NAME = "masked.safetensors"
@@ -118,16 +107,13 @@ def train_masked(
     init: Path | None = None,
     resume: bool = False,
 ) -> MaskedImageModel:
-    """Train to the end of the budget; write losses, scores, checkpoint and the averaged model.
+    """Train to the end of the budget; write and return the averaged model, on the CPU.
 
     Args:
         files: What `load_grids` reads. An empty vocabulary in `config` is filled from them.
         out_dir: Receives what `loop.run` writes and `masked.safetensors`.
         init: Folder of an earlier run to start from, of the same sizes; it gives the vocabulary.
         resume: Go on from the checkpoint in `out_dir`.
-
-    Returns:
-        The averaged model, in evaluation mode, on the CPU.
 
     Raises:
         ConfigError: if there is nothing to resume from, or the sizes differ from those of `init`.

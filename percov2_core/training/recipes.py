@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from percov2_core.caption.captioner import get_captioner
 from percov2_core.config import RATES
@@ -76,32 +76,12 @@ _LOSS_OVER_BASE = {"times": "logistic", "pixel_share": 0.0}
 _LORA_RANK = 64
 
 
-class Over(NamedTuple):
-    """What `--model` says: a base, and the folder of the model over it."""
-
-    base: str
-    folder: Path
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """What the command line says about one run.
+    """What the command line says about one run; `train --help` explains each.
 
     Attributes:
-        data: Folder of photos.
-        out: Folder of the run.
         recipe: Settings, see the module.
-        vae: Folder of the trained autoencoder.
-        parts: Folder of the rate's trained modules (stages `masked`).
-        init: Folder of an earlier run of the same stage to go on from.
-        perceptual: SqueezeNet weights, or None to train and score without.
-        pictures: Folder of evaluation pictures, or None not to score.
-        captions: Gzipped captions, one a line (stage `caption`).
-        model: BASE or BASE:FOLDER to train over instead of the embedded model.
-        cache: Folder that the stage `cache` wrote, which later stages over a base read.
-        captioner: Who writes the captions of a cache.
-        t5: Whether a new cache takes the third text encoder along.
-        lora_rank: Of the transformer's difference in a new model; 0 trains it in full.
         report: Called with each line about the cost of a run.
     """
 
@@ -151,8 +131,8 @@ class RunOptions:
             return {"steps": self.steps}
         return {} if self.minutes is None else {"minutes": self.minutes, "steps": None}
 
-    def over(self) -> Over:
-        """Read `--model`.
+    def over(self) -> tuple[str, Path]:
+        """What `--model` says: a base, and the folder of the model over it.
 
         Raises:
             ConfigError: if it names no base.
@@ -164,7 +144,7 @@ class RunOptions:
         if self.lora_rank is not None and self.lora_rank < 0:
             raise ConfigError(f"--lora-rank must be at least 0, got {self.lora_rank}")
         base, _, folder = self.model.partition(":")
-        return Over(find_base_model(base).name, Path(folder) if folder else MODELS_DIR / base)
+        return find_base_model(base).name, Path(folder) if folder else MODELS_DIR / base
 
     def needs(self, name: str) -> Path:
         value = getattr(self, name)
@@ -314,15 +294,15 @@ def run_caption(options: RunOptions) -> None:
 
 def run_cache(options: RunOptions) -> None:
     """Latents and text embeddings of photos, once."""
-    over, photos = options.over(), options.photos()
+    (name, _), photos = options.over(), options.photos()
     state = processes(options.device)
     device = "cpu" if state.device.type == "cpu" else str(state.device)
     home = Residency.from_environment(device=device)
     captioner = get_captioner(options.captioner, device=str(home.target))
     t5 = T5_TOKENS if options.t5 else 0
     base = load_base(
-        find_base(over.base, t5=t5 > 0),
-        name=over.base,
+        find_base(name, t5=t5 > 0),
+        name=name,
         residency=home,
         transformer=False,
         t5_tokens=t5,
@@ -345,21 +325,21 @@ def _model_folder(options: RunOptions) -> Path:
     Raises:
         ConfigError: if it is there, and a rank for a new one is given.
     """
-    over, state = options.over(), processes(options.device)
-    made = (over.folder / ABOUT_FILE).is_file()
+    (base, folder), state = options.over(), processes(options.device)
+    made = (folder / ABOUT_FILE).is_file()
     if state.is_main_process and made and options.lora_rank is not None:
-        raise ConfigError(f"--lora-rank is for a new checkpoint, {str(over.folder)!r} is there")
+        raise ConfigError(f"--lora-rank is for a new checkpoint, {str(folder)!r} is there")
     if state.is_main_process and not made:
         info = read_info(options.needs("cache"))
         write_fresh_checkpoint(
-            over.folder,
-            find_base(over.base, t5=False),
-            base_name=over.base,
+            folder,
+            find_base(base, t5=False),
+            base_name=base,
             lora_rank=_LORA_RANK if options.lora_rank is None else options.lora_rank,
             t5_tokens=info.text_tokens - CLIP_TOKENS,
         )
     state.wait_for_everyone()
-    return over.folder
+    return folder
 
 
 STAGES: Mapping[str, Callable[[RunOptions], None]] = MappingProxyType(
