@@ -5,18 +5,18 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
 from percov2_core.errors import ConfigError
 from percov2_core.hyper.networks import HyperDecoder, HyperEncoder, VectorQuantizer
-from percov2_core.training import recipes
-from percov2_core.training.loop import LoopConfig
+from percov2_core.training import checkpoint, recipes
+from percov2_core.training.loop import LoopConfig, StepLoss, _Trainer, run
 from percov2_core.training.quantize import TrainingQuantizer
 from percov2_core.training.rate import open_vae
-from percov2_core.training.samples import CropPlan, PhotoCrops, Photos, crop_batch
+from percov2_core.training.samples import CropPlan, PhotoCrops, Photos
 from percov2_core.training.stage1 import Stage1Loss
 from percov2_core.weights import EMBEDDED_DIR, load_part
 from percov2_core.weights.sizes import EMBEDDED, Sizes
@@ -107,12 +107,6 @@ def test_the_autoencoder_stage_resumes_and_saves_what_loads(photos, vae, tmp_pat
         recipes.run_autoencoder(job(photos, tmp_path, steps=1, resume=True, recipe=AE_RECIPE))
 
 
-def test_the_batch_of_a_step_depends_on_the_step_alone(photos):
-    plan = CropPlan(sides=(64, 128), weights=(1, 1), batch_px=2 * 128 * 128)
-    first, again = (crop_batch(Photos(photos), plan, seed=0, step=5) for _ in range(2))
-    assert np.array_equal(first, again)
-
-
 def well_separated(count, steps):
     """Batches of vectors near `count` directions."""
     generator = torch.Generator().manual_seed(0)
@@ -155,6 +149,50 @@ def test_a_codebook_that_is_trained_already_is_gone_on_from():
     quantizer(torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0)))
     assert not torch.equal(trained.codebook, before)
     assert (trained.codebook * before).sum(dim=1).mean() > 0.9
+
+
+class Line(torch.nn.Module):
+    """Two numbers that a step moves down."""
+
+    def __init__(self):
+        super().__init__()
+        self.slow = torch.nn.Parameter(torch.zeros(1))
+        self.fast = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, batch, progress):
+        return StepLoss((self.slow + self.fast).sum(), {})
+
+
+def test_a_group_learns_at_its_own_multiple_of_the_rate(tmp_path):
+    config = LoopConfig(steps=1, lr=1e-3, warmup_steps=1, device="cpu", ema=0.0)
+
+    def groups(module):
+        return [{"params": [module.slow]}, {"params": [module.fast], "lr_scale": 10.0}]
+
+    line = Line()
+    run(line, lambda step: None, tmp_path, config=config, groups=groups)
+    assert line.slow.item() == pytest.approx(-1e-3) and line.fast.item() == pytest.approx(-1e-2)
+
+
+def test_each_process_draws_its_own_batches():
+    rank = SimpleNamespace(num_processes=4, process_index=1)
+    numbers = _Trainer._numbers(SimpleNamespace(step=3, accelerator=rank))
+    assert [next(numbers) for _ in range(3)] == [13, 17, 21]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("fast"), "'fast' is missing, expected torch.Size"),
+        (lambda state: state.update(other=torch.ones(1)), "expected no such name"),
+        (lambda state: state.update(slow=torch.ones(2)), r"'slow' is torch.Size\(\[2\]\)"),
+    ],
+)
+def test_a_checkpoint_of_another_module_is_refused(change, message):
+    state = checkpoint.kept(Line())
+    change(state)
+    with pytest.raises(ConfigError, match=message):
+        checkpoint.fill(Line(), state)
 
 
 def test_a_recipe_with_an_unknown_setting_is_refused(tmp_path):

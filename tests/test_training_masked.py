@@ -95,13 +95,6 @@ def test_a_run_starts_where_an_earlier_one_ended(grids, tmp_path):
         )
 
 
-def test_a_batch_is_the_same_for_the_same_step_only(grids):
-    made = BatchMaker([load_grids(grids)], CONFIG, SETTINGS)
-    again = BatchMaker([load_grids(grids)], CONFIG, SETTINGS)
-    assert all(torch.equal(a, b) for a, b in zip(made.draw(5), again.draw(5), strict=True))
-    assert len({made.draw(step).tokens.shape for step in range(9)}) > 1
-
-
 def test_held_out_grids_are_never_drawn(tmp_path):
     tokens = np.zeros((9, 4, 4), dtype=np.uint8)
     tokens[-2:] = 7
