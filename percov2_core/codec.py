@@ -17,18 +17,16 @@ Letters: H x W pixels (padded to whole tokens), D code width, h x w token grid, 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from percov2_core import image_io
-from percov2_core.bitstream import MAX_SEED, Cut, Stream, check_value
+from percov2_core.bitstream import MAX_SEED, Stream
 from percov2_core.caption import packing
 from percov2_core.caption.captioner import Captioner
 from percov2_core.caption.language import CaptionLanguage
@@ -44,10 +42,8 @@ from percov2_core.config import (
     check_real,
     check_whole,
 )
-from percov2_core.entropy.coder import SymbolReader, SymbolWriter
-from percov2_core.entropy.prior import CutPoint, TokenPrior
-from percov2_core.entropy.schedule import Ints, coding_order, stage_map
-from percov2_core.errors import BitstreamError, ConfigError
+from percov2_core.contents import Contents, FileCodec, check_stream
+from percov2_core.entropy.prior import TokenPrior
 from percov2_core.flow.sampler import draw_noise, sample, sigmas
 from percov2_core.flow.text import TextEmbedder
 from percov2_core.flow.transformer import Conditions, FlowModel, guidance_features
@@ -69,26 +65,6 @@ class RateModules:
     search: SearchConfig
 
 
-class Bits(NamedTuple):
-    """Where the bits of a file went; the sum is 8 x its bytes."""
-
-    header: int
-    caption: int
-    tokens: int
-
-
-class Contents(NamedTuple):
-    """What a file says, before any picture is painted."""
-
-    stream: Stream  # the file itself
-    caption: str
-    tokens: Ints  # (h, w) in [0, K), those that were not sent are sampled
-    sent: NDArray[np.bool_]  # (h, w) True where the token is in the file
-    token_bits: NDArray[np.float64]  # (h, w) bits, 0 where the token was not sent
-    stages: Ints  # (h, w) stage of the schedule
-    bits: Bits
-
-
 @dataclass(frozen=True, slots=True)
 class Step:
     """One step of `PerCoV2.paint`."""
@@ -99,7 +75,7 @@ class Step:
     picture: Image.Image | None = None  # the finished picture, in the last step
 
 
-class PerCoV2:
+class PerCoV2(FileCodec):
     """A loaded model: pictures in, streams out, and back. Make one with `load_codec`."""
 
     def __init__(
@@ -115,20 +91,14 @@ class PerCoV2:
         presets: Mapping[str, Mapping[str, Preset]],
         captioner: str = "describer",
     ) -> None:
-        self.name = name
-        self.digest = digest
+        priors = {rate: modules.prior for rate, modules in rates.items()}
+        super().__init__(name=name, digest=digest, language=language, priors=priors)
         self.vae = vae
         self.rates = rates
-        self.language = language
         self.captioners = captioners
         self.captioner = captioner
         self.shift = shift  # of the flow's times, see `flow.sampler`
         self.presets = presets
-
-    @property
-    def fingerprint(self) -> int:
-        """First byte of the model's digest, 0..255."""
-        return self.digest[0]
 
     @property
     def device(self) -> torch.device:
@@ -191,106 +161,6 @@ class PerCoV2:
         """Ask a captioner for a caption, by default the one that the model was trained with."""
         text: str = self.captioners(captioner or self.captioner)(image_io.normalise(image))
         return text
-
-    def caption_bits(self, text: str) -> float:
-        """Ideal cost of a caption in the file, in bits."""
-        return packing.caption_bits(text, self.language)
-
-    def write(self, header: Stream, tokens: Ints, caption: str) -> Stream:
-        """Put a caption and the first tokens of a grid into a file: the end of `encode`.
-
-        Args:
-            header: See `Stream.blank`; its check value and payload are replaced.
-            tokens: (h, w) in [0, K).
-
-        Returns:
-            The file; where it may be cut, it holds a cut at every stage.
-
-        Raises:
-            ConfigError: if the caption is too long.
-        """
-        writer = SymbolWriter()
-        packing.write_caption(writer, caption, self.language)
-        points = [CutPoint(0, writer.finish())] if header.may_be_cut else []
-        points += self.rates[MODES[header.mode].rate].prior.compress(
-            tokens,
-            caption,
-            schedule=header.schedule,
-            writer=writer,
-            tokens_sent=header.tokens_sent,
-            cuts=header.may_be_cut,
-        )
-        ordered = tokens.ravel()[coding_order(header.schedule, header.grid)]  # (N,)
-        check = self._check(header, ordered, caption)
-        cuts = []
-        for count, payload in points:
-            shorter = replace(header, mode="hybrid", tokens_sent=count)
-            cuts.append(Cut(count, self._check(shorter, ordered, caption), payload))
-        return replace(header, check=check, payload=writer.finish(), cuts=tuple(cuts))
-
-    def truncate(
-        self, stream: Stream, *, stage: int | None = None, tokens: int | None = None
-    ) -> Stream:
-        """The hybrid stream of the first stages, or of the first tokens, of any stream.
-
-        Raises:
-            ConfigError: if not exactly one of `stage` and `tokens` is given, it is out of range,
-                or the mode does not allow it.
-            BitstreamError: if the file is damaged or of another model.
-        """
-        if (stage is None) == (tokens is None):
-            raise ConfigError(f"truncate: give stage or tokens, got {stage} and {tokens}")
-        header = _checked(stream)
-        header.check_may_be_cut()
-        if tokens is not None:
-            left = check_whole("tokens", tokens, 0, stream.tokens_sent)
-            header = replace(stream, mode="hybrid", tokens_sent=left)
-        contents = self.read(stream)
-        written = self.write(header, contents.tokens, contents.caption)
-        return written if stage is None else written.truncate(stage)
-
-    def read(self, stream: Stream) -> Contents:
-        """What a file says, and what each part of it costs: the first half of `decode`.
-
-        Raises:
-            BitstreamError: if the file is damaged or of another model.
-        """
-        if _checked(stream).fingerprint != self.fingerprint:
-            raise BitstreamError(
-                f"fingerprint: file was written by a model with {stream.fingerprint:02x}, "
-                f"{self.name!r} has {self.fingerprint:02x}"
-            )
-        reader = SymbolReader(stream.payload)
-        caption = packing.read_caption(reader, self.language)
-        caption_bits = reader.ideal_bits
-        tokens, token_bits = self.rates[MODES[stream.mode].rate].prior.decompress(
-            reader,
-            stream.grid,
-            caption=caption,
-            schedule=stream.schedule,
-            tokens_sent=stream.tokens_sent,
-            seed=stream.seed,
-        )  # (h, w), (h, w)
-        reader.close()
-        order = coding_order(stream.schedule, stream.grid)
-        if (check := self._check(stream, tokens.ravel()[order], caption)) != stream.check:
-            raise BitstreamError(
-                f"check value: contents give {check:04x}, file says {stream.check:04x}: "
-                "the file is damaged or was written by another entropy model"
-            )
-        sent = np.zeros(stream.grid, dtype=np.bool_)
-        sent.reshape(-1)[order[: stream.tokens_sent]] = True
-        payload = 8 * len(stream.payload)
-        spent = min(payload, round(caption_bits)) if stream.tokens_sent else payload
-        return Contents(
-            stream=stream,
-            caption=caption,
-            tokens=tokens,
-            sent=sent,
-            token_bits=token_bits,
-            stages=stage_map(stream.schedule, stream.grid),
-            bits=Bits(8 * stream.sizes.header, spent, payload - spent),
-        )
 
     def paint(
         self,
@@ -375,18 +245,13 @@ class PerCoV2:
         seed: int | None,
     ) -> tuple[int, float, int]:
         """Steps, guidance and seed, what is None taken from the preset and the file."""
-        usual = self.presets[_checked(stream).mode][check_choice("preset", preset, PRESETS)]
+        usual = self.presets[check_stream(stream).mode][check_choice("preset", preset, PRESETS)]
         guidance = usual.guidance if guidance is None else guidance
         return (
             check_whole("steps", usual.steps if steps is None else steps, 1, MAX_STEPS),
             check_real("guidance", guidance, 1, MAX_GUIDANCE),
             check_whole("seed", stream.seed if seed is None else seed, 0, MAX_SEED),
         )
-
-    def _check(self, stream: Stream, ordered: Ints, caption: str) -> int:
-        """Check value of a stream that holds the first of these tokens, (N,) in coding order."""
-        tokens = ordered[: stream.tokens_sent].astype("<u2").tobytes()
-        return check_value(stream, caption, tokens=tokens, model=self.digest)
 
 
 def _told(guidance: float, decoder: HyperDecoder) -> Tensor:
@@ -399,10 +264,3 @@ def _prices(prior: TokenPrior, tile: Tensor, caption: str) -> Tensor:
     """(h, w) tokens -> (K, h, w) bits; by one schedule, so that all send the same tokens."""
     found = prior.choices(tile.cpu().numpy(), caption, schedule=DEFAULT_SCHEDULE)
     return torch.from_numpy(found).to(tile.device)
-
-
-def _checked(stream: Stream) -> Stream:
-    if not isinstance(stream, Stream):
-        kind = type(stream).__name__
-        raise ConfigError(f"stream must be a Stream (see Stream.from_bytes), got {kind}")
-    return stream

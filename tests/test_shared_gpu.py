@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from percov2_core.codec import Contents
+from percov2_core.contents import Contents
 from percov2_core.errors import BitstreamError, ConfigError
 from percov2_core.ui.device import Look, Turn, paint
 from percov2_core.ui.host import (

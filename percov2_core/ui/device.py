@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import gradio as gr
 from PIL import Image
 
-from percov2_core.codec import Contents, PerCoV2
+from percov2_core.codec import PerCoV2
+from percov2_core.contents import Contents
 from percov2_core.ui.border import KEEP_FILES_S
 
 # One queue for everything that needs the model.

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     import gradio as gr
     from PIL import Image
 
-    from percov2_core.codec import Contents, PerCoV2, Step
+    from percov2_core.codec import PerCoV2, Step
+    from percov2_core.contents import Contents
 
 logger = logging.getLogger(__name__)
 
