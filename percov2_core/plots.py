@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from types import MappingProxyType
@@ -13,16 +13,13 @@ from types import MappingProxyType
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.offline
-from PIL import Image, ImageOps
-from plotly.subplots import make_subplots
 
 from percov2_core.errors import ConfigError
-from percov2_core.evaluation.axes import AXES
-from percov2_core.evaluation.protocol import centre_square
+from percov2_core.evaluation.protocol import Picture
 from percov2_core.evaluation.rows import summarise
 from percov2_core.evaluation.worker import THUMBNAIL_PX
+from percov2_core.metrics import AXES
 
-EQUAL_METRICS = ("psnr", "ms_ssim", "feature_distance", "picorank", "patch_swd")
 PERCEPTION = ("lpips", "picorank", "feature_distance", "patch_swd")
 
 # Ours in warm and full colours, the others in cool ones, so that a legend is not needed twice.
@@ -128,40 +125,6 @@ def per_picture(frame: pd.DataFrame, *, x: str = "bpp", y: str = "picorank") -> 
     return figure.update_layout(title=f"Every picture: {x} and {y}", **_LAYOUT)
 
 
-def equal_bytes(ours: pd.DataFrame, classic: pd.DataFrame, *, mode: str) -> go.Figure:
-    """One panel per metric: our presets, and classic codecs in as many bytes.
-
-    Args:
-        ours: Rows of the study `presets`.
-        classic: Rows of the study `equal`.
-        mode: Key into `config.MODES`.
-    """
-    mine = ours[ours["mode"] == mode]
-    rivals = classic[(classic["match"] == mode) & classic["bpp"].notna()]
-    _require(mine, *EQUAL_METRICS)
-    bars = [(f"{mode}, {p}", f"percov2 {mode}", rows) for p, rows in mine.groupby("preset")]
-    bars += [(str(codec), str(codec), rows) for codec, rows in rivals.groupby("codec")]
-    figure = make_subplots(rows=1, cols=len(EQUAL_METRICS), shared_yaxes=True)
-    for i, metric in enumerate(EQUAL_METRICS, start=1):
-        values = [rows[metric].mean() for *_, rows in bars]
-        figure.add_bar(
-            x=values,
-            y=[name for name, *_ in bars],
-            orientation="h",
-            marker_color=[colour(label) for _, label, _ in bars],
-            text=[f"{v:.3g}" for v in values],
-            showlegend=False,
-            row=1,
-            col=i,
-        )
-        name, _, better = AXES[metric].removesuffix(")").partition(" (")
-        figure.update_xaxes(title=f"{name}<br>{better}", row=1, col=i)
-    figure.update_yaxes(autorange="reversed")
-    size = mine["size_bytes"].mean()
-    title = f"{mode}: Kodak at equal bytes, {size:.0f} a picture on average"
-    return figure.update_layout(title=title, **{**_LAYOUT, "margin": {"l": 130, "r": 20, "b": 80}})
-
-
 def schedule_bars(frame: pd.DataFrame) -> go.Figure:
     """Mean bits of header, caption and tokens in a file, per mode and schedule."""
     rows = frame[frame["token_bits"].notna()]
@@ -176,27 +139,6 @@ def schedule_bars(frame: pd.DataFrame) -> go.Figure:
         figure.add_bar(x=names, y=values, name=part, marker_color=shade)
     figure.update_yaxes(title="bits per picture")
     return figure.update_layout(title="Where the bits go", barmode="stack", **_LAYOUT)
-
-
-def hybrid_curve(frame: pd.DataFrame, *, metric: str = "psnr") -> go.Figure:
-    """Hybrid mode: a metric over the number of tokens sent."""
-    rows = frame[frame["mode"] == "hybrid"].dropna(subset=["tokens", metric])
-    _require(rows, metric)
-    table = rows.groupby("tokens")[[metric, "size_bytes"]].mean().reset_index()
-    figure = go.Figure(
-        go.Scatter(
-            x=table["tokens"],
-            y=table[metric],
-            mode="lines+markers",
-            marker={"color": colour("percov2 hybrid"), "size": 9},
-            customdata=table[["size_bytes"]],
-            hovertemplate="%{x} tokens, %{customdata[0]:.0f} bytes<br>"
-            f"{metric} %{{y:.4g}}<extra></extra>",
-        )
-    )
-    figure.update_xaxes(title="tokens sent")
-    figure.update_yaxes(title=AXES[metric])
-    return figure.update_layout(title=f"Hybrid mode: {metric} over tokens sent", **_LAYOUT)
 
 
 def _column(table: pd.DataFrame, name: str) -> Sequence[object]:
@@ -223,13 +165,13 @@ def _require(frame: pd.DataFrame, *needed: str) -> None:
 
 
 def write_report(
-    frame: pd.DataFrame, out: Path, originals: Mapping[str, Path], notes: Sequence[str]
+    frame: pd.DataFrame, out: Path, pictures: Iterable[Picture], notes: Sequence[str]
 ) -> Path:
     """Write `out/report.html`: every figure that the rows allow, the table, a picture wall.
 
     Args:
         frame: Rows; thumbnails are looked for below `out`.
-        originals: Picture name -> its file.
+        pictures: The originals.
         notes: Sentences to show above the table, such as metrics that cannot be had.
 
     Returns:
@@ -239,12 +181,13 @@ def write_report(
         f'<div class="figure">{_fragment(figure)}</div>' for figure in report_figures(frame)
     )
     errors = frame[frame["error"].notna()]
-    page = _PAGE.substitute(
+    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    page = Template(template).substitute(
         script=plotly.offline.get_plotlyjs(),
         notes="".join(f"<li>{html.escape(note)}</li>" for note in notes),
         table=summarise(frame).to_html(index=False, na_rep="", float_format="%.4g", border=0),
         figures=figures,
-        wall=_wall(frame, out, originals),
+        wall=_wall(frame, out, {picture.name: picture for picture in pictures}),
         errors=errors[["picture", "key", "error"]].to_html(index=False, border=0),
         error_count=len(errors),
     )
@@ -273,7 +216,7 @@ def report_figures(frame: pd.DataFrame) -> list[go.Figure]:
     return figures
 
 
-def _wall(frame: pd.DataFrame, out: Path, originals: Mapping[str, Path]) -> str:
+def _wall(frame: pd.DataFrame, out: Path, originals: Mapping[str, Picture]) -> str:
     shown = frame[frame["thumbnail"].notna()]
     keys = shown.drop_duplicates("key").groupby("label").head(WALL_PER_LABEL)["key"]
     shown = shown[shown["key"].isin(set(keys))]
@@ -295,12 +238,11 @@ def _tile(source: str, text: str, name: object) -> str:
     )
 
 
-def _original(path: Path | None) -> str:
-    if path is None:
+def _original(picture: Picture | None) -> str:
+    if picture is None:  # of an earlier run over more pictures
         return ""
-    with Image.open(path) as image:
-        small = ImageOps.exif_transpose(image).convert("RGB")
-    small = centre_square(small, THUMBNAIL_PX)
+    small = picture.open()
+    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=80)
     return _data_uri(buffer.getvalue())
@@ -308,51 +250,3 @@ def _original(path: Path | None) -> str:
 
 def _data_uri(webp: bytes) -> str:
     return "data:image/webp;base64," + base64.b64encode(webp).decode()
-
-
-_PAGE = Template("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>PerCoV2 evaluation</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 1.5rem; color: #222; background: #fff; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(480px, 1fr)); gap: 1rem; }
-.figure { border: 1px solid #ddd; border-radius: 6px; height: 460px; min-width: 0; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 13px; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #e5e5e5; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-.line { display: flex; gap: .6rem; overflow-x: auto; padding: .4rem 0; }
-figure { margin: 0; flex: 0 0 192px; } figure img { width: 192px; display: block; }
-figcaption { font-size: 11px; overflow-wrap: anywhere; color: #555; }
-#hover { position: fixed; display: none; pointer-events: none; border: 2px solid #222; z-index: 9; }
-</style>
-<script>$script</script></head><body>
-<h1>PerCoV2 evaluation</h1>
-<p>Rate is the length of the real file, header included. Means are over pictures.
-The embedded model was trained with the SqueezeNet feature distance as one of its losses:
-read that column beside the others.</p>
-<ul>$notes</ul>
-<div class="figures">$figures</div>
-<h2>Means</h2><div class="scroll">$table</div>
-<h2>Pictures</h2>$wall
-<h2>Errors ($error_count)</h2><div class="scroll">$errors</div>
-<img id="hover" alt="">
-<script>
-const hover = document.getElementById("hover");
-for (const plot of document.querySelectorAll(".plotly-graph-div")) {
-  Plotly.Plots.resize(plot);  // the first ones were drawn while the page was still growing
-  plot.on("plotly_hover", (event) => {
-    const data = event.points[0].customdata;
-    const name = data && data.length > 2 ? data[2] : null;
-    const tile = name && [...document.querySelectorAll("img[data-thumbnail]")]
-      .find((image) => image.dataset.thumbnail === name);
-    if (!tile) return;
-    hover.src = tile.src;
-    hover.style.left = Math.min(event.event.clientX + 20, innerWidth - 210) + "px";
-    hover.style.top = Math.max(event.event.clientY - 240, 0) + "px";
-    hover.style.display = "block";
-  });
-  plot.on("plotly_unhover", () => { hover.style.display = "none"; });
-}
-</script></body></html>
-""")

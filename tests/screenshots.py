@@ -10,9 +10,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
+import plotly.graph_objects as go
 from playwright.sync_api import Browser, Page, sync_playwright
+from plotly.subplots import make_subplots
 
-from percov2_core.plots import equal_bytes
+from percov2_core.metrics import AXES
+from percov2_core.plots import colour
 from percov2_core.weights import EMBEDDED_DIR
 from tests.ui_browser import choose_example, compress, launch, open_tab
 from tests.ui_server import ROOT, Server, serve
@@ -21,6 +24,7 @@ EXAMPLE = 7
 SIZES = {"desktop": (1440, 900), "phone": (390, 844)}
 WAIT_MS = 180_000
 RESULTS = ROOT / "assets" / "results"
+SHOWN = ("psnr", "ms_ssim", "feature_distance", "picorank", "patch_swd")
 
 
 def main(model: Path, out: Path) -> None:
@@ -78,10 +82,37 @@ def _plot(browser: Browser, path: Path) -> None:
     """The studies `presets` and `equal` as bars."""
     ours, classic = (pd.read_csv(RESULTS / f"{name}.csv") for name in ("presets", "equal"))
     page = browser.new_page(viewport={"width": 1200, "height": 420}, device_scale_factor=1.5)
-    page.set_content(equal_bytes(ours, classic, mode="extreme").to_html(include_plotlyjs=True))
+    page.set_content(_equal_bytes(ours, classic, mode="extreme").to_html(include_plotlyjs=True))
     page.wait_for_selector(".js-plotly-plot .barlayer")
     page.screenshot(path=path)
     page.close()
+
+
+def _equal_bytes(ours: pd.DataFrame, classic: pd.DataFrame, *, mode: str) -> go.Figure:
+    """One panel per metric: our presets, and classic codecs in as many bytes."""
+    mine = ours[ours["mode"] == mode]
+    rivals = classic[(classic["match"] == mode) & classic["bpp"].notna()]
+    bars = [(f"{mode}, {p}", f"percov2 {mode}", rows) for p, rows in mine.groupby("preset")]
+    bars += [(str(codec), str(codec), rows) for codec, rows in rivals.groupby("codec")]
+    figure = make_subplots(rows=1, cols=len(SHOWN), shared_yaxes=True)
+    for i, metric in enumerate(SHOWN, start=1):
+        values = [rows[metric].mean() for *_, rows in bars]
+        figure.add_bar(
+            x=values,
+            y=[name for name, *_ in bars],
+            orientation="h",
+            marker_color=[colour(label) for _, label, _ in bars],
+            text=[f"{v:.3g}" for v in values],
+            showlegend=False,
+            row=1,
+            col=i,
+        )
+        name, _, better = AXES[metric].removesuffix(")").partition(" (")
+        figure.update_xaxes(title=f"{name}<br>{better}", row=1, col=i)
+    figure.update_yaxes(autorange="reversed")
+    title = f"{mode}: Kodak at equal bytes, {mine['size_bytes'].mean():.0f} a picture on average"
+    margin = {"l": 130, "r": 20, "t": 50, "b": 80}
+    return figure.update_layout(title=title, template="plotly_white", margin=margin)
 
 
 def _shoot(page: Page, stem: Path, name: str, *, whole: bool = True) -> None:

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from percov2_core.deploy.manifest import ROOT, Manifest, read_manifest
-from percov2_core.deploy.plan import make_plan
+from percov2_core.deploy.spacefile import ROOT, Manifest, make_plan, read_manifest
 
 START_S = 240  # generous: a busy machine takes its time to import everything
 STOP_S = 60
@@ -60,7 +59,7 @@ def start(
     """
     manifest = read_manifest()
     app, temporary = folder / "app", folder / "temporary"
-    upload(manifest, app)
+    make_plan(manifest, ROOT).copy_to(app)
     temporary.mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -85,14 +84,6 @@ def start(
             if process.poll() is None:
                 process.kill()
                 process.wait(STOP_S)
-
-
-def upload(manifest: Manifest, app: Path) -> None:
-    """Copy what `deploy` would upload, and nothing else."""
-    for file in make_plan(manifest, ROOT).files:
-        target = app / file.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / file.path, target)
 
 
 def hosted(manifest: Manifest, home: Path, temporary: Path, port: int) -> dict[str, str]:

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from percov2_core.baselines import CLASSIC
 from percov2_core.baselines.base import Remembered, best_within, largest_within
-from percov2_core.baselines.percov2 import PerCo
-from percov2_core.baselines.registry import (
-    CLASSIC,
+from percov2_core.baselines.classic import (
     FACTORS,
     LADDERS,
     family_at_all_sizes,
@@ -20,7 +19,7 @@ from percov2_core.baselines.registry import (
 from percov2_core.errors import BitstreamError, ConfigError, ImageError
 from percov2_core.evaluation.protocol import centre_square, to_tensor
 from percov2_core.metrics.distortion import psnr
-from tests.tiny import picture, tiny_codec
+from tests.tiny import picture
 
 FAST = ("jpeg", "jpeg2000", "j2k", "webp")
 
@@ -118,22 +117,6 @@ def test_unknown_codecs_are_named(name, message) -> None:
 def test_the_search_tries_full_size_first_and_no_useless_one() -> None:
     assert [c.name for c in family_at_all_sizes("vvc")] == ["vvc", "vvc/2", "vvc/3", "vvc/4"]
     assert len(family_at_all_sizes("jpeg")) == len(FACTORS)
-
-
-@pytest.mark.parametrize("mode", ["ultra-low", "extreme"])
-def test_our_codec_has_the_same_two_calls(mode) -> None:
-    codec = PerCo(codec=tiny_codec(), mode=mode, steps=1, guidance=1.0)
-    data = codec.encode(picture(), 0)
-    assert codec.decode(data).size == (160, 96)
-    assert codec.name == f"percov2-{mode}"
-    assert tiny_codec().name in codec.description
-
-
-def test_the_quality_of_our_hybrid_mode_is_the_number_of_tokens() -> None:
-    codec = PerCo(codec=tiny_codec(), mode="hybrid", steps=1)
-    sizes = [len(codec.encode(picture(), tokens)) for tokens in (0, 6)]
-    assert sizes[0] < sizes[1]
-    assert codec.qualities[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -2,60 +2,80 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import yaml
+from huggingface_hub import HfApi, SpaceCard, constants
+from huggingface_hub.utils import _http
 
-from percov2_core.deploy.manifest import ROOT, parse_manifest, read_manifest, split_readme
-from percov2_core.deploy.plan import MAX_TOTAL_BYTES, Plan, make_plan
+from percov2_core.cli import main
+from percov2_core.deploy import publish
+from percov2_core.deploy.spacefile import (
+    MAX_TOTAL_BYTES,
+    ROOT,
+    Plan,
+    make_plan,
+    parse_manifest,
+    read_manifest,
+    update_readme,
+)
 from percov2_core.errors import ConfigError
 from tests.hub import TOKEN
 from tests.space_hub import OWNER, Hub, Space, stand_in
 from tests.test_house import listed
 
 SPACE = f"{OWNER}/percov2"
+Deploy = Callable[..., tuple[int, list[str], list[str]]]
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """The client as in a process of its own: on the network, with a token; call it to say where."""
+    for name in ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nonexistent")
+    monkeypatch.setattr(publish, "POLL_S", (0.01, 0.01))
+    yield lambda address: monkeypatch.setattr(publish, "HfApi", partial(HfApi, endpoint=address))
+    huggingface_hub.set_client_factory(_http.default_client_factory)
+
+
+@pytest.fixture
+def hub(endpoint: Callable[[str], None]) -> Iterator[Hub]:
     with stand_in() as running:
+        endpoint(running.address)
         yield running
 
 
-def deploy(
-    *arguments: str, endpoint: str = "http://127.0.0.1:9", token: str | None = TOKEN
-) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own: the client reads its settings once."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    environment |= {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": "/nonexistent",
-        "PYTHONWARNINGS": "error::UserWarning",
-    }
-    if token is not None:
-        environment["HF_TOKEN"] = token
-    return subprocess.run(
-        [sys.executable, "-m", "percov2_core", "deploy", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+@pytest.fixture
+def deploy(capsys: pytest.CaptureFixture[str]) -> Deploy:
+    """Run the command; -> its status, and the lines that it said."""
+
+    def run(*arguments: str) -> tuple[int, list[str], list[str]]:
+        status = main(["deploy", *arguments])
+        said = capsys.readouterr()
+        return status, said.out.splitlines(), said.err.splitlines()
+
+    return run
 
 
-def refusal(result: subprocess.CompletedProcess[str], *, status: int = 1) -> str:
-    """The one line that a refused command says."""
-    assert result.returncode == status, result.stderr
-    (line,) = result.stderr.splitlines()
-    return line
+@pytest.fixture
+def refusal(deploy: Deploy) -> Callable[..., str]:
+    """Run the command, which is to be refused; -> its one line."""
+
+    def run(*arguments: str, status: int = 1) -> str:
+        got, _, (line,) = deploy(*arguments)
+        assert got == status
+        return line
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +88,10 @@ def content() -> dict[str, object]:
 
 
 def test_front_matter_spacefile_requirements_and_readme_agree() -> None:
-    manifest, readme = read_manifest(), (ROOT / "README.md").read_text(encoding="utf-8")
-    front, rest = split_readme(readme)
-    assert front == manifest.front_matter
-    shown = yaml.safe_load(front.strip("-\n"))
-    assert shown == {key: value for key, value in manifest.page.items() if value != []}
-    assert rest.startswith("# PerCoV2\n")
-    assert "python -m percov2_core deploy" in rest and "Spacefile" in rest
+    manifest, card = read_manifest(), SpaceCard.load(ROOT / "README.md")
+    assert card.data.to_dict() == {k: v for k, v in manifest.page.items() if v != []}
+    assert card.text.startswith("\n# PerCoV2\n")
+    assert "python -m percov2_core deploy" in card.text and "Spacefile" in card.text
 
     (pin,) = listed("constraints.txt")["gradio"].specifier
     assert pin.version == manifest.page["sdk_version"]
@@ -89,89 +106,83 @@ def test_front_matter_spacefile_requirements_and_readme_agree() -> None:
 
 
 def test_the_plan_holds_what_runs_and_nothing_else(plan: Plan) -> None:
-    paths = {file.path for file in plan.files}
+    paths = set(plan.files)
     assert {"app.py", "requirements.txt", "README.md", "Spacefile", "LICENSE"} <= paths
-    assert "percov2_core/ui/page.css" in paths
-    assert "percov2_core/models/embedded/model.json" in paths
+    assert {"percov2_core/ui/page.css", "percov2_core/models/embedded/model.json"} <= paths
     folders = {path.split("/")[0] for path in paths if "/" in path}
     assert folders == {"percov2_core", "assets"}
     assert not any("__pycache__" in path or "/." in f"/{path}" for path in paths)
-    assert plan.total_bytes == sum((ROOT / path).stat().st_size for path in paths)
+    assert plan.files == {path: (ROOT / path).stat().st_size for path in sorted(paths)}
     assert plan.total_bytes < MAX_TOTAL_BYTES == 100_000_000
 
 
-def test_a_dry_run_lists_every_file_and_asks_nobody(plan: Plan) -> None:
-    result = deploy("--dry-run", "--hardware", "t4-small", token=None)
-    assert result.returncode == 0 and result.stderr == ""
-    lines = result.stdout.splitlines()
+def test_a_dry_run_lists_every_file_and_asks_nobody(deploy, plan: Plan, monkeypatch) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    status, lines, errors = deploy("--dry-run", "--hardware", "t4-small")
+    assert status == 0 and errors == []
     assert lines[:3] == ["space     OWNER/percov2", "hardware  t4-small", "sleeps    3600 s"]
-    assert set(lines) >= {f"{file.size_bytes:>10,}  {file.path}" for file in plan.files}
-    assert f"{plan.total_bytes:,}  bytes in {len(plan.files)} files" in result.stdout
+    assert set(lines) >= {f"{size:>10,}  {path}" for path, size in plan.files.items()}
+    assert any(f"{plan.total_bytes:,}  bytes in {len(plan.files)} files" in line for line in lines)
 
 
-def test_a_new_space_gets_the_same_files_byte_for_byte(hub: Hub, plan: Plan) -> None:
-    result = deploy(endpoint=hub.address)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1] == f"running: {hub.address}/spaces/{SPACE}"
+def test_a_new_space_gets_the_same_files_byte_for_byte(hub: Hub, deploy, plan: Plan) -> None:
+    status, lines, _ = deploy()
+    assert status == 0 and lines[-1] == f"running: {hub.address}/spaces/{SPACE}"
     space = hub.spaces[SPACE]
     there = {path: data for path, data in space.files.items() if path != ".gitattributes"}
-    assert there == {file.path: (ROOT / file.path).read_bytes() for file in plan.files}
+    assert there == {path: (ROOT / path).read_bytes() for path in plan.files}
     assert hub.large, "the weights must have gone through the large-file storage"
-    assert space.variables == plan.variables
+    assert space.variables == plan.manifest.variables
     assert (space.hardware, space.sleep_time) == ("cpu-basic", None)
-    assert "no secret HF_TOKEN" in result.stdout
+    assert any("no secret HF_TOKEN" in line for line in lines)
 
 
-def test_an_update_removes_what_is_gone_and_sets_what_differs(hub: Hub, plan: Plan) -> None:
+def test_an_update_removes_what_is_gone_and_sets_what_differs(hub, deploy, plan: Plan) -> None:
     old = {"Spacefile": b"old", "gone.py": b"", ".gitattributes": b"kept", "README.md": b"old"}
     variables = {"OMP_NUM_THREADS": "9", "MINE": "kept"}
     hub.spaces[SPACE] = Space(files=dict(old), variables=variables, stale=3)
-    result = deploy("--space", SPACE, "--hardware", "l4x1", endpoint=hub.address)
-    assert result.returncode == 0, result.stderr
+    status, _, errors = deploy("--space", SPACE, "--hardware", "l4x1")
+    assert status == 0, errors
     space = hub.spaces[SPACE]
-    assert set(space.files) == {file.path for file in plan.files} | {".gitattributes"}
+    assert set(space.files) == {*plan.files, ".gitattributes"}
     assert space.files[".gitattributes"] == b"kept"
-    assert space.variables == {**plan.variables, "MINE": "kept"}
+    assert space.variables == {**plan.manifest.variables, "MINE": "kept"}
     assert (space.hardware, space.sleep_time) == ("l4x1", 3600)
     assert space.stages == ["RUNNING"], "it must have waited for the new files to run"
+    assert sum("/commit/" in asked for asked in hub.asked) == 1, "no half of the files ever runs"
     assert not any("repos/create" in asked for asked in hub.asked)
 
 
-def test_a_space_that_is_something_else_is_left_alone(hub: Hub) -> None:
+def test_a_space_that_is_something_else_is_left_alone(hub: Hub, refusal) -> None:
     hub.spaces[SPACE] = Space(files={"README.md": b"", "game.py": b"precious"})
-    line = refusal(deploy(endpoint=hub.address))
+    line = refusal()
     assert "has no Spacefile" in line and "--space OWNER/NAME" in line
     assert hub.spaces[SPACE].files == {"README.md": b"", "game.py": b"precious"}
 
 
-def test_no_token(hub: Hub) -> None:
-    line = refusal(deploy(endpoint=hub.address, token=None))
-    assert line.startswith("percov2: token: none found: run `hf auth login`")
+def test_a_token_that_is_missing_or_unknown(hub: Hub, refusal, monkeypatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    assert "does not accept it: run `hf auth login`" in refusal()
+    hub.asked.clear()
+    monkeypatch.delenv("HF_TOKEN")
+    assert refusal().startswith("percov2: token: none found: run `hf auth login`")
     assert hub.asked == []
 
 
-def test_a_token_that_the_hub_does_not_know(hub: Hub) -> None:
-    line = refusal(deploy(endpoint=hub.address, token="hf_other"))
-    assert "does not accept it: run `hf auth login`" in line
-
-
-def test_a_name_that_is_taken(hub: Hub) -> None:
+def test_a_name_that_is_taken_or_another_owners(hub: Hub, refusal) -> None:
     hub.foreign.add(SPACE)
-    line = refusal(deploy(endpoint=hub.address))
-    assert f"the name {SPACE} is taken: choose another" in line
-
-
-def test_somebody_elses_namespace(hub: Hub) -> None:
-    line = refusal(deploy("--space", "other/percov2", endpoint=hub.address))
+    assert f"the name {SPACE} is taken: choose another" in refusal()
+    line = refusal("--space", "other/percov2")
     assert "may not write to other/percov2" in line and "settings/tokens" in line
 
 
-def test_nobody_answers() -> None:
+def test_nobody_answers(endpoint, refusal) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        line = refusal(deploy(endpoint=endpoint))
-    assert line.startswith(f"percov2: network: no answer from {endpoint}")
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        endpoint(address)
+        line = refusal()
+    assert line.startswith(f"percov2: network: no answer from {address}")
     assert "check the connection" in line
 
 
@@ -184,17 +195,16 @@ def test_nobody_answers() -> None:
         ("variables", 500, "answers 500: refused with 500: try again in a few minutes"),
     ],
 )
-def test_a_refusal_says_what_to_do(hub: Hub, part: str, status: int, words: str) -> None:
+def test_a_refusal_says_what_to_do(hub: Hub, refusal, part: str, status: int, words: str) -> None:
     hub.refuse[part] = status
-    assert words in refusal(deploy(endpoint=hub.address))
+    assert words in refusal()
 
 
-def test_a_space_that_fails_to_build_is_reported_with_its_log(hub: Hub) -> None:
+def test_a_space_that_fails_to_build_is_reported_with_its_log(hub: Hub, refusal) -> None:
     hub.spaces[SPACE] = Space(
         files={"Spacefile": b""}, stages=["BUILDING", "BUILD_ERROR"], message="no such package"
     )
-    line = refusal(deploy(endpoint=hub.address))
-    assert "is in stage BUILD_ERROR: no such package: read the log at" in line
+    assert "is in stage BUILD_ERROR: no such package: read the log at" in refusal()
 
 
 @pytest.mark.parametrize(
@@ -204,15 +214,15 @@ def test_a_space_that_fails_to_build_is_reported_with_its_log(hub: Hub) -> None:
         (("--space", "a/b/c"), "--space: expected OWNER/NAME, got 'a/b/c'"),
     ],
 )
-def test_a_wrong_argument_is_named(arguments: tuple[str, ...], words: str) -> None:
-    assert words in refusal(deploy("--dry-run", *arguments), status=2)
+def test_a_wrong_argument_is_named(refusal, arguments: tuple[str, ...], words: str) -> None:
+    assert words in refusal("--dry-run", *arguments, status=2)
 
 
 @pytest.mark.parametrize(
     ("place", "key", "value", "words"),
     [
         ("page", "colorTo", "teal", "page.colorTo: expected one of red, "),
-        ("page", "short_description", "x" * 61, "expected at most 60 characters"),
+        ("page", "short_description", "x" * 61, "expected a text of at most 60 characters"),
         ("page", "python_version", 3.12, "page.python_version: expected a text, in quotes"),
         ("page", "sdk", "docker", "page.sdk: expected gradio, got 'docker'"),
         ("page", "startup_duration_timeout", "soon", "minutes or hours, such as 30m, got 'soon'"),
@@ -220,11 +230,11 @@ def test_a_wrong_argument_is_named(arguments: tuple[str, ...], words: str) -> No
         ("page", "pinned", "no", "page.pinned: expected true or false, got 'no'"),
         ("page", "extra", 1, "page: expected the keys app_file, "),
         ("settings", "sleep_time", "1h", "settings.sleep_time: expected a whole number"),
-        ("settings", "variables", {"A": 1}, "settings.variables: expected a name and a text"),
-        ("settings", "secrets", {"A B": "c"}, "settings.secrets: expected a name and a text"),
+        ("settings", "variables", {"A": 1}, "settings.variables: expected names, each with a text"),
+        ("settings", "secrets", {"A B": "c"}, "settings.secrets: expected names, each with a text"),
         ("", "space", "a b", "space: expected letters, digits"),
-        ("", "upload", ["../other"], "upload: expected a path inside the repository"),
-        ("", "upload", "app.py", "upload: expected a list of texts"),
+        ("", "upload", ["../other"], "upload: expected a list of paths inside the repository"),
+        ("", "upload", "app.py", "upload: expected a list of paths"),
     ],
 )
 def test_a_wrong_field_of_the_spacefile_is_named(
@@ -239,35 +249,33 @@ def test_a_wrong_field_of_the_spacefile_is_named(
     assert words in str(caught.value)
 
 
-def small_repository(folder: Path, **changes: object) -> Path:
+SMALL = ["README.md", "Spacefile", "app.py", "requirements.txt"]
+
+
+def small_repository(folder: Path, *, upload: list[str] = SMALL) -> Path:
     """Just enough to plan, without git."""
-    changed = {**content(), "upload": ["README.md", "Spacefile", "app.py", "requirements.txt"]}
-    (folder / "Spacefile").write_text(yaml.safe_dump({**changed, **changes}), encoding="utf-8")
+    changed = {**content(), "upload": upload}
+    (folder / "Spacefile").write_text(yaml.safe_dump(changed), encoding="utf-8")
     for name in ("app.py", "requirements.txt"):
         (folder / name).write_text("")
-    front = read_manifest(folder).front_matter
-    (folder / "README.md").write_text(f"{front}\n# Title\n", encoding="utf-8")
+    (folder / "README.md").write_text("---\ntitle: old\n---\n\n# Title\n", encoding="utf-8")
+    update_readme(read_manifest(folder), folder)
     return folder
 
 
 def test_without_git_the_plan_leaves_caches_out(tmp_path: Path) -> None:
-    root = small_repository(tmp_path, upload=[*small_upload(), "package/"])
+    root = small_repository(tmp_path, upload=[*SMALL, "package/"])
     for name in ("a.py", "__pycache__/a.pyc", ".hidden"):
         (root / "package" / name).parent.mkdir(parents=True, exist_ok=True)
         (root / "package" / name).write_text("x")
-    paths = [file.path for file in make_plan(read_manifest(root), root).files]
-    assert paths == sorted([*small_upload(), "package/a.py"])
-
-
-def small_upload() -> list[str]:
-    return ["README.md", "Spacefile", "app.py", "requirements.txt"]
+    assert list(make_plan(read_manifest(root), root).files) == sorted([*SMALL, "package/a.py"])
 
 
 @pytest.mark.parametrize(
     ("upload", "words"),
     [
-        (["README.md", "Spacefile", "app.py"], "expected requirements.txt among the files"),
-        ([*small_upload(), "nothing/"], "no file of 'nothing/' is in git"),
+        (SMALL[:3], "expected requirements.txt among the files"),
+        ([*SMALL, "nothing/"], "no file of 'nothing/' is in git"),
     ],
 )
 def test_an_upload_that_cannot_work_is_refused(
@@ -278,16 +286,12 @@ def test_an_upload_that_cannot_work_is_refused(
         make_plan(read_manifest(root), root)
 
 
-def test_too_much_to_upload_is_refused(tmp_path: Path) -> None:
+def test_too_much_to_upload_or_a_stale_readme_is_refused(tmp_path: Path) -> None:
     root = small_repository(tmp_path)
     with (root / "app.py").open("wb") as file:
         file.truncate(MAX_TOTAL_BYTES)
     with pytest.raises(ConfigError, match="expected at most 100,000,000 bytes, got 100,0"):
         make_plan(read_manifest(root), root)
-
-
-def test_a_stale_readme_is_refused(tmp_path: Path) -> None:
-    root = small_repository(tmp_path)
     (root / "README.md").write_text("---\ntitle: other\n---\n\n# Title\n")
     with pytest.raises(ConfigError, match=r"README.md: its front matter .* --update-readme"):
         make_plan(read_manifest(root), root)

@@ -1,9 +1,8 @@
 """Evaluation: settings, rows, resuming, broken pictures, studies, the command."""
 
-import argparse
 import json
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -12,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from percov2_core.cli import evaluate as cli_evaluate
+from percov2_core.baselines.classic import find_baseline
+from percov2_core.cli import main
 from percov2_core.errors import ConfigError, ImageError
 from percov2_core.evaluation import studies
-from percov2_core.evaluation.command import METRIC_NAMES
-from percov2_core.evaluation.judge import METRICS, Judge, Reference
+from percov2_core.evaluation.judge import Judge, Reference
 from percov2_core.evaluation.protocol import centre_square, find_pictures, load_512, to_tensor
 from percov2_core.evaluation.rows import read_log, summarise
 from percov2_core.evaluation.runner import evaluate, make_units
@@ -27,6 +26,7 @@ from percov2_core.evaluation.settings import (
     our_settings,
 )
 from percov2_core.evaluation.worker import Plan, Unit, Worker
+from percov2_core.metrics.swd import set_swd
 from tests.tiny import picture, tiny_codec
 
 CHEAP = ("psnr", "patch_swd")
@@ -106,7 +106,7 @@ def test_an_interrupted_run_goes_on_without_repeating_finished_rows(
 def test_a_line_cut_off_by_an_interruption_is_run_again(folder: Path, tmp_path: Path) -> None:
     pictures, settings = find_pictures(folder), classic_settings(["jpeg@1"])
     evaluate(pictures, settings, plan(tmp_path))
-    log = tmp_path / "out" / "log" / "rows-0000.jsonl"
+    (log,) = (tmp_path / "out" / "log").iterdir()
     log.write_text(log.read_text()[:-40])
     worker = Counting(plan(tmp_path))
     assert len(evaluate(pictures, settings, plan(tmp_path), worker=worker)) == 4
@@ -114,10 +114,12 @@ def test_a_line_cut_off_by_an_interruption_is_run_again(folder: Path, tmp_path: 
 
 
 def test_rows_of_another_protocol_are_not_mixed_in(folder: Path, tmp_path: Path) -> None:
-    settings = classic_settings(["jpeg@1"])
-    evaluate(find_pictures(folder, square=False), settings, plan(tmp_path))
-    with pytest.raises(ConfigError, match="square must be True to add rows, got False"):
-        evaluate(find_pictures(folder), settings, plan(tmp_path))
+    settings, pictures = classic_settings(["jpeg@1"]), find_pictures(folder, square=False)[:1]
+    evaluate(pictures, settings, plan(tmp_path, data=folder))
+    with pytest.raises(ConfigError, match="have square False, the new ones True: choose another"):
+        evaluate(find_pictures(folder), settings, plan(tmp_path, data=folder))
+    with pytest.raises(ConfigError, match=r"have data '.*/data', the new ones '.*/more'"):
+        evaluate(pictures, settings, plan(tmp_path, data=folder / "more"))
 
 
 def test_csv_and_parquet_hold_the_same_rows(folder: Path, tmp_path: Path) -> None:
@@ -132,27 +134,22 @@ def test_two_processes_give_the_same_numbers_as_one(folder: Path, tmp_path: Path
     pictures, settings = find_pictures(folder), classic_settings(["jpeg@1"])
     one = evaluate(pictures, settings, plan(tmp_path, out=tmp_path / "one"))
     two = evaluate(pictures, settings, plan(tmp_path, out=tmp_path / "two"), processes=2)
+    assert len(list(tmp_path.glob("two/log/*.jsonl"))) == 2
     assert one["psnr"].to_list() == pytest.approx(two["psnr"].to_list(), nan_ok=True)
 
 
-_PARENT = """
-import os, time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from percov2_core.evaluation.runner import leave_with_parent
-pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=leave_with_parent)
-print(pool.submit(os.getpid).result(), flush=True)
-time.sleep(600)
-"""
-
-
-def test_workers_leave_when_their_parent_is_killed() -> None:
-    parent = subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True)
-    with parent:
-        assert parent.stdout is not None
-        worker = psutil.Process(int(parent.stdout.readline()))
-        parent.kill()
-    worker.wait(60)
+def test_workers_leave_when_their_parent_is_killed(folder: Path, tmp_path: Path) -> None:
+    words = command(folder, tmp_path / "out", "--processes", "2", "--codecs", "vvc@63+56+48+40")
+    parent = psutil.Popen([sys.executable, "-m", "percov2_core", *words])
+    while len(list(tmp_path.glob("out/log/*.jsonl"))) < 2:
+        assert parent.poll() is None
+        time.sleep(0.1)
+    workers = parent.children()
+    parent.kill()
+    parent.wait()
+    gone, alive = psutil.wait_procs(workers, 60)
+    assert len(gone) >= 2 and not alive
+    assert len(list(read_log(tmp_path / "out" / "log"))) < 16
 
 
 def test_our_modes_account_for_every_bit(folder: Path, tmp_path: Path) -> None:
@@ -196,8 +193,8 @@ def test_kept_pictures_and_thumbnails_lie_below_the_output(folder: Path, tmp_pat
     frame = evaluate(find_pictures(folder)[-1:], classic_settings(["jpeg@1"]), chosen)
     with Image.open(tmp_path / "out" / frame["thumbnail"].item()) as small:
         assert small.size == (192, 192)
-    kept = list((tmp_path / "out" / "decoded").rglob("*.png"))
-    assert [path.name for path in kept] == ["more__c.png"]
+    (kept,) = (tmp_path / "out" / "decoded").rglob("*.png")
+    assert Image.open(kept).size == (512, 512)
 
 
 def test_a_summary_counts_pictures_and_errors(folder: Path, tmp_path: Path) -> None:
@@ -256,17 +253,14 @@ def test_metrics_that_need_larger_pictures_stay_empty() -> None:
     assert (scores.ms_ssim, to_tensor(picture()).shape) == (None, (1, 3, 96, 160))
 
 
-def test_the_commands_metrics_are_the_judges() -> None:
-    assert METRIC_NAMES == METRICS
+def command(folder: Path, out: Path, *words: str) -> list[str]:
+    return ["evaluate", str(folder), "-o", str(out), "--metrics", "psnr", *words]
 
 
 def test_the_command_writes_tables_and_a_report(folder: Path, tmp_path: Path, capsys) -> None:
-    parser = argparse.ArgumentParser()
-    cli_evaluate.add_parser(parser.add_subparsers())
-    words = ["evaluate", str(folder), "-o", str(tmp_path / "out"), "--native"]
-    words += ["--codecs", "jpeg@1", "webp/2@0", "--metrics", "psnr", "set_swd", "fid"]
-    args = parser.parse_args(words)
-    args.run(args)
+    (folder / "broken.png").unlink()
+    words = command(folder, tmp_path / "out", "set_swd", "fid", "--native")
+    assert main([*words, "--codecs", "jpeg@1", "webp/2@0"]) == 0
     printed = capsys.readouterr().out
     assert "webp/2 quality=0" in printed
     assert "FID and KID need 50 pictures a side, got 3" in printed
@@ -274,15 +268,81 @@ def test_the_command_writes_tables_and_a_report(folder: Path, tmp_path: Path, ca
     assert (tmp_path / "out" / "sets.csv").is_file()
 
 
+def test_a_broken_picture_is_named_and_the_others_are_measured(folder, tmp_path, capsys) -> None:
+    assert main(command(folder, tmp_path / "out", "--codecs", "jpeg@1+10")) == 1
+    said, end = capsys.readouterr().err.splitlines()[-2:]
+    assert said.startswith("broken.png: ") and "(2 settings)" in said
+    assert end == "percov2: 1 of 4 pictures could not be measured in full, see above"
+    assert pd.read_csv(tmp_path / "out" / "rows.csv")["psnr"].count() == 6
+
+
+def test_pictures_of_one_stem_are_rows_and_files_of_their_own(tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    names = ["p.jpg", "p.jpeg", "p.png", "x/p.png", "y/p.png"]
+    originals = []
+    for seed, name in enumerate(names):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(96, 96, seed=seed).save(data / name)
+        originals.append(to_tensor(Image.open(data / name)))
+    assert main(command(data, out, "set_swd", "--native", "--codecs", "jpeg@1")) == 0
+    rows = pd.read_csv(out / "rows.csv").set_index("picture")
+    assert sorted(rows.index) == sorted(names)
+    assert len(list(out.glob("decoded/*/*.png"))) == len(set(rows["thumbnail"])) == 5
+    codec = find_baseline("jpeg")
+    decoded = [codec.decode(codec.encode(Image.open(data / name), 1)) for name in names]
+    expected = set_swd(originals, [to_tensor(image) for image in decoded]).item()
+    assert pd.read_csv(out / "sets.csv")["set_swd"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_picture_of_many_pixels_is_reduced_first(tmp_path: Path) -> None:
+    picture(5000, 3000).save(tmp_path / "large.jpg", quality=30)
+    (square,), (native,) = (find_pictures(tmp_path, square=s) for s in (True, False))
+    assert (square.open().size, native.open().size) == ((512, 512), (4096, 2458))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--limit", "0"], "--limit: must be a whole number of at least 1, got '0'"),
+        (["--limit", "-2"], "--limit: must be a whole number of at least 1, got '-2'"),
+        (["--processes", "0"], "--processes: must be a whole number of at least 1, got '0'"),
+        (["--device", "gpu"], "device must be cpu, cuda, cuda:N or auto, got 'gpu'"),
+        (["--device", "mps"], "device must be cpu, or one of the "),
+        (["--codecs", "gif"], "codec must be one of jpeg, "),
+        (["--modes", "extreme", "--steps", "0"], "steps must be in [1, 100], got 0"),
+        (["--modes", "extreme", "--guidance", "nan"], "guidance must be in [1, 20], got nan"),
+    ],
+)
+def test_a_wrong_option_ends_in_one_sentence(folder, tmp_path, capsys, words, message) -> None:
+    try:
+        status = main(command(folder, tmp_path, *words))
+    except SystemExit as left:
+        status = left.code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert status == 2 and message in line
+
+
+def test_without_pandas_the_command_says_what_to_install(
+    folder, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "percov2_core.evaluation.sets", None)
+    for module in ("pandas", "percov2_core.evaluation.rows"):
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    assert main(command(folder, tmp_path)) == 1
+    assert "evaluation needs pandas, which is not installed: pip install" in capsys.readouterr().err
+
+
 def test_a_study_writes_rows_means_and_the_command_that_makes_them(folder, tmp_path) -> None:
     words = ["classic", "--data", str(folder), "-o", str(tmp_path / "results")]
-    words += ["--work", str(tmp_path / "work"), "--codecs", "jpeg", "--budgets", "900"]
-    assert studies.main(words) == 0
+    words += ["--work", str(tmp_path / "work"), "--codecs", "jpeg", "--budgets", "900", "10"]
+    (folder / "broken.png").unlink()
+    assert studies.main(words) == 0  # that JPEG cannot do 10 bytes is a result
     rows = pd.read_csv(tmp_path / "results" / "classic.csv")
-    assert rows["size_bytes"].max() <= 900
+    assert rows["size_bytes"].max() <= 900 and rows["error"].count() == 3
     report = json.loads((tmp_path / "results" / "classic.json").read_text())
-    assert report["command"].endswith("classic --data KODAK --codecs jpeg --budgets 900")
-    assert report["means"][0]["pictures"] == 3
+    assert report["command"].endswith("classic --data KODAK --codecs jpeg --budgets 900 10")
+    assert [row["pictures"] for row in report["means"]] == [0, 3]
     assert str(tmp_path) not in json.dumps(report)
 
 

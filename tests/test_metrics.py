@@ -10,18 +10,22 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from percov2_core.errors import ImageError, UnavailableError
 from percov2_core.evaluation.protocol import to_tensor
+from percov2_core.evaluation.sets import fid_kid
+from percov2_core.metrics import bits_per_pixel
 from percov2_core.metrics.distortion import ms_ssim, psnr, to_8bit
 from percov2_core.metrics.features import feature_distance
-from percov2_core.metrics.inception import fid_kid
-from percov2_core.metrics.rate import bits_per_pixel
 from percov2_core.metrics.structure import structure_distance, structure_maps
-from percov2_core.metrics.swd import descriptors, patch_swd, set_swd
+from percov2_core.metrics.swd import descriptors, set_swd, sliced_wasserstein
 from tests.tiny import picture
 
 
 def noisy(image: Image.Image, sigma: float) -> Image.Image:
     noise = np.random.default_rng(1).normal(0, sigma, (image.height, image.width, 3))
     return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
+
+
+def patch_swd(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return sliced_wasserstein(descriptors(reference), descriptors(other))
 
 
 def textured(width: int = 192, height: int = 176) -> Image.Image:
@@ -151,7 +155,7 @@ def test_fid_of_a_few_pictures_is_refused() -> None:
 
 def test_fid_without_its_library_is_unavailable_in_words(monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torchmetrics.image.fid", None)
-    with pytest.raises(UnavailableError, match="FID and KID are unavailable: install torchmetrics"):
+    with pytest.raises(UnavailableError, match="pip install torchmetrics torch-fidelity"):
         fid_kid([], [], count=50)
 
 

@@ -1,7 +1,6 @@
 """Figures and the report, from rows written by hand."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -9,9 +8,10 @@ import pytest
 
 from percov2_core import plots
 from percov2_core.errors import ConfigError
-from percov2_core.evaluation.judge import Scores
+from percov2_core.evaluation.protocol import Picture
 from percov2_core.evaluation.rows import Row, to_frame
 from percov2_core.evaluation.settings import Setting
+from percov2_core.metrics import Scores
 from tests.tiny import picture
 
 
@@ -80,11 +80,6 @@ def test_schedule_bars_stack_the_parts_of_the_file(frame) -> None:
     }
 
 
-def test_the_hybrid_curve_is_over_the_tokens_sent(frame) -> None:
-    line = plots.hybrid_curve(frame).data[0]
-    assert (list(line.x), list(line.y)) == ([8], [18.5])
-
-
 def test_a_metric_without_values_is_an_error_that_names_it(frame) -> None:
     with pytest.raises(ConfigError, match="figure: no row has a value for 'lpips'"):
         plots.rate_distortion(frame, metric="lpips")
@@ -105,25 +100,10 @@ def test_the_report_loads_nothing_and_escapes_names(frame, tmp_path: Path) -> No
     picture(64, 64).save(tmp_path / "t" / "small.webp")
     picture(96, 64).save(tmp_path / "y.png")
     shown = frame.assign(thumbnail=frame["thumbnail"].where(frame["psnr"].isna(), "t/small.webp"))
-    originals = {"<y>.png": tmp_path / "y.png"}
+    originals = [Picture(name="<y>.png", path=tmp_path / "y.png", square=False)]
     page = plots.write_report(shown, tmp_path, originals, ["lpips: <none>"]).read_text()
     ours = page[page.index("</script></head>") :]
     assert "&lt;none&gt;" in ours and "&lt;y&gt;.png" in ours
     assert "not a picture" in ours
     sources = re.findall(r'<(?:img|script|link|iframe)[^>]* (?:src|href)="([^"]*)"', page)
     assert sources and all(s == "" or s.startswith("data:image/") for s in sources)
-
-
-def test_equal_bytes_shows_every_metric_of_ours_and_of_the_others() -> None:
-    scores = Scores(psnr=22.0, ms_ssim=0.8, feature_distance=0.7, picorank=0.8, patch_swd=150.0)
-    theirs = replace(scores, psnr=23.0)
-
-    def one(setting: Setting, values: Scores) -> dict[str, object]:
-        return Row(picture="x", setting=setting, size_bytes=700, bpp=0.02, scores=values).flat()
-
-    mine = to_frame([one(ours(preset="faithful"), scores)])
-    classic = to_frame([one(Setting(codec="vvc", match="extreme"), theirs)])
-    figure = plots.equal_bytes(mine, classic, mode="extreme")
-    assert len(figure.data) == len(plots.EQUAL_METRICS)
-    assert list(figure.data[0].y) == ["extreme, faithful", "vvc"]
-    assert list(figure.data[0].x) == [22.0, 23.0]

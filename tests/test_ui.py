@@ -12,7 +12,7 @@ from PIL import Image
 from percov2_core.bitstream import Stream
 from percov2_core.config import MODES, PRESETS, SCHEDULES
 from percov2_core.errors import BitstreamError, ConfigError
-from percov2_core.evaluation.judge import Scores
+from percov2_core.metrics import Scores
 from percov2_core.ui import border, host, invented, results, settings, text
 from percov2_core.ui.device import Frame, Look
 from percov2_core.ui.tradeoff import Measured, Measurements, figure, run_of, runs_csv, runs_table

@@ -1,1 +1,19 @@
-"""Other codecs behind the two calls that ours has: `encode(image, quality)`, `decode(bytes)`."""
+"""Other codecs, each behind two calls: `encode(image, quality)` and `decode(bytes)`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+# What the command line calls them, and what people do.
+CLASSIC: Mapping[str, str] = MappingProxyType(
+    {
+        "jpeg": "JPEG",
+        "jpeg2000": "JPEG 2000 (JP2)",
+        "j2k": "JPEG 2000",
+        "webp": "WebP",
+        "avif": "AVIF",
+        "jxl": "JPEG XL",
+        "vvc": "VVC intra",
+    }
+)

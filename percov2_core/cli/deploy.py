@@ -24,9 +24,8 @@ def run(args: argparse.Namespace) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # Loads the Hub's client, which takes a while: only when it is wanted.
-    from percov2_core.deploy.manifest import ROOT, read_manifest, update_readme
-    from percov2_core.deploy.plan import make_plan
     from percov2_core.deploy.publish import check_hardware, publish
+    from percov2_core.deploy.spacefile import ROOT, make_plan, read_manifest, update_readme
 
     manifest = read_manifest()
     if args.update_readme:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from percov2_core.bitstream import Stream
 from percov2_core.cli.files import read_stream
 from percov2_core.cli.terminal import Commands, add_model
-from percov2_core.metrics.rate import bits_per_pixel
+from percov2_core.metrics import bits_per_pixel
 
 if TYPE_CHECKING:
     from percov2_core.contents import Contents

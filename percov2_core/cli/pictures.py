@@ -12,7 +12,7 @@ from percov2_core.cli.files import STANDARD, Output, add_output, read_stream, st
 from percov2_core.cli.terminal import SIDE, Commands, Progress, add_model, whole
 from percov2_core.config import DEFAULT_SCHEDULE, MAX_SIDE_PX, MODES, PRESETS, RATES, SCHEDULES
 from percov2_core.errors import ConfigError
-from percov2_core.metrics.rate import bits_per_pixel
+from percov2_core.metrics import bits_per_pixel
 
 # The names that `caption.captioner` knows; importing them from there would pull in torch.
 CAPTIONERS = ("auto", "describer", "blip", "fixed")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,8 @@ from percov2_core.evaluation import command
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from percov2_core.evaluation.protocol import Picture
 
 EXAMPLE = Path(__file__).parents[2] / "assets" / "examples" / "kodim23-parrots.jpg"
 _COUNT = whole(1, 1000)
@@ -36,10 +37,10 @@ def add_bench(commands: Commands) -> None:
     add("--note", default="", help="for the table: what else ran, say")
     add("--out", type=Path, help="folder to add the rows to, as bench.csv and .md")
     add_model(parser, more=", tiny-random (the large one's code at toy size)")
-    parser.set_defaults(run=bench, extra="evaluate")
+    parser.set_defaults(run=run_bench, extra="evaluate")
 
 
-def bench(args: argparse.Namespace) -> None:
+def run_bench(args: argparse.Namespace) -> None:
     picture = args.picture or EXAMPLE
     if not args.picture and not EXAMPLE.exists():
         raise ConfigError("bench: needs a picture to use; the example is in the repository alone")
@@ -49,22 +50,29 @@ def bench(args: argparse.Namespace) -> None:
     # Load torch, which takes seconds: only once the picture is known to be one.
     import torch
 
-    from percov2_core.evaluation.bench import measure
-    from percov2_core.evaluation.bench.rows import write
+    from percov2_core.evaluation import bench
+    from percov2_core.evaluation.bench_table import BenchRow, as_text, headline, write
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    codec = measure.open_codec(
+    codec = bench.open_codec(
         args.model, random=args.random_weights, t5=not args.no_t5, device=args.device
     )
-    random = args.random_weights or args.model == measure.TINY_RANDOM
-    machine = measure.describe(codec, random=random, note=args.note)
-    print(measure.headline(machine))
-    rows = []
-    for size, mode, batch in product(args.size, args.modes, args.batch):
-        for point in measure.points(codec, mode, size, batch, args.steps, args.guidance):
-            rows.append(measure.measure(codec, machine, point, image, repeats=args.repeats))
-            print(measure.as_text(rows[-1]))
+    rows: list[BenchRow] = []
+    for point in bench.points(
+        codec,
+        random=args.random_weights or args.model == bench.TINY_RANDOM,
+        note=args.note,
+        sizes=args.size,
+        modes=args.modes,
+        batches=args.batch,
+        steps=args.steps,
+        guidance=args.guidance,
+    ):
+        if not rows:
+            print(headline(point))
+        rows.append(bench.measure(codec, point, image, repeats=args.repeats))
+        print(as_text(rows[-1]))
     if args.out:
         write(rows, args.out)
 
@@ -74,8 +82,8 @@ def add_evaluate(commands: Commands) -> None:
     commands.choices["evaluate"].set_defaults(extra="evaluate")
 
 
-def _report(frame: pd.DataFrame, out: Path, originals: dict[str, Path], notes: list[str]) -> Path:
+def _report(frame: pd.DataFrame, out: Path, pictures: list[Picture], notes: list[str]) -> Path:
     # Plotly is heavy, and only this command draws.
     from percov2_core.plots import write_report
 
-    return write_report(frame, out, originals, notes)
+    return write_report(frame, out, pictures, notes)

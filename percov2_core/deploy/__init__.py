@@ -1,5 +1,1 @@
-"""Spacefile -> hosted Space: read it, list the files, publish them.
-
-Spacefile -> manifest -> front matter of README.md
-                      -> plan (files, settings) -> publish -> a running Space
-"""
+"""Spacefile -> front matter of README.md, and plan (files, settings) -> a running Space."""

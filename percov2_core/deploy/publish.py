@@ -1,26 +1,26 @@
-"""A plan -> a running Space, through huggingface_hub."""
+"""A plan -> a running Space, through huggingface_hub; each refusal becomes one line to act on."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx2
 from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
     HfApi,
     SpaceHardware,
     get_token,
     is_offline_mode,
     set_client_factory,
 )
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-from percov2_core.deploy.manifest import FILE_NAME
-from percov2_core.deploy.plan import Plan
-from percov2_core.deploy.refusals import explained
-from percov2_core.errors import ConfigError, DeployError
+from percov2_core.deploy.spacefile import FILE_NAME, README, Plan
+from percov2_core.errors import ConfigError, DeployError, PerCoError
 
 ANSWER_S = 60.0  # for one answer of the Hub, and for one piece of an upload
 CONNECT_S = 10.0
@@ -36,6 +36,7 @@ _WAITING = {
     "RUNNING_APP_STARTING",
     "SLEEPING",  # the new files wake it
 }
+_LATER = "try again in a few minutes"
 
 Report = Callable[[str], None]
 
@@ -56,17 +57,18 @@ def publish(plan: Plan, *, report: Report) -> str:
     check_hardware(plan.hardware)
     api = HfApi(token=_token())
     set_client_factory(_client)
-    space = _full_name(plan.space, api)
-    with explained(space, api.endpoint):
-        there = _files_there(api, space)
-        if there is None:
-            _create(api, space, plan)
-            there = set()
+    # It recommends another protocol for large folders, which knows no time-outs of ours.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    with _explained(plan.space, api.endpoint):
+        owner = api.whoami()["name"]
+    space = plan.space if "/" in plan.space else f"{owner}/{plan.space}"
+    with _explained(space, api.endpoint):
+        _find_or_create(api, space, plan)
         report(f"uploading {len(plan.files)} files, {plan.total_bytes:,} bytes, to {space}")
-        commit = _upload(api, space, plan, there)
+        commit = _upload(api, space, plan)
         _apply_settings(api, space, plan, report)
         report(f"waiting until {space} runs")
-        _wait(api, space, commit, plan.startup_s)
+        _wait(api, space, commit, plan.manifest.startup_s)
     return f"{api.endpoint}/spaces/{space}"
 
 
@@ -98,15 +100,8 @@ def _client() -> httpx2.Client:
     return httpx2.Client(follow_redirects=True, timeout=timeout)
 
 
-def _full_name(space: str, api: HfApi) -> str:
-    """Put the owner of the token before a bare name; the first question to the Hub."""
-    with explained(space, api.endpoint):
-        owner = api.whoami()["name"]
-    return space if "/" in space else f"{owner}/{space}"
-
-
-def _files_there(api: HfApi, space: str) -> set[str] | None:
-    """The Space's files if it exists and is one of ours; None if there is none.
+def _find_or_create(api: HfApi, space: str, plan: Plan) -> None:
+    """Make the Space if there is none.
 
     Raises:
         DeployError: if the name is taken by something else: replacing it would destroy that.
@@ -114,41 +109,40 @@ def _files_there(api: HfApi, space: str) -> set[str] | None:
     try:
         there = set(api.list_repo_files(space, repo_type="space"))
     except RepositoryNotFoundError:
-        return None
-    if there - _THE_HUBS_OWN - {"README.md"} and FILE_NAME not in there:
+        api.create_repo(
+            space,
+            repo_type="space",
+            space_sdk="gradio",
+            space_hardware=plan.hardware,  # type: ignore[arg-type]
+            space_sleep_time=plan.sleep_time_s,
+            space_variables=[{"key": k, "value": v} for k, v in plan.manifest.variables.items()],
+        )
+        return
+    if there - _THE_HUBS_OWN - {README} and FILE_NAME not in there:
         raise DeployError(
             f"space: {space} exists and holds something else (it has no {FILE_NAME}): "
             "choose another name with --space OWNER/NAME"
         )
-    return there
 
 
-def _create(api: HfApi, space: str, plan: Plan) -> None:
-    api.create_repo(
-        space,
-        repo_type="space",
-        space_sdk="gradio",
-        space_hardware=plan.hardware,  # type: ignore[arg-type]
-        space_sleep_time=plan.sleep_time_s,
-        space_variables=[{"key": k, "value": v} for k, v in plan.variables.items()],
-    )
-
-
-def _upload(api: HfApi, space: str, plan: Plan, there: set[str]) -> str:
+def _upload(api: HfApi, space: str, plan: Plan) -> str:
     """One commit that makes the Space's files those of the plan; -> its id."""
-    wanted = {file.path for file in plan.files}
-    additions = (CommitOperationAdd(path, plan.root / path) for path in sorted(wanted))
-    deletions = (CommitOperationDelete(path) for path in sorted(there - wanted - _THE_HUBS_OWN))
-    commit = api.create_commit(
-        space, [*additions, *deletions], commit_message=COMMIT_MESSAGE, repo_type="space"
-    )
+    with TemporaryDirectory() as folder:
+        plan.copy_to(Path(folder))
+        commit = api.upload_folder(
+            repo_id=space,
+            repo_type="space",
+            folder_path=folder,
+            delete_patterns="*",
+            commit_message=COMMIT_MESSAGE,
+        )
     return commit.oid
 
 
 def _apply_settings(api: HfApi, space: str, plan: Plan, report: Report) -> None:
     """Set what differs from the plan. Values of secrets are nobody's business here."""
     now = {name: variable.value for name, variable in api.get_space_variables(space).items()}
-    for name, value in plan.variables.items():
+    for name, value in plan.manifest.variables.items():
         if now.get(name) != value:
             api.add_space_variable(space, name, value)
     runtime = api.get_space_runtime(space)
@@ -157,12 +151,9 @@ def _apply_settings(api: HfApi, space: str, plan: Plan, report: Report) -> None:
         api.request_space_hardware(space, plan.hardware, sleep_time=plan.sleep_time_s)  # type: ignore[arg-type]
     elif plan.sleep_time_s not in (None, runtime.sleep_time):
         api.set_space_sleep_time(space, plan.sleep_time_s)
-    for line in _missing_secrets(plan, api.get_space_secrets(space)):
-        report(f"{line}; set it at {api.endpoint}/spaces/{space}/settings")
-
-
-def _missing_secrets(plan: Plan, there: Iterable[str]) -> list[str]:
-    return [f"no secret {name}: {plan.secrets[name]}" for name in plan.secrets.keys() - set(there)]
+    for name in plan.manifest.secrets.keys() - set(api.get_space_secrets(space)):
+        place = f"{api.endpoint}/spaces/{space}/settings"
+        report(f"no secret {name}: {plan.manifest.secrets[name]}; set it at {place}")
 
 
 def _wait(api: HfApi, space: str, commit: str, startup_s: float) -> None:
@@ -187,3 +178,47 @@ def _wait(api: HfApi, space: str, commit: str, startup_s: float) -> None:
             raise DeployError(f"space: {space} is still in stage {runtime.stage}: {logs}")
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, POLL_S[1])
+
+
+@contextlib.contextmanager
+def _explained(space: str, endpoint: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises into a `DeployError`; bugs keep their traceback."""
+    try:
+        yield
+    except PerCoError:
+        raise
+    except Exception as error:
+        found: BaseException | None = error
+        while found is not None:  # uploads wrap their errors
+            if sentence := _sentence(found, space, endpoint):
+                raise DeployError(sentence) from error
+            found = found.__cause__
+        raise
+
+
+def _sentence(error: BaseException, space: str, endpoint: str) -> str | None:
+    """What was refused and what to do; None for an error of another kind."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, httpx2.TransportError | ConnectionError):
+        return (
+            f"network: no answer from {endpoint} ({text}): check the connection, then run it again"
+        )
+    if isinstance(error, ValueError) and "metadata in README.md" in text:
+        return f"README.md: {endpoint} refuses its front matter: {text}"
+    if not isinstance(error, HfHubHTTPError):
+        return None
+    # Of a Space that one may not see, the Hub says that there is none.
+    missing = isinstance(error, RepositoryNotFoundError)
+    status = 403 if missing else error.response.status_code
+    said = error.server_message or text
+    by_status = {
+        401: f"token: {endpoint} does not accept it: run `hf auth login`, or set HF_TOKEN to one "
+        "that may write",
+        402: f"hardware: the host wants it paid for: {said}: see {endpoint}/settings/billing",
+        403: f"space: this token may not write to {space}: use one that may "
+        f"({endpoint}/settings/tokens), or name a Space of your own with --space OWNER/NAME",
+        409: f"space: the name {space} is taken: choose another with --space OWNER/NAME",
+        429: f"network: {endpoint} has had too many questions: {_LATER}",
+    }
+    later = f": {_LATER}" if status >= 500 else ""
+    return by_status.get(status, f"space: {endpoint} answers {status}: {said}{later}")

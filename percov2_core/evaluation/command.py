@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from percov2_core.config import DEFAULT_SCHEDULE, MODES, PRESETS, SCHEDULES
+from percov2_core.errors import ImageError
+from percov2_core.metrics import METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from percov2_core.evaluation.protocol import Picture
     from percov2_core.evaluation.settings import Setting
 
-METRIC_NAMES = ("psnr", "ms_ssim", "lpips", "feature_distance", "picorank", "patch_swd")
 SET_METRICS = ("set_swd", "fid", "kid")
 
-# (rows, output folder, originals by name, notes) -> the page; figures are made above this layer.
-Report = Callable[["pd.DataFrame", Path, dict[str, Path], list[str]], Path]
+# (rows, output folder, pictures, notes) -> the page; figures are made above this layer.
+Report = Callable[["pd.DataFrame", Path, "list[Picture]", list[str]], Path]
 
 _DESCRIPTION = """
 Codecs are jpeg, jpeg2000, j2k, webp, avif, jxl and vvc; avif/4 is at a quarter of the size,
@@ -38,16 +41,37 @@ def add_parser(commands: Any, *, report: Report | None = None) -> None:
         "-o", "--out", type=Path, required=True, metavar="OUT", help="folder of results"
     )
     _add_settings(parser)
-    known = (*METRIC_NAMES, *SET_METRICS)
     parser.add_argument(
-        "--metrics", nargs="+", choices=known, default=list(METRIC_NAMES), help="to compute"
+        "--metrics",
+        nargs="+",
+        choices=(*METRICS, *SET_METRICS),
+        default=list(METRICS),
+        help="to compute",
     )
     parser.add_argument("--native", action="store_true", help="native size, not 512 x 512")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures")
+    add_machine(parser)
+    parser.set_defaults(run=lambda args: run(args, report=report))
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """What a study takes as well: the model, the machine, and how many pictures."""
+    parser.add_argument("--limit", type=at_least_one, metavar="N", help="only the first N pictures")
     parser.add_argument("--model", default="embedded", metavar="NAME_OR_DIR", help="of our codec")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, or auto (one GPU per process)")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="that share the work")
-    parser.set_defaults(run=lambda args: run(args, report=report))
+    parser.add_argument(
+        "--processes", type=at_least_one, default=1, metavar="N", help="that share the work"
+    )
+
+
+def at_least_one(text: str) -> int:
+    """A count on the command line.
+
+    Raises:
+        ArgumentTypeError: if it is none; argparse puts the option before it.
+    """
+    if not text.isascii() or not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -56,13 +80,11 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "--budgets", nargs="+", type=int, default=[], metavar="BYTES",
         help="the best that each of --codecs does in so many bytes, over all sizes",
     )  # fmt: skip
-    parser.add_argument("--modes", nargs="+", default=[], choices=list(MODES), help="ours")
-    parser.add_argument("--presets", nargs="+", default=[], choices=PRESETS, help="ways to paint")
-    parser.add_argument("--steps", nargs="+", type=int, default=[], help="in place of a preset's")
-    parser.add_argument("--guidance", nargs="+", type=float, default=[], help="likewise")
-    parser.add_argument(
-        "--schedules", nargs="+", default=[DEFAULT_SCHEDULE], choices=SCHEDULES, help="of tokens"
-    )
+    parser.add_argument("--modes", nargs="+", default=[], choices=list(MODES))
+    parser.add_argument("--presets", nargs="+", default=[], choices=PRESETS)
+    parser.add_argument("--steps", nargs="+", type=int, default=[])
+    parser.add_argument("--guidance", nargs="+", type=float, default=[])
+    parser.add_argument("--schedules", nargs="+", default=[DEFAULT_SCHEDULE], choices=SCHEDULES)
     parser.add_argument(
         "--tokens", nargs="+", type=int, default=[], metavar="K", help="hybrid: tokens sent"
     )
@@ -90,7 +112,11 @@ def build_settings(args: argparse.Namespace) -> list[Setting]:
 
 
 def run(args: argparse.Namespace, *, report: Report | None) -> None:
-    """Evaluate, print the summary and write the report."""
+    """Evaluate, print the summary and write the report.
+
+    Raises:
+        ImageError: if a picture could not be measured; the others were.
+    """
     # Here and not at the top: the command line must start without torch and pandas.
     from percov2_core.evaluation.judge import Judge
     from percov2_core.evaluation.protocol import find_pictures
@@ -101,10 +127,15 @@ def run(args: argparse.Namespace, *, report: Report | None) -> None:
 
     settings = build_settings(args)
     pictures = find_pictures(args.data, square=not args.native)[: args.limit]
-    metrics = tuple(name for name in args.metrics if name in METRIC_NAMES)
+    metrics = tuple(name for name in args.metrics if name in METRICS)
     sets = [name for name in args.metrics if name in SET_METRICS]
     plan = Plan(
-        out=args.out, model=args.model, device=args.device, metrics=metrics, keep=bool(sets)
+        out=args.out,
+        data=args.data,
+        model=args.model,
+        device=args.device,
+        metrics=metrics,
+        keep=bool(sets),
     )
     notes = [f"{k}: {why}" for k, why in Judge(metrics).unavailable.items()]
     frame = evaluate(pictures, settings, plan, processes=args.processes)
@@ -116,11 +147,28 @@ def run(args: argparse.Namespace, *, report: Report | None) -> None:
     for note in notes:
         print(note)
     if report is not None:
-        originals = {picture.name: picture.path for picture in pictures}
-        print(f"report: {report(frame, args.out, originals, notes)}")
+        print(f"report: {report(frame, args.out, pictures, notes)}")
+    name_failures(frame)
+
+
+def name_failures(frame: pd.DataFrame) -> None:
+    """Print every picture that could not be measured, and why.
+
+    Raises:
+        ImageError: if there is one.
+    """
+    from percov2_core.evaluation.rows import failures
+
+    wrong = failures(frame)
+    for (picture, error), rows in wrong.groupby(["picture", "error"]):
+        many = f" ({len(rows)} settings)" if len(rows) > 1 else f" ({rows['key'].item()})"
+        print(f"{picture}: {error}{many}", file=sys.stderr)
+    if len(wrong):
+        count, total = wrong["picture"].nunique(), frame["picture"].nunique()
+        raise ImageError(f"{count} of {total} pictures could not be measured in full, see above")
 
 
 def short(table: pd.DataFrame) -> pd.DataFrame:
     """The columns of a summary that fit on a terminal, rounded."""
-    wanted = ("key", "pictures", "errors", "size_bytes", "bpp", *METRIC_NAMES, "decode_s")
+    wanted = ("key", "pictures", "errors", "size_bytes", "bpp", *METRICS, "decode_s")
     return table[[name for name in wanted if name in table]].round(4)

@@ -32,21 +32,8 @@ def _from_array(values: NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
 
 
-def _jpeg(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
-    return _through(image, "JPEG", quality=max(1, _quality(strength)))
-
-
-def _webp(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
-    return _through(image, "WEBP", quality=_quality(strength), method=2)
-
-
 def _avif(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
     return _through(image, "AVIF", quality=_quality(strength), speed=9, max_threads=1)
-
-
-def _jpeg2000(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
-    rate = 10 * 80.0**strength
-    return _through(image, "JPEG2000", quality_layers=[rate], irreversible=True)
 
 
 def _small(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
@@ -64,10 +51,6 @@ def _small_avif(image: Image.Image, strength: float, rng: np.random.Generator) -
     return small.resize(image.size, Image.Resampling.BICUBIC)
 
 
-def _blur(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
-    return image.filter(ImageFilter.GaussianBlur(0.5 * 20.0**strength))
-
-
 def _noise(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
     shape = (image.height, image.width, int(rng.choice([1, 3])))
     return _from_array(np.asarray(image) + rng.normal(0, 2 * 30.0**strength, shape))
@@ -83,10 +66,6 @@ def _tone(image: Image.Image, strength: float, rng: np.random.Generator) -> Imag
     gain = 1 - 0.8 * strength * rng.random()
     x = (np.asarray(image) / 255.0) ** gamma * 255
     return _from_array(128 + gain * (x - 128))
-
-
-def _grey(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
-    return Image.blend(image, image.convert("L").convert("RGB"), 0.1 + 0.9 * strength)
 
 
 def _blocks(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
@@ -123,17 +102,21 @@ def _texture(image: Image.Image, strength: float, rng: np.random.Generator) -> I
 
 DISTORTIONS: Mapping[str, Distort] = MappingProxyType(
     {
-        "jpeg": _jpeg,
-        "webp": _webp,
+        "jpeg": lambda image, s, _: _through(image, "JPEG", quality=max(1, _quality(s))),
+        "webp": lambda image, s, _: _through(image, "WEBP", quality=_quality(s), method=2),
         "avif": _avif,
-        "jpeg2000": _jpeg2000,
+        "jpeg2000": lambda image, s, _: _through(
+            image, "JPEG2000", quality_layers=[10 * 80.0**s], irreversible=True
+        ),
         "small": _small,
         "small-avif": _small_avif,
-        "blur": _blur,
+        "blur": lambda image, s, _: image.filter(ImageFilter.GaussianBlur(0.5 * 20.0**s)),
         "noise": _noise,
         "colour": _colour,
         "tone": _tone,
-        "grey": _grey,
+        "grey": lambda image, s, _: Image.blend(
+            image, image.convert("L").convert("RGB"), 0.1 + 0.9 * s
+        ),
         "blocks": _blocks,
         "warp": _warp,
         "texture": _texture,

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from percov2_core.errors import ConfigError, ImageError, PerCoError, UnavailableError
+from percov2_core.config import check_choice
+from percov2_core.errors import ImageError, PerCoError, UnavailableError
 from percov2_core.evaluation.protocol import to_tensor
-from percov2_core.metrics.distortion import ms_ssim, psnr
+from percov2_core.metrics import METRICS, Scores
+from percov2_core.metrics.distortion import ms_ssim, msssim_library, psnr
 from percov2_core.metrics.features import SqueezeNetFeatures, feature_distance
 from percov2_core.metrics.lpips import load_lpips
 from percov2_core.metrics.perceptual import load_picorank
@@ -23,29 +25,6 @@ from percov2_core.metrics.swd import descriptors, sliced_wasserstein
 logger = logging.getLogger(__name__)
 
 SQUEEZENET_ENVIRONMENT = "PERCOV2_SQUEEZENET_WEIGHTS"
-METRICS = ("psnr", "ms_ssim", "lpips", "feature_distance", "picorank", "patch_swd")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scores:
-    """One picture's metrics; None where a metric was not asked for or cannot be had.
-
-    Attributes:
-        psnr: dB on 8-bit RGB, higher is better.
-        ms_ssim: In [0, 1], higher is better.
-        lpips: AlexNet v0.1, lower is better.
-        feature_distance: Of SqueezeNet activations, in [0, 4], lower is better. The embedded
-            model was trained with it.
-        picorank: The bundled distance, lower is better.
-        patch_swd: Realism of the detail, lower is better.
-    """
-
-    psnr: float | None = None
-    ms_ssim: float | None = None
-    lpips: float | None = None
-    feature_distance: float | None = None
-    picorank: float | None = None
-    patch_swd: float | None = None
 
 
 class Reference:
@@ -53,15 +32,19 @@ class Reference:
 
     def __init__(self, image: Image.Image, device: torch.device) -> None:
         self.pixels = to_tensor(image).to(device)  # (1, 3, H, W) float in [0, 255]
-        self._kept: dict[str, list[Tensor]] = {}
+        self._kept: dict[str, Any] = {}
 
-    def keep(self, name: str, make: Callable[[Tensor], list[Tensor]]) -> list[Tensor]:
+    def seen(self, name: str, by: _Metric) -> Any:
         if name not in self._kept:
-            self._kept[name] = make(self.pixels)
+            self._kept[name] = by.see(self.pixels)
         return self._kept[name]
 
 
-Metric = Callable[[Reference, Tensor], Tensor]
+class _Metric(NamedTuple):
+    """`compare(see(original), see(decoded))`; pictures are (1, 3, H, W) float in [0, 255]."""
+
+    see: Callable[[Tensor], Any]
+    compare: Callable[[Any, Any], Tensor]
 
 
 class Judge:
@@ -74,10 +57,9 @@ class Judge:
     def __init__(self, names: Iterable[str] = METRICS, *, device: str = "cpu") -> None:
         self.device = torch.device(device)
         self.unavailable: dict[str, str] = {}
-        self._metrics: dict[str, Metric] = {}
+        self._metrics: dict[str, _Metric] = {}
         for name in names:
-            if name not in METRICS:
-                raise ConfigError(f"metric must be one of {', '.join(METRICS)}, got {name!r}")
+            check_choice("metric", name, METRICS)
             try:
                 self._metrics[name] = _build(name, self.device)
             except PerCoError as error:
@@ -99,7 +81,8 @@ class Judge:
         values: dict[str, float] = {}
         for name, metric in self._metrics.items():
             try:
-                values[name] = float(metric(reference, got))
+                kept = reference.seen(name, metric)
+                values[name] = float(metric.compare(kept, metric.see(got)))
             except ImageError as error:
                 logger.info("%s: %s", name, error)
         return Scores(**values)
@@ -120,44 +103,27 @@ def squeezenet_weights() -> Path:
     return Path(named)
 
 
-def _build(name: str, device: torch.device) -> Metric:
+def _build(name: str, device: torch.device) -> _Metric:
     if name == "psnr":
-        return lambda reference, got: psnr(reference.pixels, got)
+        return _Metric(_pixels, psnr)
     if name == "ms_ssim":
-        return lambda reference, got: ms_ssim(reference.pixels, got)
+        msssim_library()
+        return _Metric(_pixels, ms_ssim)
     if name == "patch_swd":
-        return _patch_swd
+        return _Metric(descriptors, sliced_wasserstein)
     if name == "lpips":
         lpips = load_lpips().to(device)
-        return lambda reference, got: lpips(_signed(reference.pixels), _signed(got))
+        return _Metric(lambda x: lpips.taps(_signed(x)), lpips.compare)
     if name == "picorank":
-        return _picorank(device)
-    return _feature_distance(device)
+        picorank = load_picorank().to(device)
+        return _Metric(lambda x: picorank.features(_signed(x)), picorank.compare)
+    squeezenet = SqueezeNetFeatures(squeezenet_weights()).to(device)
+    return _Metric(lambda x: squeezenet(_signed(x)), feature_distance)
 
 
-def _signed(pixels: Tensor) -> Tensor:
-    return pixels / 127.5 - 1
+def _pixels(x: Tensor) -> Tensor:
+    return x
 
 
-def _patch_swd(reference: Reference, got: Tensor) -> Tensor:
-    return sliced_wasserstein(reference.keep("patch_swd", descriptors), descriptors(got))
-
-
-def _picorank(device: torch.device) -> Metric:
-    net = load_picorank().to(device)
-
-    def measure(reference: Reference, got: Tensor) -> Tensor:
-        kept = reference.keep("picorank", lambda x: net.features(_signed(x)))
-        return net.compare(kept, net.features(_signed(got)))
-
-    return measure
-
-
-def _feature_distance(device: torch.device) -> Metric:
-    net = SqueezeNetFeatures(squeezenet_weights()).to(device)
-
-    def measure(reference: Reference, got: Tensor) -> Tensor:
-        kept = reference.keep("feature_distance", lambda x: net(_signed(x)))
-        return feature_distance(kept, net(_signed(got)))
-
-    return measure
+def _signed(x: Tensor) -> Tensor:
+    return x / 127.5 - 1

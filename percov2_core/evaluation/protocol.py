@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,19 +12,26 @@ from PIL import Image
 from torch import Tensor
 
 from percov2_core import image_io
+from percov2_core.config import MAX_SIDE_PX
 from percov2_core.errors import ConfigError, ImageError
 
 SIDE_PX = 512
-SUFFIXES = frozenset({".png", ".webp", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".avif", ".jp2"})
+SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".j2k", ".jp2", ".jpeg", ".jpg", ".jxl", ".png"),
+    *(".ppm", ".tif", ".tiff", ".webp"),
+)
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """Every picture file below `folder`, sorted by path.
+    """Every picture file below `folder` that is not hidden, sorted by path.
 
     Raises:
         ConfigError: if there is none.
     """
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not folder.is_dir():
+        raise ConfigError(f"data folder {str(folder)!r}: there is no such folder")
+    named = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    files = sorted(p for p in named if p.is_file() and not p.name.startswith("."))
     if not files:
         raise ConfigError(f"data folder {str(folder)!r} holds no picture ({', '.join(SUFFIXES)})")
     return files
@@ -54,13 +62,13 @@ class Picture:
     square: bool = True
 
     def open(self) -> Image.Image:
-        """The picture that codecs get.
+        """The picture that codecs get; one larger than they take is reduced first.
 
         Raises:
             ImageError: if the file is no readable picture.
         """
         try:
-            image = image_io.load(self.path)
+            image = image_io.load(self.path, fit=MAX_SIDE_PX)
         except OSError as error:
             raise ImageError(f"picture {self.name!r} cannot be opened: {error}") from error
         return centre_square(image) if self.square else image
@@ -69,9 +77,14 @@ class Picture:
 def find_pictures(folder: Path, *, square: bool = True) -> list[Picture]:
     """The pictures of a folder as the protocol takes them (or `square=False`: native size)."""
     return [
-        Picture(name=path.relative_to(folder).as_posix(), path=path, square=square)
+        Picture(name=_name(path.relative_to(folder)), path=path, square=square)
         for path in list_pictures(folder)
     ]
+
+
+def _name(path: Path) -> str:
+    """A path that can be written into any table, whatever bytes its name has."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -11,10 +11,11 @@ from typing import Any
 
 import pandas as pd
 
-from percov2_core.evaluation.judge import METRICS, Scores
 from percov2_core.evaluation.settings import Setting
+from percov2_core.metrics import METRICS, Scores
 
 LOG_FOLDER = "log"
+UNMET = "cannot do it in"  # a budget that no quality meets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +56,6 @@ class Row:
     error: str | None = None
     scores: Scores = field(default_factory=Scores)
 
-    @property
-    def key(self) -> tuple[str, str]:
-        return self.picture, self.setting.key
-
     def flat(self) -> dict[str, Any]:
         """Columns of the table: `setting` and `scores` are spread out."""
         values = asdict(self)
@@ -67,14 +64,15 @@ class Row:
         return {**head, "key": self.setting.key, **setting, **values, **scores}
 
 
-def setting_slug(key: str) -> str:
-    """A folder name for a setting."""
-    return hashlib.sha256(key.encode()).hexdigest()[:12]
+def decoded_path(key: str, picture: str, *, folder: str = "decoded", suffix: str = "png") -> Path:
+    """Where a decoded picture is kept, below the output folder; no two rows share a file."""
+    # Not the name alone: p.jpg, p.png and x/p.jpg are three pictures.
+    name = f"{Path(picture).stem[:40]}-{_digest(picture)}.{suffix}"
+    return Path(folder) / _digest(key) / name
 
 
-def stored_name(picture: str) -> str:
-    """A file name, without its ending, for a picture's path below the data folder."""
-    return Path(picture).with_suffix("").as_posix().replace("/", "__")
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 COLUMNS = tuple(Row(picture="", setting=Setting(codec="")).flat())
@@ -83,28 +81,15 @@ _TEXT = {"picture", "label", "key"} | {
 }
 
 
-class RowLog:
-    """Appends rows to one file of a folder; every line is on disk before the next row starts."""
-
-    def __init__(self, folder: Path, *, rank: int = 0) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"rows-{rank:04d}.jsonl"
-        self._end_cut_line()
-
-    def _end_cut_line(self) -> None:
-        # What an interruption left unfinished must not swallow the next row.
-        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("\n")
-
-    def append(self, rows: Iterable[Row]) -> None:
-        text = "".join(json.dumps(row.flat()) + "\n" for row in rows)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(text)
+def append_rows(log: Path, rows: Iterable[Row]) -> None:
+    """Add lines to a log; they are on disk before the next rows are made."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row.flat()) + "\n" for row in rows)
 
 
 def read_log(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every row of every rank. A line cut off by an interruption is left out."""
+    """Every row of every run. A line cut off by an interruption is left out."""
     for path in sorted(folder.glob("rows-*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
@@ -138,3 +123,9 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     counts = groups.agg(pictures=("bpp", "count"), errors=("error", "count"))
     table = pd.concat([first, counts, groups[numbers].mean()], axis=1)
     return table.reset_index().dropna(axis=1, how="all")
+
+
+def failures(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows that something is wrong with: a codec that cannot be so small is a result."""
+    wrong = frame[frame["error"].notna()]
+    return wrong[~wrong["error"].astype(str).str.contains(UNMET, regex=False)]

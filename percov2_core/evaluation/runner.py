@@ -1,51 +1,32 @@
-"""Runs settings over pictures: resumable, over processes, GPUs and machines."""
+"""Runs settings over pictures, resumable, over processes, GPUs and machines."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import pandas as pd
+import torch
 from accelerate import PartialState
+from torch.multiprocessing.spawn import spawn
 from tqdm import tqdm
 
 from percov2_core.errors import ConfigError
 from percov2_core.evaluation.protocol import Picture
-from percov2_core.evaluation.rows import LOG_FOLDER, Row, RowLog, read_log, to_frame, write_tables
+from percov2_core.evaluation.rows import (
+    LOG_FOLDER,
+    append_rows,
+    read_log,
+    to_frame,
+    write_tables,
+)
 from percov2_core.evaluation.settings import Setting
 from percov2_core.evaluation.worker import Plan, Unit, Worker
 
 SIGNATURE = "run.json"
-
-_worker: Worker | None = None  # one per process of the pool, made by `_start`
-
-
-def leave_with_parent() -> None:
-    """End this process when the one that started it ends, however that came."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _start(plan: Plan) -> None:
-    global _worker
-    leave_with_parent()
-    _worker = Worker(plan)
-
-
-def _run(unit: Unit) -> list[Row]:
-    assert _worker is not None
-    return _worker.run(unit)
 
 
 def make_units(
@@ -83,8 +64,10 @@ def evaluate(
         All rows of the output folder, also those of earlier runs.
 
     Raises:
-        ConfigError: if the output folder holds rows of another model, metric list or size.
+        ConfigError: if there is no such device, or if the output folder holds rows of other
+            pictures, another model, metric list or size.
     """
+    check_device(plan.device)
     state = PartialState(cpu=plan.device == "cpu")
     if plan.device == "auto":
         plan = replace(plan, device=str(state.device))
@@ -92,13 +75,14 @@ def evaluate(
         _sign(plan, pictures)
     state.wait_for_everyone()
     done = {(row["picture"], row["key"]) for row in read_log(plan.out / LOG_FOLDER)}
-    units = make_units(pictures, settings, done=done)
-    units = units[state.process_index :: state.num_processes]
-    log = RowLog(plan.out / LOG_FOLDER, rank=state.process_index)
-    with tqdm(total=sum(len(u.settings) for u in units), unit="row", disable=None) as bar:
-        for rows in _results(units, plan, processes, worker):
-            log.append(rows)
-            bar.update(len(rows))
+    units = make_units(pictures, settings, done=done)[state.process_index :: state.num_processes]
+    if processes == 1 or not units:
+        _run_share(0, units, plan, 1, worker)
+    else:
+        plan = replace(plan, threads=plan.threads or max(1, (os.cpu_count() or 1) // processes))
+        # Spawned, not forked: a forked child of a process that has used torch may hang. On Linux
+        # they leave when their parent does, however that came.
+        spawn(_run_share, (units, plan, processes), nprocs=processes)  # type: ignore[no-untyped-call]
     state.wait_for_everyone()
     frame = to_frame(read_log(plan.out / LOG_FOLDER))
     if state.is_main_process:
@@ -106,37 +90,54 @@ def evaluate(
     return frame
 
 
-def _results(
-    units: Sequence[Unit], plan: Plan, processes: int, worker: Worker | None
-) -> Iterator[list[Row]]:
-    if not units:
+def check_device(name: str) -> None:
+    """Refuse a device that this machine does not have.
+
+    Raises:
+        ConfigError: says what it could be.
+    """
+    if name in ("cpu", "auto"):
         return
-    if processes == 1 or worker is not None:
-        yield from map((worker or Worker(plan)).run, units)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device must be cpu, cuda, cuda:N or auto, got {name!r}") from error
+    if device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ConfigError(f"device must be cpu, or one of the {found} GPUs here, got {name!r}")
+
+
+def _run_share(
+    index: int, units: Sequence[Unit], plan: Plan, count: int, worker: Worker | None = None
+) -> None:
+    """Do every `count`-th unit, from the one at `index`; the first process shows how far it is."""
+    share = units[index::count]
+    if not share:
         return
-    plan = replace(plan, threads=plan.threads or max(1, (os.cpu_count() or 1) // processes))
-    # Spawned, not forked: a forked child of a process that has used torch may hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=_start, initargs=(plan,)) as pool:
-        try:
-            for future in as_completed([pool.submit(_run, unit) for unit in units]):
-                yield future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    worker = worker or Worker(plan)
+    # A log for each process and run: a line that was cut off harms no other.
+    log = plan.out / LOG_FOLDER / f"rows-{time.time_ns()}-{os.getpid()}.jsonl"
+    total = sum(len(unit.settings) for unit in share)
+    with tqdm(total=total, unit="row", disable=None if index == 0 else True) as bar:
+        for unit in share:
+            rows = worker.run(unit)
+            append_rows(log, rows)
+            bar.update(len(rows))
 
 
 def _sign(plan: Plan, pictures: Sequence[Picture]) -> None:
-    """Rows of different protocols must not end in one table."""
+    """Rows of different protocols or pictures must not end in one table."""
     square = all(picture.square for picture in pictures)
     signature = {"model": plan.model, "metrics": list(plan.metrics), "square": square}
+    signature["data"] = str(plan.data.resolve()) if plan.data else None
     path = plan.out / SIGNATURE
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
         for name, value in signature.items():
-            if found.get(name) != value:
+            if found.get(name, value) != value:
                 raise ConfigError(
-                    f"{path}: {name} must be {value!r} to add rows, got {found.get(name)!r}; "
-                    "choose another output folder"
+                    f"{path}: the rows there have {name} {found[name]!r}, the new ones "
+                    f"{value!r}: choose another output folder"
                 )
         return
     plan.out.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 
-from percov2_core.baselines.registry import CLASSIC, LADDERS, find_baseline
-from percov2_core.config import DEFAULT_SCHEDULE, PRESETS, check_schedule, find_mode
+from percov2_core.baselines import CLASSIC
+from percov2_core.baselines.classic import LADDERS, find_baseline
+from percov2_core.codec import MAX_GUIDANCE, MAX_STEPS
+from percov2_core.config import (
+    DEFAULT_SCHEDULE,
+    PRESETS,
+    SCHEDULES,
+    check_choice,
+    check_real,
+    check_whole,
+    find_mode,
+)
 from percov2_core.errors import ConfigError
 
 OURS = "percov2"
@@ -98,8 +108,7 @@ def _numbers(text: str, spec: str) -> tuple[int, ...]:
 def budget_settings(families: Sequence[str], budgets: Sequence[int]) -> list[Setting]:
     """The best of each family in each number of bytes."""
     for family in families:
-        if family not in CLASSIC:
-            raise ConfigError(f"codec must be one of {', '.join(CLASSIC)}, got {family!r}")
+        check_choice("codec", family, CLASSIC)
     return [Setting(codec=family, budget_bytes=size) for family, size in product(families, budgets)]
 
 
@@ -119,12 +128,19 @@ def our_settings(
         tokens: For the hybrid mode; by default half of the 64 at 512 x 512.
 
     Raises:
-        ConfigError: if a name does not exist.
+        ConfigError: if a name does not exist or a number is out of range.
     """
-    for schedule in schedules:
-        check_schedule(schedule)
-    _check_names("caption", captions, CAPTIONS)
-    _check_names("preset", presets, PRESETS)
+    for field, values, known in (
+        ("schedule", schedules, SCHEDULES),
+        ("caption", captions, CAPTIONS),
+        ("preset", presets, PRESETS),
+    ):
+        for value in values:
+            check_choice(field, value, known)
+    for number in steps:
+        check_whole("steps", number, 1, MAX_STEPS)
+    for scale in guidance:
+        check_real("guidance", scale, 1, MAX_GUIDANCE)
     points = [Setting(codec=OURS, preset=preset) for preset in presets or ("balanced",)]
     if steps or guidance:
         grid = product(steps or (None,), guidance or (None,))
@@ -136,9 +152,3 @@ def our_settings(
             chosen = replace(point, mode=mode, schedule=schedule, caption=caption, tokens=count)
             settings.append(chosen)
     return settings
-
-
-def _check_names(what: str, names: Iterable[str], known: Sequence[str]) -> None:
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"{what} must be one of {', '.join(known)}, got {name!r}")

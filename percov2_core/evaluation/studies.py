@@ -21,10 +21,10 @@ from types import MappingProxyType
 
 import pandas as pd
 
-from percov2_core.baselines.registry import CLASSIC
+from percov2_core.baselines import CLASSIC
 from percov2_core.config import MODES, PRESETS, SCHEDULES
 from percov2_core.errors import ConfigError, PerCoError
-from percov2_core.evaluation.judge import METRICS
+from percov2_core.evaluation.command import add_machine, name_failures
 from percov2_core.evaluation.protocol import find_pictures
 from percov2_core.evaluation.rows import summarise
 from percov2_core.evaluation.runner import evaluate
@@ -36,6 +36,7 @@ from percov2_core.evaluation.settings import (
     our_settings,
 )
 from percov2_core.evaluation.worker import Plan
+from percov2_core.metrics import METRICS
 
 # The rows of the protocol's published table, to check an installation against.
 PROTOCOL = (
@@ -127,6 +128,7 @@ def run_study(name: str, args: argparse.Namespace) -> pd.DataFrame:
     pictures = find_pictures(args.data)[: args.limit]
     plan = Plan(
         out=args.work / name,
+        data=args.data,
         model=args.model,
         device=args.device,
         metrics=study.metrics,
@@ -167,12 +169,11 @@ def sizes_by_picture(path: Path) -> dict[str, dict[str, int]]:
     """
     if not path.is_file():
         raise ConfigError(f"study equal needs {str(path)!r}: run the study presets first")
-    sizes: dict[str, dict[str, int]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["size_bytes"]:
-                sizes.setdefault(row["picture"], {})[row["mode"]] = int(float(row["size_bytes"]))
-    return sizes
+    rows = pd.read_csv(path).dropna(subset=["size_bytes"])
+    return {
+        str(picture): dict(zip(own["mode"], own["size_bytes"].astype(int), strict=True))
+        for picture, own in rows.groupby("picture")
+    }
 
 
 def _command(name: str, args: argparse.Namespace) -> str:
@@ -217,10 +218,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-o", "--out", type=Path, default=Path("assets/results"))
     parser.add_argument("--work", type=Path, default=Path("runs/studies"), help="unfinished rows")
     parser.add_argument("--fresh", action="store_true", help="forget unfinished rows")
-    parser.add_argument("--model", default="embedded")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--limit", type=int, help="only the first N pictures")
+    add_machine(parser)
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
     parser.add_argument("--steps", nargs="+", type=int, default=[1, 2, 4, 8, 16])
     parser.add_argument("--guidance", nargs="+", type=float, default=[1.0, 1.5, 2.5, 4.0])
@@ -233,8 +231,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
+        frames = []
         for name in args.names:
-            print(summarise(run_study(name, args)).to_string(index=False))
+            frames.append(run_study(name, args))
+            print(summarise(frames[-1]).to_string(index=False))
+        name_failures(pd.concat(frames))
     except (PerCoError, OSError) as error:
         print(f"studies: {error}", file=sys.stderr)
         return 1

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from percov2_core.baselines import CLASSIC
 from percov2_core.config import PRESETS, SCHEDULES
 from percov2_core.errors import ConfigError
 
@@ -23,17 +24,6 @@ MODE_ORDER = ("extreme", "ultra-low", "hybrid")
 _NUMBERS = ("bpp", "size_bytes", "psnr", "ms_ssim", "feature_distance", "patch_swd", "picorank")
 _DIGITS = (4, 0, 2, 3, 3, 0, 3)
 _HEAD = ("bpp", "bytes", "PSNR dB", "MS-SSIM", "feature distance", "patch SWD", "PicoRank")
-_NAMES = MappingProxyType(
-    {
-        "jpeg": "JPEG",
-        "jpeg2000": "JPEG 2000 (JP2)",
-        "j2k": "JPEG 2000",
-        "webp": "WebP",
-        "avif": "AVIF",
-        "jxl": "JPEG XL",
-        "vvc": "VVC intra",
-    }
-)
 
 
 def read_means(results: Path, study: str) -> Rows:
@@ -111,13 +101,13 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 def _rival(row: Mapping[str, Any]) -> str:
     partly = f", {row['pictures']} of {row['pictures'] + row['errors']}" if row["errors"] else ""
-    return _NAMES[row["codec"]] + partly
+    return CLASSIC[row["codec"]] + partly
 
 
 def _setting(row: Mapping[str, Any]) -> str:
     family, _, factor = row["codec"].partition("/")
     reduced = f" at 1/{factor} size" if factor else ""
-    return f"{_NAMES[family]}{reduced}, quality {row['quality']:.0f}"
+    return f"{CLASSIC[family]}{reduced}, quality {row['quality']:.0f}"
 
 
 def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
 from percov2_core.baselines.base import Baseline, Remembered, best_within
-from percov2_core.baselines.percov2 import Codec, PerCo
-from percov2_core.baselines.registry import family_at_all_sizes, find_baseline
-from percov2_core.bitstream import Stream
+from percov2_core.baselines.classic import family_at_all_sizes, find_baseline
 from percov2_core.errors import ConfigError, ImageError, PerCoError
-from percov2_core.evaluation.judge import METRICS, Judge, Reference
+from percov2_core.evaluation.judge import Judge, Reference
 from percov2_core.evaluation.protocol import Picture, to_tensor
-from percov2_core.evaluation.rows import Row, setting_slug, stored_name
+from percov2_core.evaluation.rows import UNMET, Row, decoded_path
 from percov2_core.evaluation.settings import OURS, Setting
+from percov2_core.metrics import METRICS, bits_per_pixel
 from percov2_core.metrics.distortion import psnr
-from percov2_core.metrics.rate import bits_per_pixel
+
+if TYPE_CHECKING:
+    from percov2_core.codec import PerCoV2
 
 THUMBNAIL_PX = 192
 
@@ -32,9 +34,10 @@ class Plan:
 
     Attributes:
         out: Output folder.
+        data: Folder of the pictures, so that rows of another are not added.
         model: Name or folder for `load_codec`.
         device: Where models and metrics run.
-        metrics: Names of `judge.METRICS`.
+        metrics: Names of `metrics.METRICS`.
         captions: Picture stem -> text, for the caption `fixed`.
         budgets: Picture name -> mode -> bytes, for settings with `match`.
         thumbnails: Write reduced pictures for the report.
@@ -43,6 +46,7 @@ class Plan:
     """
 
     out: Path
+    data: Path | None = None
     model: str = "embedded"
     device: str = "cpu"
     metrics: tuple[str, ...] = METRICS
@@ -63,18 +67,26 @@ class Unit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
-    """An encoded picture and how to decode it."""
+    """An encoded picture.
 
-    codec: Baseline
+    Attributes:
+        decode: At a setting that shares this file.
+        encode_s: Seconds that it took.
+        read_s: Seconds of decoding that all settings share.
+        columns: Of `Row`, what the file alone decides.
+    """
+
     data: bytes
-    seconds: float
-    chosen: str | None = None
+    decode: Callable[[Setting], Image.Image]
+    encode_s: float
+    read_s: float = 0.0
+    columns: Mapping[str, Any]
 
 
 class Worker:
     """Holds the models and the metrics of one process."""
 
-    def __init__(self, plan: Plan, *, codec: Codec | None = None) -> None:
+    def __init__(self, plan: Plan, *, codec: PerCoV2 | None = None) -> None:
         if plan.threads:
             torch.set_num_threads(plan.threads)
         self.plan = plan
@@ -82,7 +94,7 @@ class Worker:
         self._given = codec
 
     @cached_property
-    def codec(self) -> Codec:
+    def codec(self) -> PerCoV2:
         if self._given is not None:
             return self._given
         # Only when a setting asks for it: classic codecs need no model.
@@ -112,27 +124,67 @@ class Worker:
                 if setting.has_budget and not families:
                     families = [Remembered(c) for c in family_at_all_sizes(setting.codec)]
                 if setting.encoding not in files:
-                    files[setting.encoding] = self._encode(setting, image, unit, families)
+                    files[setting.encoding] = self._encode(setting, image, unit.picture, families)
                 yield self._decode(row, files[setting.encoding], reference)
             except PerCoError as error:
                 yield replace(row, error=str(error))
 
     def _encode(
-        self, setting: Setting, image: Image.Image, unit: Unit, families: list[Baseline]
+        self, setting: Setting, image: Image.Image, picture: Picture, families: list[Baseline]
     ) -> _File:
+        if setting.codec == OURS:
+            return self._ours(setting, image, caption=self._caption(setting, picture))
         begun = time.perf_counter()
         if setting.has_budget:
-            budget = self._budget(setting, unit.picture)
+            budget = self._budget(setting, picture)
             fit = best_within(families, image, size_bytes=budget, score=_psnr)
             if fit is None:
-                raise ImageError(f"{setting.codec} cannot do it in {budget} bytes")
-            seconds = time.perf_counter() - begun
-            chosen = f"{fit.codec.name}@{fit.quality}"
-            return _File(codec=fit.codec, data=fit.data, seconds=seconds, chosen=chosen)
-        codec, quality = self._codec(setting, unit.picture)
-        begun = time.perf_counter()  # again: the line above may have loaded a model
-        data = codec.encode(image, quality)
-        return _File(codec=codec, data=data, seconds=time.perf_counter() - begun)
+                raise ImageError(f"{setting.codec} {UNMET} {budget} bytes")
+            codec, data, chosen = fit.codec, fit.data, f"{fit.codec.name}@{fit.quality}"
+        else:
+            codec, chosen = find_baseline(setting.codec), None
+            data = codec.encode(image, setting.quality or 0)
+        return _File(
+            data=data,
+            decode=lambda _: codec.decode(data),
+            encode_s=time.perf_counter() - begun,
+            columns={"description": codec.description, "chosen": chosen},
+        )
+
+    def _ours(self, setting: Setting, image: Image.Image, *, caption: str | None) -> _File:
+        assert setting.mode is not None and setting.schedule is not None
+        codec, begun = self.codec, time.perf_counter()  # the model is loaded before the clock runs
+        stream = codec.encode(
+            image,
+            setting.mode,
+            caption=caption,
+            schedule=setting.schedule,
+            tokens=setting.tokens,
+        )
+        encoded = time.perf_counter()
+        contents = codec.read(stream)
+        header, caption_bits, tokens = contents.bits
+
+        def decode(at: Setting) -> Image.Image:
+            preset = at.preset or "balanced"
+            *_, last = codec.paint(contents, steps=at.steps, guidance=at.guidance, preset=preset)
+            assert last.picture is not None
+            return last.picture
+
+        return _File(
+            data=stream.to_bytes(),
+            decode=decode,
+            encode_s=encoded - begun,
+            read_s=time.perf_counter() - encoded,
+            columns={
+                "description": f"PerCoV2 {codec.name}, model {codec.fingerprint:02x}, "
+                f"{setting.schedule}",
+                "header_bits": header,
+                "caption_bits": caption_bits,
+                "token_bits": tokens,
+                "caption_text": contents.caption,
+            },
+        )
 
     def _budget(self, setting: Setting, picture: Picture) -> int:
         if setting.match is None:
@@ -141,23 +193,6 @@ class Worker:
         if setting.match not in sizes:
             raise ConfigError(f"match={setting.match}: no row of it for {picture.name!r}")
         return sizes[setting.match]
-
-    def _codec(self, setting: Setting, picture: Picture) -> tuple[Baseline, int]:
-        if setting.codec != OURS:
-            return find_baseline(setting.codec), setting.quality or 0
-        return self._ours(setting, self._caption(setting, picture)), setting.tokens or 0
-
-    def _ours(self, setting: Setting, caption: str | None = None) -> PerCo:
-        assert setting.mode is not None and setting.schedule is not None
-        return PerCo(
-            codec=self.codec,
-            mode=setting.mode,
-            schedule=setting.schedule,
-            caption=caption,
-            preset=setting.preset or "balanced",
-            steps=setting.steps,
-            guidance=setting.guidance,
-        )
 
     def _caption(self, setting: Setting, picture: Picture) -> str | None:
         if setting.caption == "none":
@@ -170,50 +205,35 @@ class Worker:
         return self.plan.captions[stem]
 
     def _decode(self, row: Row, file: _File, reference: Reference) -> Row:
-        setting = row.setting
-        codec = self._ours(setting) if setting.codec == OURS else file.codec
         begun = time.perf_counter()
-        decoded = codec.decode(file.data)
-        seconds = time.perf_counter() - begun
+        decoded = file.decode(row.setting)
+        seconds = file.read_s + time.perf_counter() - begun
         assert row.width is not None and row.height is not None
-        row = replace(
+        return replace(
             row,
             size_bytes=len(file.data),
             bpp=bits_per_pixel(len(file.data), row.width, row.height),
-            chosen=file.chosen,
-            encode_s=round(file.seconds, 4),
+            encode_s=round(file.encode_s, 4),
             decode_s=round(seconds, 4),
-            description=file.codec.description,
             scores=self.judge.score(reference, decoded),
             thumbnail=self._store(row, decoded),
-        )
-        return self._with_contents(row, file.data) if setting.codec == OURS else row
-
-    def _with_contents(self, row: Row, data: bytes) -> Row:
-        contents = self.codec.read(Stream.from_bytes(data))
-        header, caption, tokens = contents.bits
-        return replace(
-            row,
-            header_bits=header,
-            caption_bits=caption,
-            token_bits=tokens,
-            caption_text=contents.caption,
+            **file.columns,
         )
 
     def _store(self, row: Row, decoded: Image.Image) -> str | None:
-        slug, name = setting_slug(row.setting.key), stored_name(row.picture)
         if self.plan.keep:
-            path = self.plan.out / "decoded" / slug / f"{name}.png"
+            path = self.plan.out / decoded_path(row.setting.key, row.picture)
             path.parent.mkdir(parents=True, exist_ok=True)
             decoded.save(path)
         if not self.plan.thumbnails:
             return None
-        path = self.plan.out / "thumbnails" / slug / f"{name}.webp"
+        name = decoded_path(row.setting.key, row.picture, folder="thumbnails", suffix="webp")
+        path = self.plan.out / name
         path.parent.mkdir(parents=True, exist_ok=True)
         small = decoded.copy()
         small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
         small.save(path, quality=80)
-        return path.relative_to(self.plan.out).as_posix()
+        return name.as_posix()
 
 
 def _psnr(a: Image.Image, b: Image.Image) -> float:

@@ -1,1 +1,60 @@
-"""Rate, distortion and perception, each a function of documented tensors."""
+"""What is measured and what it is called: rate, and the metrics of one picture.
+
+Neither torch nor numpy is imported here: names and rates are needed where no metric is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any
+
+from percov2_core.errors import ImageError
+
+
+def bits_per_pixel(size_bytes: int, width_px: int, height_px: int) -> float:
+    """Bits of the whole file, header included, per pixel of the picture."""
+    return 8 * size_bytes / (width_px * height_px)
+
+
+def check_side(name: str, shape: Sequence[int], *, least_px: int) -> None:
+    """Refuse (..., H, W) pictures that are too small for a metric.
+
+    Raises:
+        ImageError: names the metric and the size.
+    """
+    if min(shape[-2:]) < least_px:
+        raise ImageError(f"{name} needs {least_px} px a side, got {shape[-1]}x{shape[-2]}")
+
+
+def _called(axis: str) -> Any:
+    return field(default=None, metadata={"axis": axis})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """One picture's metrics; None where a metric was not asked for or cannot be had.
+
+    Attributes:
+        psnr: dB on 8-bit RGB.
+        ms_ssim: In [0, 1].
+        lpips: AlexNet v0.1.
+        feature_distance: Of SqueezeNet activations, in [0, 4]. The embedded model was trained
+            with it.
+        picorank: The bundled distance.
+        patch_swd: Realism of the detail.
+    """
+
+    psnr: float | None = _called("PSNR, dB (higher is better)")
+    ms_ssim: float | None = _called("MS-SSIM (higher is better)")
+    lpips: float | None = _called("LPIPS AlexNet (lower is better)")
+    feature_distance: float | None = _called("SqueezeNet feature distance (lower is better)")
+    picorank: float | None = _called("PicoRank (lower is better)")
+    patch_swd: float | None = _called("patch SWD (lower is better)")
+
+
+METRICS = tuple(metric.name for metric in fields(Scores))
+AXES: Mapping[str, str] = MappingProxyType(
+    {"bpp": "bits per pixel", **{m.name: m.metadata["axis"] for m in fields(Scores)}}
+)

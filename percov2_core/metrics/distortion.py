@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from pytorch_msssim import ms_ssim as _ms_ssim
 from torch import Tensor
 
-from percov2_core.errors import ImageError
+from percov2_core.errors import UnavailableError
+from percov2_core.metrics import check_side
 
 MS_SSIM_MIN_SIDE_PX = 161  # five scales of an 11 px window
 
@@ -29,6 +31,19 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     return 10 * torch.log10(255.0**2 / mse)
 
 
+def msssim_library() -> Any:
+    """pytorch-msssim, which nothing but this metric needs.
+
+    Raises:
+        UnavailableError: if it is not installed.
+    """
+    try:
+        import pytorch_msssim
+    except ImportError as error:
+        raise UnavailableError("MS-SSIM is unavailable: pip install pytorch-msssim") from error
+    return pytorch_msssim
+
+
 def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
     """Multi-scale SSIM (Wang et al. 2003) per picture, by pytorch-msssim.
 
@@ -37,10 +52,9 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
 
     Raises:
         ImageError: if the picture is too small for five scales.
+        UnavailableError: if pytorch-msssim is not installed.
     """
-    if min(a.shape[-2:]) < MS_SSIM_MIN_SIDE_PX:
-        raise ImageError(
-            f"MS-SSIM needs {MS_SSIM_MIN_SIDE_PX} px a side, got {a.shape[-1]}x{a.shape[-2]}"
-        )
-    scores: Tensor = _ms_ssim(a.float(), b.float(), data_range=255, size_average=False)
+    check_side("MS-SSIM", a.shape, least_px=MS_SSIM_MIN_SIDE_PX)
+    library = msssim_library()
+    scores: Tensor = library.ms_ssim(a.float(), b.float(), data_range=255, size_average=False)
     return scores

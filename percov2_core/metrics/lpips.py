@@ -16,53 +16,36 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from percov2_core.errors import ImageError, UnavailableError, WeightsError
+from percov2_core.errors import UnavailableError, WeightsError
+from percov2_core.metrics import check_side
 
 ENVIRONMENT = "PERCOV2_LPIPS_WEIGHTS"
 MIN_SIDE_PX = 32  # the trunk's pools need that much
 _TIMEOUT_S = 60
+_WIDTHS = (64, 192, 384, 256, 256)
 
 
 class WeightsFile(NamedTuple):
     """A file of the published weights."""
 
-    name: str
     url: str
     sha256: str
 
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
 
 TRUNK = WeightsFile(
-    "alexnet-owt-7be5be79.pth",
     "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
     "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
 )
 HEADS = WeightsFile(
-    "alex.pth",
     "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master"
     "/lpips/weights/v0.1/alex.pth",
     "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
-)
-
-
-class _Layer(NamedTuple):
-    place: int  # in torchvision's `features`
-    channels_in: int
-    channels_out: int
-    kernel: int
-    stride: int
-    padding: int
-    pooled_before: bool
-
-
-_LAYERS = (
-    _Layer(0, 3, 64, 11, 4, 2, False),
-    _Layer(3, 64, 192, 5, 1, 2, True),
-    _Layer(6, 192, 384, 3, 1, 1, True),
-    _Layer(8, 384, 256, 3, 1, 1, False),
-    _Layer(10, 256, 256, 3, 1, 1, False),
 )
 
 
@@ -74,10 +57,16 @@ class Lpips(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(
-            nn.Conv2d(c.channels_in, c.channels_out, c.kernel, c.stride, c.padding) for c in _LAYERS
+        a, b, c, d, e = _WIDTHS
+        # Numbered as torchvision's, so that its weights fit.
+        self.features = nn.Sequential(
+            *(nn.Conv2d(3, a, 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2)),
+            *(nn.Conv2d(a, b, 5, 1, 2), nn.ReLU(), nn.MaxPool2d(3, 2)),
+            *(nn.Conv2d(b, c, 3, 1, 1), nn.ReLU()),
+            *(nn.Conv2d(c, d, 3, 1, 1), nn.ReLU()),
+            *(nn.Conv2d(d, e, 3, 1, 1), nn.ReLU()),
         )
-        self.heads = nn.ParameterList(torch.rand(c.channels_out) for c in _LAYERS)
+        self.heads = nn.ParameterList(torch.rand(width) for width in _WIDTHS)
         shift = torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
         scale = torch.tensor([0.458, 0.448, 0.450])[:, None, None]
         self.register_buffer("shift", shift, persistent=False)
@@ -90,48 +79,42 @@ class Lpips(nn.Module):
             WeightsError: if a tensor is missing or has another shape.
         """
         try:
-            for layer, conv in zip(_LAYERS, self.convs, strict=True):
-                prefix = f"features.{layer.place}."
-                conv.load_state_dict({k: trunk[prefix + k] for k in ("weight", "bias")})
-            for i, head in enumerate(self.heads):
-                head.data.copy_(heads[f"lin{i}.model.1.weight"].reshape(head.shape))
+            own = {name: value for name, value in trunk.items() if name.startswith("features.")}
+            for i in range(len(_WIDTHS)):
+                own[f"heads.{i}"] = heads[f"lin{i}.model.1.weight"].flatten()
+            self.load_state_dict(own)
         except (KeyError, RuntimeError) as error:
             raise WeightsError(f"LPIPS weights do not fit: {error}") from error
 
-    def features(self, x: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) RGB float in [-1, 1] -> five activations."""
-        x = (x - self.shift) / self.scale
-        taps = []
-        for layer, conv in zip(_LAYERS, self.convs, strict=True):
-            x = F.relu(conv(F.max_pool2d(x, 3, 2) if layer.pooled_before else x))
-            taps.append(x)
-        return taps
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Two (B, 3, H, W) RGB float in [-1, 1] -> (B,) float >= 0.
+    def taps(self, x: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) RGB float in [-1, 1] -> five activations.
 
         Raises:
             ImageError: if a side is under 32 px.
         """
-        if min(a.shape[-2:]) < MIN_SIDE_PX:
-            raise ImageError(
-                f"LPIPS needs {MIN_SIDE_PX} px a side, got {a.shape[-1]}x{a.shape[-2]}"
-            )
+        check_side("LPIPS", x.shape, least_px=MIN_SIDE_PX)
+        x, taps = (x - self.shift) / self.scale, []
+        for layer in self.features:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
+                taps.append(x)
+        return taps
+
+    def compare(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
+        """Two results of `taps` -> (B,) float >= 0."""
         distances = [
             ((_unit(x) - _unit(y)).square() * head[:, None, None]).sum(1).mean(dim=(1, 2))
-            for x, y, head in zip(self.features(a), self.features(b), self.heads, strict=True)
+            for x, y, head in zip(a, b, self.heads, strict=True)
         ]
         return torch.stack(distances).sum(0)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Two (B, 3, H, W) RGB float in [-1, 1] -> (B,) float >= 0."""
+        return self.compare(self.taps(a), self.taps(b))
 
 
 def _unit(x: Tensor) -> Tensor:
     return x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "percov2" / "lpips"
 
 
 def find_weights(file: WeightsFile) -> Path:
@@ -139,20 +122,17 @@ def find_weights(file: WeightsFile) -> Path:
 
     Raises:
         UnavailableError: if it can be had from nowhere.
-        WeightsError: if the file that was named or cached has another checksum.
+        WeightsError: if the file has another checksum.
     """
-    named = os.environ.get(ENVIRONMENT)
-    if named:
-        return _checked(Path(named) / file.name, file)
-    path = cache_folder() / file.name
-    if not path.is_file():
-        _download(file, path)
-    return _checked(path, file)
-
-
-def _checked(path: Path, file: WeightsFile) -> Path:
-    if not path.is_file():
-        raise UnavailableError(f"LPIPS is unavailable: {ENVIRONMENT} holds no {file.name}")
+    if named := os.environ.get(ENVIRONMENT):
+        path = Path(named) / file.name
+        if not path.is_file():
+            raise UnavailableError(f"LPIPS is unavailable: {ENVIRONMENT} holds no {file.name}")
+    else:
+        cached = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        path = Path(cached) / "percov2" / "lpips" / file.name
+        if not path.is_file():
+            _download(file, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != file.sha256:
         raise WeightsError(f"{path}: SHA-256 must be {file.sha256}, got {digest}")

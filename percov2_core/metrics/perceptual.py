@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from percov2_core.errors import ImageError, WeightsError
+from percov2_core.errors import WeightsError
+from percov2_core.metrics import check_side
 
 NAME = "PicoRank"
 MIN_SIDE_PX = 32  # two cells at the coarsest tap
@@ -49,10 +50,7 @@ class PicoRank(nn.Module):
         Raises:
             ImageError: if a side is under 32 px.
         """
-        if min(x.shape[-2:]) < MIN_SIDE_PX:
-            raise ImageError(
-                f"{NAME} needs {MIN_SIDE_PX} px a side, got {x.shape[-1]}x{x.shape[-2]}"
-            )
+        check_side(NAME, x.shape, least_px=MIN_SIDE_PX)
         taps = [F.relu(self.stem(x))]
         for block in self.blocks:
             taps.append(block(taps[-1]))

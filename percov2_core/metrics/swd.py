@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from percov2_core.errors import ImageError
+from percov2_core.metrics import check_side
 
 PATCH_PX = 7
 MIN_SIDE_PX = 16  # the coarsest level still holds patches
@@ -34,10 +34,7 @@ def descriptors(x: Tensor, *, seed: int = 0) -> list[Tensor]:
     Raises:
         ImageError: if the picture is smaller than 16 px.
     """
-    if min(x.shape[-2:]) < MIN_SIDE_PX:
-        raise ImageError(
-            f"patch SWD needs {MIN_SIDE_PX} px a side, got {x.shape[-1]}x{x.shape[-2]}"
-        )
+    check_side("patch SWD", x.shape, least_px=MIN_SIDE_PX)
     generator = torch.Generator().manual_seed(seed)
     return [_patches(level, generator) for level in laplacian_pyramid(x.float() / 127.5 - 1)]
 
@@ -93,19 +90,6 @@ def _one_level(a: Tensor, b: Tensor, generator: torch.Generator) -> Tensor:
     x, y = (((v - mean) / scale).flatten(1) @ directions for v in (a, b))  # (N, 128)
     gap: Tensor = x.sort(0).values - y.sort(0).values
     return gap.abs().mean()
-
-
-def patch_swd(a: Tensor, b: Tensor, *, seed: int = 0) -> Tensor:
-    """Patch SWD of each picture of a batch to its reference.
-
-    Args:
-        a, b: (B, 3, H, W) RGB float in [0, 255]; `a` is the reference.
-
-    Returns:
-        (B,) float >= 0.
-    """
-    kept = [[descriptors(x[None], seed=seed) for x in side] for side in (a, b)]
-    return torch.stack([sliced_wasserstein(x, y, seed=seed) for x, y in zip(*kept, strict=True)])
 
 
 def set_swd(references: list[Tensor], others: list[Tensor], *, seed: int = 0) -> Tensor:

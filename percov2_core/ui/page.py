@@ -25,7 +25,7 @@ from gradio.processing_utils import save_bytes_to_cache
 from percov2_core.bitstream import MAX_SEED, SUFFIX
 from percov2_core.codec import PerCoV2
 from percov2_core.config import PRESETS, check_choice
-from percov2_core.metrics.rate import bits_per_pixel
+from percov2_core.metrics import bits_per_pixel
 from percov2_core.ui import border, text
 from percov2_core.ui.border import KEEP_FILES_S, MAX_UPLOAD_BYTES, Payload
 from percov2_core.ui.compress import CompressTab

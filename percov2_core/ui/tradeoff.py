@@ -17,14 +17,13 @@ import pandas as pd
 from PIL import Image
 
 from percov2_core.baselines.base import Baseline, Fit, best_within
-from percov2_core.baselines.registry import FACTORS, family_at_all_sizes, find_baseline
+from percov2_core.baselines.classic import FACTORS, family_at_all_sizes, find_baseline
 from percov2_core.codec import PerCoV2
 from percov2_core.config import MODES, check_choice
 from percov2_core.errors import PerCoError
-from percov2_core.evaluation.axes import AXES
-from percov2_core.evaluation.judge import Judge, Reference, Scores
+from percov2_core.evaluation.judge import Judge, Reference
 from percov2_core.evaluation.rows import summarise, to_frame
-from percov2_core.metrics import lpips
+from percov2_core.metrics import AXES, Scores, lpips
 from percov2_core.ui import border, results, text
 from percov2_core.ui.device import CLASSICS, FREE, MEASURE, Turns, visitor_state
 from percov2_core.ui.results import Entry, Run

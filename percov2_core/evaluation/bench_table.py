@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from percov2_core.errors import ConfigError
-from percov2_core.evaluation.bench.boxes import Timing
-from percov2_core.evaluation.bench.loop import LoopTiming, Point
 
 STEM = "bench"
 NOT_MEASURED = "not measured"
@@ -20,35 +18,17 @@ TARGET = "percov2-sd3-medium"  # the model that is to be measured on a GPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """What the points have in common.
-
-    Attributes:
-        model: Name of the model.
-        weights: "trained" or "random".
-        kind: "cuda" or "cpu".
-        device: See `machine.device_name`.
-        dtype: Of the flow transformer.
-        t5: Whether captions go through T5: "yes", "no", or "-" for a model without.
-        peak_flops: See `machine.matmul_peak`.
-        note: Goes into every row.
-    """
-
-    model: str
-    weights: str
-    kind: str
-    device: str
-    dtype: str
-    t5: str
-    peak_flops: float
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class BenchRow:
     """One line of the table; seconds of encode, decode and boxes are for one picture.
 
     Attributes:
+        model: Its name.
+        weights: "trained" or "random".
+        kind, device: "cuda" or "cpu", and which.
+        dtype: Of the flow transformer.
+        t5: Whether captions go through T5: "yes", "no", or "-" for a model without.
+        mode, size_px, batch: What was painted; the picture is square.
+        steps, guidance: Of the flow.
         loop_s: Seconds of the sampling loop, for the whole batch.
         loop_tflops: 10^12 operations per second that the loop reached.
         matmul_tflops: The same of a large bf16 matrix product, measured in the same run.
@@ -70,16 +50,16 @@ class BenchRow:
     batch: int
     steps: int
     guidance: float
-    encode_s: float
-    decode_s: float
-    loop_s: float
-    loop_tflops: float
+    encode_s: float = 0.0
+    decode_s: float = 0.0
+    loop_s: float = 0.0
+    loop_tflops: float = 0.0
     matmul_tflops: float
-    copies: str
-    peak_gib: float
-    size_bytes: int
+    copies: str = NO_DEVICE
+    peak_gib: float = 0.0
+    size_bytes: int = 0
     note: str
-    boxes: str
+    boxes: str = ""
 
     @property
     def share(self) -> float:
@@ -106,38 +86,6 @@ class BenchRow:
 
 _KEY_FIELDS = [f.name for f in fields(BenchRow)].index("encode_s")
 _NUMBERS = {f.name: f.type for f in fields(BenchRow) if f.type in ("int", "float")}
-
-
-def to_row(machine: Machine, point: Point, boxes: Timing, loop: LoopTiming) -> BenchRow:
-    """Put together what was measured at one point."""
-    named = [
-        f"{half} {box}={seconds:.4f}"
-        for half, spent in (("encode", boxes.encode_boxes), ("decode", boxes.decode_boxes))
-        for box, seconds in spent.items()
-    ]
-    return BenchRow(
-        model=machine.model,
-        weights=machine.weights,
-        kind=machine.kind,
-        device=machine.device,
-        dtype=machine.dtype,
-        t5=machine.t5,
-        mode=point.mode,
-        size_px=point.size_px,
-        batch=point.batch,
-        steps=point.steps,
-        guidance=point.guidance,
-        encode_s=round(boxes.encode_s, 4),
-        decode_s=round(boxes.decode_s, 4),
-        loop_s=round(loop.seconds, 4),
-        loop_tflops=round(loop.tflops, 4),
-        matmul_tflops=round(machine.peak_flops / 1e12, 4),
-        copies=NO_DEVICE if loop.copies is None else str(loop.copies),
-        peak_gib=round(max(boxes.peak_bytes, loop.peak_bytes) / 2**30, 2),
-        size_bytes=boxes.size_bytes,
-        note=machine.note,
-        boxes="; ".join(named),
-    )
 
 
 def write(rows: Iterable[BenchRow], folder: Path) -> None:
@@ -187,10 +135,10 @@ _ABOUT = """# Seconds, memory and use of the machine
 
 Written by `python -m percov2_core bench --out assets/results`; the seconds of every box are in
 `bench.csv`. Encode and decode are for one picture, the loop for the batch. TFLOP/s are counted
-from the transformer's settings (`percov2_core/evaluation/bench/flops.py`); beside them is a large
-bf16 matrix product on the same machine in the same run. Copies are those between the CPU's memory
-and the GPU's inside the sampling loop. Memory is the GPU's, or that of the whole process.
-Weights marked random give the same speed and memory as trained ones, and no pictures.
+by `torch.utils.flop_counter`; beside them is a large bf16 matrix product on the same machine in the
+same run. Copies are those between the CPU's memory and the GPU's inside the sampling loop. Memory
+is the GPU's, or that of the whole process. Weights marked random give the same speed and memory as
+trained ones, and no pictures.
 
 """
 _COLUMNS = (
@@ -221,3 +169,30 @@ def _line_of(size: int, steps: int, guided: bool, t5: str) -> str:
 def _parsed(name: str, text: str) -> Any:
     kind = _NUMBERS.get(name)
     return {"int": int, "float": float}[str(kind)](text) if kind else text
+
+
+def headline(row: BenchRow) -> str:
+    """One line about model and machine."""
+    return (
+        f"{row.model}, {row.weights} weights, {row.dtype}, on {row.device}; "
+        f"bf16 matrix product {row.matmul_tflops:.3g} TFLOP/s"
+    )
+
+
+def as_text(row: BenchRow) -> str:
+    """A row for people, the boxes below each other."""
+    both = row.encode_s + row.decode_s
+    lines = [
+        f"\n{row.mode}, {row.size_px}x{row.size_px}, batch {row.batch}, {row.steps} steps, "
+        f"guidance {row.guidance:g}, {row.size_bytes} bytes",
+        f"  encode {row.encode_s:.3f} s, decode {row.decode_s:.3f} s (medians)",
+    ]
+    for box, seconds in row.seconds_by_box().items():
+        lines.append(f"  {box:<24}{seconds:8.3f} s {seconds / both:7.1%}")
+    lines += [
+        f"  entropy coding together {row.entropy_share:.1%}",
+        f"  sampling loop {row.loop_s:.3f} s, {row.loop_tflops:.3g} TFLOP/s, {row.share:.1%} "
+        f"of the matrix product; host-device copies: {row.copies}",
+        f"  peak memory {row.peak_gib:.2f} GiB",
+    ]
+    return "\n".join(lines)

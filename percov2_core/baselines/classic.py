@@ -1,0 +1,260 @@
+"""Classic codecs by name: `avif`, or `avif/4` for a quarter of the width and height.
+
+Pillow writes all but VVC, which goes through the ffmpeg that imageio-ffmpeg brings.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import re
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import PIL
+from PIL import Image, features
+
+from percov2_core.baselines import CLASSIC
+from percov2_core.baselines.base import MAX_FACTOR, Baseline, Resized
+from percov2_core.errors import BitstreamError, ConfigError, ImageError, UnavailableError
+
+# Sizes that the search for the best tries. Below a sixth or a quarter these two only repeat what
+# they need for an empty picture: 300 bytes of boxes in AVIF, 190 of parameter sets in VVC.
+FACTORS = (1, 2, 3, 4, 6, 8, 12, 16)
+_LARGEST_FACTOR = {"avif": 6, "vvc": 4}
+
+# The lowest rates of each codec and its neighbours: what `evaluate` runs if not told.
+LADDERS: dict[str, tuple[int, ...]] = {
+    "jpeg": (1, 10),
+    "jpeg2000": (800, 400, 200),
+    "j2k": (800, 400, 200),
+    "webp": (0, 10),
+    "avif": (0, 10),
+    "jxl": (0, 10),
+    "vvc": (63, 60, 56, 52, 48),
+}
+
+# Compression ratios, from the fewest bytes to the most; Pillow calls them quality layers.
+_RATIOS = tuple(round(6400 / 2 ** (i / 8)) for i in range(73))
+
+# Exact chroma interpolation: ffmpeg's default rounds, which costs 0.05 dB at these rates.
+_SCALER = ("-sws_flags", "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp")
+_FFMPEG_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PillowCodec:
+    """One of Pillow's writers.
+
+    Attributes:
+        name: What the command line calls it.
+        kind: Pillow's name of the format.
+        library: Which library does the work, with its version.
+        options: Quality -> keyword arguments of `Image.save`.
+        qualities: Every quality, from the fewest bytes to the most.
+        about: The fixed options, in words.
+    """
+
+    name: str
+    kind: str
+    library: str
+    options: Callable[[int], dict[str, Any]]
+    qualities: tuple[int, ...]
+    about: str
+
+    @property
+    def description(self) -> str:
+        return f"{self.about}; {self.library}, Pillow {PIL.__version__}"
+
+    def encode(self, image: Image.Image, quality: int) -> bytes:
+        """Raises UnavailableError where this Pillow cannot write the format."""
+        buffer = io.BytesIO()
+        _register(self.kind)
+        try:
+            image.convert("RGB").save(buffer, self.kind, **self.options(quality))
+        except (KeyError, OSError) as error:
+            raise UnavailableError(f"{self.name}: Pillow cannot write {self.kind}") from error
+        return buffer.getvalue()
+
+    def decode(self, data: bytes) -> Image.Image:
+        _register(self.kind)
+        try:
+            return Image.open(io.BytesIO(data), formats=[self.kind]).convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:
+            raise BitstreamError(f"{self.name}: {len(data)} bytes are no {self.kind}") from error
+
+
+def _register(kind: str) -> None:
+    if kind == "JXL":
+        try:
+            import pillow_jxl  # noqa: F401  importing it registers the format with Pillow
+        except ImportError as error:
+            raise UnavailableError("jxl is unavailable: pip install pillow-jxl-plugin") from error
+
+
+def _version(feature: str) -> str:
+    return str(features.version(feature) or "not built in")
+
+
+def _jxl_version() -> str:
+    try:
+        return importlib.metadata.version("pillow-jxl-plugin")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _jpeg2000(name: str, *, container: bool) -> PillowCodec:
+    return PillowCodec(
+        name=name,
+        kind="JPEG2000",
+        library=f"OpenJPEG {_version('jpg_2000')}",
+        options=lambda ratio: {
+            "quality_mode": "rates",
+            "quality_layers": [ratio],
+            "irreversible": True,
+            "no_jp2": not container,
+        },
+        qualities=_RATIOS,
+        about=f"JPEG 2000 {'in a JP2 file' if container else 'codestream'}, 9/7 wavelet",
+    )
+
+
+def pillow_codecs() -> Mapping[str, PillowCodec]:
+    """Every format that Pillow writes, by name. Building the mapping encodes nothing."""
+    codecs = (
+        PillowCodec(
+            name="jpeg",
+            kind="JPEG",
+            library=f"libjpeg-turbo {_version('libjpeg_turbo')}",
+            options=lambda quality: {"quality": quality, "optimize": True},
+            qualities=tuple(range(1, 96)),
+            about="JPEG 4:2:0, optimised Huffman tables",
+        ),
+        _jpeg2000("jpeg2000", container=True),
+        _jpeg2000("j2k", container=False),
+        PillowCodec(
+            name="webp",
+            kind="WEBP",
+            library=f"libwebp {_version('webp')}",
+            options=lambda quality: {"quality": quality, "method": 6},
+            qualities=tuple(range(101)),
+            about="WebP lossy, method 6",
+        ),
+        PillowCodec(
+            name="avif",
+            kind="AVIF",
+            library=f"libavif {_version('avif')}",
+            # A fixed number: the encoder decides differently with one thread and with several.
+            options=lambda quality: {"quality": quality, "speed": 2, "max_threads": 4},
+            qualities=tuple(range(101)),
+            about="AVIF 4:2:0, speed 2",
+        ),
+        PillowCodec(
+            name="jxl",
+            kind="JXL",
+            library=f"pillow-jxl-plugin {_jxl_version()}",
+            options=lambda quality: {"quality": quality, "effort": 9},
+            qualities=tuple(range(100)),
+            about="JPEG XL lossy, effort 9",
+        ),
+    )
+    return MappingProxyType({codec.name: codec for codec in codecs})
+
+
+@cache
+def _ffmpeg() -> str:
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise UnavailableError("vvc is unavailable: pip install imageio-ffmpeg") from error
+    return str(imageio_ffmpeg.get_ffmpeg_exe())
+
+
+def _run(arguments: Sequence[str], data: bytes) -> bytes:
+    command = [_ffmpeg(), "-v", "error", "-threads", "1", *arguments]
+    try:
+        done = subprocess.run(command, input=data, capture_output=True, timeout=_FFMPEG_TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        raise BitstreamError(f"vvc: ffmpeg took more than {_FFMPEG_TIMEOUT_S} s") from error
+    if done.returncode:
+        raise BitstreamError(f"vvc: ffmpeg says {done.stderr.decode(errors='replace').strip()!r}")
+    return done.stdout
+
+
+class Vvc:
+    """libvvenc, preset slow, 4:2:0 in 10 bits.
+
+    The file is the raw bit stream and one byte: bit 0 and bit 1 tell that the width and the
+    height were odd, which 4:2:0 cannot express.
+    """
+
+    name = "vvc"
+    qualities = tuple(range(63, 19, -1))  # quantisation parameters
+
+    @property
+    def description(self) -> str:
+        banner = subprocess.run(
+            [_ffmpeg(), "-version"], capture_output=True, text=True, check=True
+        ).stdout
+        found = re.match(r"ffmpeg version (\S+)", banner)
+        return f"VVC intra 4:2:0 10 bit, libvvenc preset slow, ffmpeg {found and found[1]}"
+
+    def encode(self, image: Image.Image, quality: int) -> bytes:
+        """`quality` is the quantisation parameter, 63 (fewest bytes) to 20.
+
+        Raises:
+            ImageError: if the picture is too small for the encoder.
+        """
+        pixels = np.asarray(image.convert("RGB"))
+        odd_h, odd_w = pixels.shape[0] % 2, pixels.shape[1] % 2
+        pixels = np.pad(pixels, ((0, odd_h), (0, odd_w), (0, 0)), mode="edge")
+        size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        source = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-i", "-")
+        target = ("-pix_fmt", "yuv420p10le", "-c:v", "libvvenc", "-preset", "slow")
+        tail = ("-qp", str(quality), "-frames:v", "1", "-f", "vvc", "-")
+        try:
+            stream = _run((*source, *target, *tail), pixels.tobytes())
+        except BitstreamError as error:
+            raise ImageError(f"vvc: libvvenc cannot code {size} pixels") from error
+        return stream + bytes([odd_w | odd_h << 1])
+
+    def decode(self, data: bytes) -> Image.Image:
+        """Raises BitstreamError if `data` is not what `encode` wrote."""
+        if len(data) < 2 or data[-1] > 3:
+            raise BitstreamError("vvc: the last byte must be 0 to 3 and follow a bit stream")
+        target = ("-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-")
+        ppm = _run(("-f", "vvc", "-i", "-", *_SCALER, *target), data[:-1])
+        header = re.match(rb"P6\s(\d+)\s(\d+)\s255\s", ppm)
+        if header is None:
+            raise BitstreamError(f"vvc: {len(data)} bytes decode to no picture")
+        image = Image.frombytes("RGB", (int(header[1]), int(header[2])), ppm[header.end() :])
+        odd_w, odd_h = data[-1] & 1, data[-1] >> 1
+        return image.crop((0, 0, image.width - odd_w, image.height - odd_h))
+
+
+def find_baseline(name: str) -> Baseline:
+    """`codec` or `codec/factor` -> the codec.
+
+    Raises:
+        ConfigError: if the codec is unknown or the factor is not 1 to 16.
+    """
+    family, _, factor = name.partition("/")
+    codecs: dict[str, Baseline] = {**pillow_codecs(), "vvc": Vvc()}
+    if family not in codecs:
+        raise ConfigError(f"codec must be one of {', '.join(CLASSIC)}, got {family!r}")
+    if not factor:
+        return codecs[family]
+    if not factor.isdecimal() or not 1 <= int(factor) <= MAX_FACTOR:
+        raise ConfigError(f"codec {name!r}: factor must be 1 to {MAX_FACTOR}, got {factor!r}")
+    return Resized(codecs[family], int(factor)) if int(factor) > 1 else codecs[family]
+
+
+def family_at_all_sizes(family: str) -> list[Baseline]:
+    """The codec at full size and at every reduced size of `FACTORS` that can help it."""
+    largest = _LARGEST_FACTOR.get(family, FACTORS[-1])
+    return [find_baseline(f"{family}/{factor}") for factor in FACTORS if factor <= largest]

@@ -1,0 +1,333 @@
+"""Measure a model at a point: where the time goes, box by box, and how well its large loop runs."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from percov2_core import codec as figure
+from percov2_core.bitstream import Stream
+from percov2_core.caption import packing
+from percov2_core.codec import PerCoV2
+from percov2_core.config import MODES, RATES
+from percov2_core.errors import ConfigError
+from percov2_core.evaluation.bench_table import NO_DEVICE, BenchRow
+from percov2_core.flow.sampler import draw_noise, sample, sigmas
+from percov2_core.flow.sd3_text import SD3TextEncoder
+from percov2_core.flow.transformer import Conditions, guidance_features
+from percov2_core.weights import load_codec
+from percov2_core.weights.fresh import random_codec
+from percov2_core.weights.residency import Residency
+from percov2_core.weights.sizes import BASES, T5_TOKENS, TINY
+
+TINY_RANDOM = TINY.name
+CAPTION = "a lighthouse by the sea under a blue sky"
+_PRODUCTS = 10  # matrix products in one timing
+_TIMINGS = 4  # the fastest of them counts
+_SIDES = {"cuda": 8192, "cpu": 2048}  # large enough for the device to be busy
+# What a CUDA trace calls a copy between the CPU's memory and the GPU's.
+_COPIES = ("memcpy htod", "memcpy dtoh")
+# The counter of torch knows every attention kernel but the CPU's.
+_CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)  # type: ignore[no-untyped-call]
+    )
+}
+
+
+def open_codec(name: str, *, random: bool, t5: bool, device: str | None) -> PerCoV2:
+    """Load a model, or build one of a published size on random weights.
+
+    Raises:
+        ConfigError: if random weights are asked for where no published size is known.
+        WeightsError: if the model cannot be loaded.
+    """
+    home = Residency.from_environment(device=device)
+    if name == TINY_RANDOM:
+        return random_codec(TINY, residency=home, t5_tokens=T5_TOKENS if t5 else 0)
+    if not random:
+        return load_codec(name, residency=home if t5 else home.without_t5())
+    if name not in BASES:
+        known = ", ".join((*BASES, TINY_RANDOM))
+        raise ConfigError(f"--random-weights: model must be one of {known}, got {name!r}")
+    return random_codec(BASES[name], residency=home, t5_tokens=T5_TOKENS if t5 else 0)
+
+
+def points(
+    codec: PerCoV2,
+    *,
+    random: bool,
+    note: str,
+    sizes: Sequence[int],
+    modes: Sequence[str],
+    batches: Sequence[int],
+    steps: Sequence[int] | None,
+    guidance: Sequence[float] | None,
+) -> Iterator[BenchRow]:
+    """Every combination, with nothing measured but the matrix product.
+
+    Args:
+        steps, guidance: What is not given comes from the preset `balanced`.
+    """
+    modules = next(iter(codec.rates.values()))
+    t5 = "-"
+    if isinstance(modules.text, SD3TextEncoder):
+        t5 = "no" if modules.text.towers[2] is None else "yes"
+    common = {
+        "model": codec.name,
+        "weights": "random" if random else "trained",
+        "kind": codec.device.type,
+        "device": device_name(codec.device),
+        "dtype": str(modules.flow.transformer.dtype).removeprefix("torch."),
+        "t5": t5,
+        "matmul_tflops": round(matmul_flops(codec.device) / 1e12, 4),
+        "note": note,
+    }
+    for size, mode, batch in product(sizes, modes, batches):
+        preset = codec.presets[mode]["balanced"]
+        for count, scale in product(steps or [preset.steps], guidance or [preset.guidance]):
+            yield BenchRow(
+                mode=mode,
+                size_px=size,
+                batch=batch,
+                steps=count,
+                guidance=scale,
+                **common,  # type: ignore[arg-type]
+            )
+
+
+def measure(codec: PerCoV2, point: BenchRow, image: Image.Image, *, repeats: int) -> BenchRow:
+    """The point with everything measured: boxes of one picture, then the loop of a batch.
+
+    Args:
+        repeats: After a first time that warms up; seconds are medians.
+    """
+    if codec.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(codec.device)
+    square = ImageOps.fit(image, (point.size_px, point.size_px))
+    encodes, decodes = [], []
+    paint = partial(codec.decode, steps=point.steps, guidance=point.guidance)
+    for _ in range(1 + repeats):
+        encode = partial(codec.encode, square, point.mode)
+        stream, seconds = _timed(codec, point.mode, encode)
+        data = stream.to_bytes()
+        encodes.append(seconds)
+        _, seconds = _timed(codec, point.mode, partial(paint, Stream.from_bytes(data)))
+        decodes.append(seconds)
+    encode_s, encode_boxes = _medians(encodes[1:])
+    decode_s, decode_boxes = _medians(decodes[1:])
+    boxes = {f"encode {k}": s for k, s in encode_boxes.items()}
+    boxes |= {f"decode {k}": s for k, s in decode_boxes.items()}
+    run = sampling(codec, point)
+    flops, loop = counted_flops(run), []
+    for _ in range(1 + repeats):
+        began = _clock(codec.device)
+        run()
+        loop.append(_clock(codec.device) - began)
+    loop_s = statistics.median(loop[1:])
+    copies = count_copies(run, codec.device)
+    return replace(
+        point,
+        encode_s=round(encode_s, 4),
+        decode_s=round(decode_s, 4),
+        loop_s=round(loop_s, 4),
+        loop_tflops=round(flops / loop_s / 1e12, 4),
+        copies=NO_DEVICE if copies is None else str(copies),
+        peak_gib=round(_peak_bytes(codec.device) / 2**30, 2),
+        size_bytes=len(data),
+        boxes="; ".join(f"{box}={seconds:.4f}" for box, seconds in boxes.items()),
+    )
+
+
+class _Watch:
+    """A stopwatch for calls; one inside another belongs to the outer one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.spent: dict[str, float] = defaultdict(float)
+        self._busy = False
+
+    def around(self, function: Callable[..., Any], label: str) -> Callable[..., Any]:
+        """`function`, timed; of a generator, the time until each of its steps."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self._running(label):
+                result = function(*args, **kwargs)
+            return self._steps(result, label) if isinstance(result, Generator) else result
+
+        return run
+
+    def _steps(self, made: Iterator[Any], label: str) -> Iterator[Any]:
+        end = object()
+        while True:
+            with self._running(label):
+                step = next(made, end)
+            if step is end:
+                return
+            yield step
+
+    @contextmanager
+    def _running(self, label: str) -> Iterator[None]:
+        if self._busy:
+            yield
+            return
+        self._busy, began = True, _clock(self.device)
+        try:
+            yield
+        finally:
+            self.spent[label] += _clock(self.device) - began
+            self._busy = False
+
+
+_WHOLE = ""  # among the boxes: the call itself
+
+
+def _timed(codec: PerCoV2, mode: str, call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """What a call returns, and the seconds of each box in it."""
+    watch = _Watch(codec.device)
+    with ExitStack() as stack:
+        for label, owner, name in _boxes(codec, mode):
+            own, original = name in vars(owner), getattr(owner, name)
+            setattr(owner, name, watch.around(original, label))
+            undo = (setattr, owner, name, original) if own else (delattr, owner, name)
+            stack.callback(*undo)
+        began = _clock(codec.device)
+        result = call()
+        watch.spent[_WHOLE] = _clock(codec.device) - began
+    return result, dict(watch.spent)
+
+
+def _boxes(codec: PerCoV2, mode: str) -> list[tuple[str, Any, str]]:
+    """Label, owner and name of every call that is a box of the figure."""
+    m = codec.rates[MODES[mode].rate]
+    return [
+        ("captioner", codec, "describe"),
+        ("autoencoder", codec.vae, "encode"),
+        ("hyper-encoder", m.encoder, "forward"),
+        ("quantiser", m.quantizer, "tokens"),
+        ("search", figure, "search_tokens"),
+        ("caption coding", packing, "write_caption"),
+        ("token coding", m.prior, "compress"),
+        ("caption coding", packing, "read_caption"),
+        ("token coding", m.prior, "decompress"),
+        ("quantiser", m.quantizer, "lookup"),
+        ("hyper-decoder", m.decoder, "forward"),
+        ("text encoder", m.text, "encode"),
+        ("flow", figure, "sample"),
+        ("autoencoder", codec.vae, "decode"),
+    ]
+
+
+def _medians(runs: list[dict[str, float]]) -> tuple[float, dict[str, float]]:
+    """Seconds of the whole call, and of each box."""
+    boxes = {box: statistics.median(run[box] for run in runs) for box in runs[0]}
+    return boxes.pop(_WHOLE), boxes
+
+
+@torch.inference_mode()
+def sampling(codec: PerCoV2, point: BenchRow) -> Callable[[], None]:
+    """The sampling loop of a batch as a call without arguments, all that it needs in place."""
+    rate = MODES[point.mode].rate
+    modules, config = codec.rates[rate], RATES[rate]
+    generator = torch.Generator().manual_seed(0)
+    grid = (point.batch, *config.grid(point.size_px, point.size_px))
+    tokens = torch.randint(config.codebook_size, grid, generator=generator).to(codec.device)
+    scale = torch.full((point.batch,), point.guidance, device=codec.device)
+    told = guidance_features(scale, modules.decoder.guidance_width)
+    start, features = modules.decoder(modules.quantizer.lookup(tokens), told)
+    conditions = Conditions(start, features, modules.text.encode([CAPTION] * point.batch))
+    null = modules.text.encode([""])
+    noise = draw_noise(tuple(start.shape), 0, start.device)
+    times, guidance = sigmas(point.steps, codec.shift), point.guidance
+
+    @torch.inference_mode()
+    def run() -> None:
+        for _ in sample(
+            modules.flow, conditions, null, times=times, guidance=guidance, noise=noise
+        ):
+            pass
+
+    return run
+
+
+def counted_flops(run: Callable[[], object]) -> int:
+    """Floating-point operations while `run` runs, two for each multiply and add."""
+    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the CPU's with the number of threads in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    count = torch.get_num_threads()
+    return f"{_cpu_name()}, {count} thread{'s' if count > 1 else ''}"
+
+
+def matmul_flops(device: torch.device) -> float:
+    """FLOP/s of a square bf16 matrix product on this device: the fastest of a few timings."""
+    n = _SIDES[device.type]
+    a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
+    seconds = []
+    for _ in range(1 + _TIMINGS):
+        began = _clock(device)
+        for _ in range(_PRODUCTS):
+            torch.mm(a, b)
+        seconds.append(_clock(device) - began)
+    return 2 * n**3 * _PRODUCTS / min(seconds[1:])
+
+
+def count_copies(run: Callable[[], object], device: torch.device) -> int | None:
+    """Copies between the CPU's memory and the GPU's while `run` runs; None without a GPU."""
+    if device.type != "cuda":
+        return None
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+        run()
+        torch.cuda.synchronize(device)
+    return copies_among(event.name for event in trace.events() or ())
+
+
+def copies_among(names: Iterable[str]) -> int:
+    """How many of a trace's events are such copies; copies within the GPU do not count."""
+    return sum(name.lower().startswith(_COPIES) for name in names)
+
+
+def _clock(device: torch.device) -> float:
+    """Seconds, read when the device has done all that it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _peak_bytes(device: torch.device) -> int:
+    """Most memory in use: on the GPU at this point, or resident in the process since it began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
