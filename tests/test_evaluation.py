@@ -303,9 +303,9 @@ def test_a_picture_of_many_pixels_is_reduced_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--limit", "0"], "--limit: must be a whole number of at least 1, got '0'"),
-        (["--limit", "-2"], "--limit: must be a whole number of at least 1, got '-2'"),
-        (["--processes", "0"], "--processes: must be a whole number of at least 1, got '0'"),
+        (["--limit", "0"], "--limit: expected a whole number of at least 1, got '0'"),
+        (["--limit", "-2"], "--limit: expected a whole number of at least 1, got '-2'"),
+        (["--processes", "0"], "--processes: expected a whole number of at least 1, got '0'"),
         (["--device", "gpu"], "device must be cpu, cuda, cuda:N or auto, got 'gpu'"),
         (["--device", "mps"], "device must be cpu, or one of the "),
         (["--codecs", "gif"], "codec must be one of jpeg, "),
@@ -320,17 +320,6 @@ def test_a_wrong_option_ends_in_one_sentence(folder, tmp_path, capsys, words, me
         status = left.code
     (line,) = capsys.readouterr().err.splitlines()
     assert status == 2 and message in line
-
-
-def test_without_pandas_the_command_says_what_to_install(
-    folder, tmp_path, capsys, monkeypatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "percov2_core.evaluation.sets", None)
-    for module in ("pandas", "percov2_core.evaluation.rows"):
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    assert main(command(folder, tmp_path)) == 1
-    assert "evaluation needs pandas, which is not installed: pip install" in capsys.readouterr().err
 
 
 def test_a_study_writes_rows_means_and_the_command_that_makes_them(folder, tmp_path) -> None:

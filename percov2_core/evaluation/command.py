@@ -70,7 +70,7 @@ def at_least_one(text: str) -> int:
         ArgumentTypeError: if it is none; argparse puts the option before it.
     """
     if not text.isascii() or not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
 
 
