@@ -1,12 +1,10 @@
-"""Metrics against other implementations, closed forms and properties."""
+"""Metrics against closed forms and properties."""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageFilter
-from scipy.ndimage import correlate1d
-from skimage.metrics import peak_signal_noise_ratio
 
 from percov2_core.errors import ImageError, UnavailableError
 from percov2_core.evaluation.protocol import to_tensor
@@ -32,41 +30,8 @@ def textured(width: int = 192, height: int = 176) -> Image.Image:
     return noisy(picture(width, height), 30)
 
 
-def ms_ssim_by_scipy(a: np.ndarray, b: np.ndarray) -> float:
-    """Wang, Simoncelli and Bovik (2003) in float64, one channel."""
-    taps = np.exp(-(np.arange(-5.0, 6.0) ** 2) / (2 * 1.5**2))
-    taps /= taps.sum()
-
-    def smooth(x: np.ndarray) -> np.ndarray:
-        return correlate1d(correlate1d(x, taps, 0), taps, 1)[5:-5, 5:-5]
-
-    def luminance(ma: np.ndarray, mb: np.ndarray) -> np.ndarray:
-        c1 = (0.01 * 255) ** 2
-        return (2 * ma * mb + c1) / (ma**2 + mb**2 + c1)
-
-    c2, result = (0.03 * 255) ** 2, 1.0
-    weights = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-    for scale, weight in enumerate(weights):
-        ma, mb = smooth(a), smooth(b)
-        va, vb, vab = smooth(a * a) - ma**2, smooth(b * b) - mb**2, smooth(a * b) - ma * mb
-        term = (2 * vab + c2) / (va + vb + c2)
-        if scale == len(weights) - 1:
-            return result * (term * luminance(ma, mb)).mean() ** weight
-        result *= term.mean() ** weight
-        half = (a.shape[0] // 2, 2, a.shape[1] // 2, 2)
-        a, b = (x.reshape(half).mean((1, 3)) for x in (a, b))
-    raise AssertionError("the last scale returns")
-    return result
-
-
 def test_a_rate_is_eight_bits_a_byte_over_the_pixels() -> None:
     assert bits_per_pixel(1024, 512, 512) == 0.03125
-
-
-def test_psnr_agrees_with_scikit_image() -> None:
-    a, b = textured(), noisy(textured(), 9)
-    expected = peak_signal_noise_ratio(np.asarray(a), np.asarray(b))
-    assert psnr(to_tensor(a), to_tensor(b)).item() == pytest.approx(expected, abs=1e-9)
 
 
 def test_psnr_of_a_constant_error_is_the_closed_form() -> None:
@@ -76,11 +41,11 @@ def test_psnr_of_a_constant_error_is_the_closed_form() -> None:
     assert psnr(a, a).tolist() == [float("inf")] * 2
 
 
-def test_ms_ssim_agrees_with_the_paper_written_out_in_float64() -> None:
-    a, b = textured(192, 192), noisy(textured(192, 192), 15)
-    channels = [np.moveaxis(np.asarray(x, np.float64), -1, 0) for x in (a, b)]
-    expected = np.mean([ms_ssim_by_scipy(x, y) for x, y in zip(*channels, strict=True)])
-    assert ms_ssim(to_tensor(a), to_tensor(b)).item() == pytest.approx(expected, abs=1e-4)
+def test_ms_ssim_falls_with_noise_from_one() -> None:
+    x = to_tensor(textured())
+    values = [ms_ssim(x, to_tensor(noisy(textured(), s))).item() for s in (1, 15, 40)]
+    assert ms_ssim(x, x).item() == pytest.approx(1)
+    assert 1 > values[0] > values[1] > values[2] > 0
 
 
 def test_ms_ssim_names_the_side_that_is_too_small() -> None:

@@ -22,7 +22,6 @@ def add_deploy(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> None:
     # Plain HTTP for large files too: it keeps to our time-outs. Read when the client is loaded.
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # Loads the Hub's client, which takes a while: only when it is wanted.
     from percov2_core.deploy.publish import check_hardware, publish
     from percov2_core.deploy.spacefile import ROOT, make_plan, read_manifest, update_readme

@@ -18,6 +18,7 @@ from huggingface_hub import (
     set_client_factory,
 )
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.utils import disable_progress_bars
 
 from percov2_core.deploy.spacefile import FILE_NAME, README, Plan
 from percov2_core.errors import ConfigError, DeployError, PerCoError
@@ -59,6 +60,7 @@ def publish(plan: Plan, *, report: Report) -> str:
     set_client_factory(_client)
     # It recommends another protocol for large folders, which knows no time-outs of ours.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    disable_progress_bars()
     with _explained(plan.space, api.endpoint):
         owner = api.whoami()["name"]
     space = plan.space if "/" in plan.space else f"{owner}/{plan.space}"
