@@ -194,7 +194,8 @@ def test_kept_pictures_and_thumbnails_lie_below_the_output(folder: Path, tmp_pat
     with Image.open(tmp_path / "out" / frame["thumbnail"].item()) as small:
         assert small.size == (192, 192)
     (kept,) = (tmp_path / "out" / "decoded").rglob("*.png")
-    assert Image.open(kept).size == (512, 512)
+    with Image.open(kept) as image:
+        assert image.size == (512, 512)
 
 
 def test_a_summary_counts_pictures_and_errors(folder: Path, tmp_path: Path) -> None:

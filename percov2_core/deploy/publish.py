@@ -18,7 +18,7 @@ from huggingface_hub import (
     set_client_factory,
 )
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from percov2_core.deploy.spacefile import FILE_NAME, README, Plan
 from percov2_core.errors import ConfigError, DeployError, PerCoError

@@ -8,9 +8,10 @@ from itertools import product
 
 from percov2_core.baselines import CLASSIC
 from percov2_core.baselines.classic import LADDERS, find_baseline
-from percov2_core.codec import MAX_GUIDANCE, MAX_STEPS
 from percov2_core.config import (
     DEFAULT_SCHEDULE,
+    MAX_GUIDANCE,
+    MAX_STEPS,
     PRESETS,
     SCHEDULES,
     check_choice,
