@@ -10,7 +10,7 @@ demo: $(INSTALLED)
 	$(BIN)/python app.py
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -6,7 +6,6 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from percov2_core.bitstream import Stream
 from percov2_core.cli.files import read_stream
 from percov2_core.cli.terminal import Commands, add_model
 from percov2_core.metrics import bits_per_pixel
@@ -29,11 +28,11 @@ def run(args: argparse.Namespace) -> None:
     from percov2_core.weights import load_codec
 
     contents = load_codec(args.model).read(stream)
-    print(_as_json(stream, contents) if args.json else _as_text(stream, contents))
+    print(_as_json(contents) if args.json else _as_text(contents))
 
 
-def _as_json(stream: Stream, contents: Contents) -> str:
-    size_bytes = sum(stream.sizes)
+def _as_json(contents: Contents) -> str:
+    stream, size_bytes = contents.stream, sum(contents.stream.sizes)
     return json.dumps(
         {
             "width": stream.width,
@@ -49,8 +48,8 @@ def _as_json(stream: Stream, contents: Contents) -> str:
     )
 
 
-def _as_text(stream: Stream, contents: Contents) -> str:
-    size_bytes = sum(stream.sizes)
+def _as_text(contents: Contents) -> str:
+    stream, size_bytes = contents.stream, sum(contents.stream.sizes)
     bpp = bits_per_pixel(size_bytes, stream.width, stream.height)
     return "\n".join(
         [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from percov2_core.bitstream import MAX_SEED
 from percov2_core.cli.files import STANDARD, Output, add_output, read_stream, standard_input
-from percov2_core.cli.terminal import SIDE, Commands, Progress, add_model, whole
+from percov2_core.cli.terminal import GUIDANCE, SIDE, STEPS, Commands, Progress, add_model, whole
 from percov2_core.config import DEFAULT_SCHEDULE, MAX_SIDE_PX, MODES, PRESETS, RATES, SCHEDULES
 from percov2_core.errors import ConfigError
 from percov2_core.metrics import bits_per_pixel
@@ -72,8 +72,8 @@ def add_decompress(commands: Commands) -> None:
     add("stream", metavar="IN", help="file to read, - for standard input")
     add_output(parser, f"picture to write: {', '.join(PILLOW_FORMATS)}; - for standard output")
     add("--preset", choices=PRESETS, default="balanced", help="steps and guidance")
-    add("--steps", type=int, metavar="N", help="of the flow (default: preset's)")
-    add("--guidance", type=float, metavar="G", help="1 is none (default: preset's)")
+    add("--steps", type=STEPS, metavar="N", help="of the flow (default: preset's)")
+    add("--guidance", type=GUIDANCE, metavar="G", help="1 is none (default: preset's)")
     add("--seed", type=whole(0, MAX_SEED), metavar="S", help="of the noise (default: file's)")
     add_model(parser)
     parser.set_defaults(run=decompress)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from percov2_core.cli.terminal import SIDE, Commands, add_device, add_model, whole
+from percov2_core.cli.terminal import GUIDANCE, SIDE, STEPS, Commands, add_device, add_model, whole
 from percov2_core.config import MODES
 from percov2_core.errors import ConfigError
 from percov2_core.evaluation import command
@@ -26,8 +26,8 @@ def add_bench(commands: Commands) -> None:
     add("picture", nargs="?", metavar="IN", help="to use (default: an example of the repository)")
     add("--modes", nargs="+", choices=MODES, default=["ultra-low", "extreme"], help="to time")
     add("--size", nargs="+", type=SIDE, default=[512], help="sides of the square, px")
-    add("--steps", nargs="+", type=int, help="of the flow (default: the preset's)")
-    add("--guidance", nargs="+", type=float, help="1 is none (default: the preset's)")
+    add("--steps", nargs="+", type=STEPS, help="of the flow (default: the preset's)")
+    add("--guidance", nargs="+", type=GUIDANCE, help="1 is none (default: the preset's)")
     add("--batch", nargs="+", type=_COUNT, default=[1], help="pictures in the loop")
     add("--repeats", type=_COUNT, default=5, help="of each measurement")
     add("--threads", type=_COUNT, help="threads of torch (default: one a core)")

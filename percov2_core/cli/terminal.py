@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeAlias
 
-from percov2_core.config import MAX_SIDE_PX, MIN_SIDE_PX
+from percov2_core.config import MAX_GUIDANCE, MAX_SIDE_PX, MAX_STEPS, MIN_SIDE_PX
 from percov2_core.errors import UnavailableError
 
 # argparse has no public name for what `add_subparsers` returns.
@@ -72,6 +72,8 @@ def real(low: float, high: float) -> Callable[[str], float]:
 
 
 SIDE = whole(MIN_SIDE_PX, MAX_SIDE_PX)
+STEPS = whole(1, MAX_STEPS)
+GUIDANCE = real(1, MAX_GUIDANCE)
 
 
 def device(text: str) -> str:
