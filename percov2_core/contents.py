@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from percov2_core.bitstream import Cut, Stream, check_value
 from percov2_core.caption import packing
 from percov2_core.caption.language import CaptionLanguage
-from percov2_core.config import MODES, check_whole
+from percov2_core.config import MODES, check_whole, quoted
 from percov2_core.entropy.coder import SymbolReader, SymbolWriter
 from percov2_core.entropy.prior import CutPoint, TokenPrior
 from percov2_core.entropy.schedule import Ints, coding_order, stage_map
@@ -79,7 +79,7 @@ class FileCodec:
             The file; where it may be cut, it holds a cut at every stage.
 
         Raises:
-            ConfigError: if the caption is too long.
+            ConfigError: if the caption cannot be written, see `packing.check_caption`.
         """
         writer = SymbolWriter()
         packing.write_caption(writer, caption, self.language)
@@ -111,7 +111,8 @@ class FileCodec:
             BitstreamError: if the file is damaged or of another model.
         """
         if (stage is None) == (tokens is None):
-            raise ConfigError(f"truncate: give stage or tokens, got {stage} and {tokens}")
+            got = f"{quoted(stage)} and {quoted(tokens)}"
+            raise ConfigError(f"truncate: give stage or tokens, got {got}")
         header = check_stream(stream)
         header.check_may_be_cut()
         if tokens is not None:
