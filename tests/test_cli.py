@@ -230,6 +230,12 @@ def test_a_missing_model_is_named(photo, tmp_path, capsys):
     assert str(tmp_path / "none") in line
 
 
+def test_weights_of_a_model_that_is_not_there_are_an_error(tmp_path, capsys):
+    assert main(["weights", "--device", "cpu", "--model", str(tmp_path / "none")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "none") in line
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True

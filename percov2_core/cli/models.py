@@ -68,15 +68,15 @@ def weights(args: argparse.Namespace) -> None:
     from percov2_core.weights.about import read_about
     from percov2_core.weights.hub import upload
     from percov2_core.weights.inventory import fetch, inventory, next_step
-    from percov2_core.weights.places import find_model
+    from percov2_core.weights.places import base_of, find_model
     from percov2_core.weights.residency import Residency
 
     home = Residency.from_environment(device=args.device)
     if args.download:
         fetch(args.model, home)
+    if args.upload or not base_of(args.model):  # then it is a folder, or nothing
+        read_about(folder := find_model(args.model))
     if args.upload:
-        folder = find_model(args.model)
-        read_about(folder)
         print(f"sent to {upload(folder, args.upload)}")
     parts = inventory(args.model, home)
     print(f"{args.model}, {str(home.precision).removeprefix('torch.')} on {home.target}")

@@ -15,13 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from percov2_core.hyper.networks import VectorQuantizer
 from percov2_core.metrics.structure import structure_maps
+
+if TYPE_CHECKING:
+    from percov2_core.hyper.networks import VectorQuantizer
 
 BFLOAT16_ON_CPU: bool = torch.cpu._is_avx512_bf16_supported()  # elsewhere it is emulated, slowly
 SEARCH_TILE_PX = 512  # bounds the memory that gradients take
