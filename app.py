@@ -9,6 +9,7 @@ from percov2_core.ui import host
 def main() -> None:
     host.prepare()
     # Only now: they look for their folders, and for a GPU, when they are imported.
+    from percov2_core.ui.device import with_shared_gpu
     from percov2_core.ui.page import build_demo, launch_options
     from percov2_core.weights import load_codec, warm_up
 
@@ -17,7 +18,7 @@ def main() -> None:
         warm_up(codec)
     except PerCoError as error:
         raise SystemExit(f"percov2: {error}") from None
-    host.serve(build_demo(host.with_shared_gpu(codec)), **launch_options())
+    host.serve(build_demo(with_shared_gpu(codec)), **launch_options())
 
 
 if __name__ == "__main__":

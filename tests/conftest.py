@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -72,7 +73,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser, server: Server) -> Iterator[Callable[..., Page]]:
-    """`visit(query)` opens the page as a new visitor. No console may complain, nor the server."""
+    """`visit(query)` opens the page as a new visitor. No console may complain, nor the server;
+    and no browser may ask another host for anything (data: and blob: have none)."""
     from tests.ui_browser import new_page
 
     visitors: list[Page] = []
@@ -85,6 +87,8 @@ def visit(browser: Browser, server: Server) -> Iterator[Callable[..., Page]]:
     for visitor in visitors:
         visitor.context.close()
     assert [visitor.complaints for visitor in visitors] == [[]] * len(visitors)
+    asked = set().union(*(visitor.hosts for visitor in visitors))
+    assert asked <= {"", urlsplit(server.address).netloc}
     assert not server.errors()
 
 

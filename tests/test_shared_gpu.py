@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextvars import ContextVar
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -15,14 +14,8 @@ import pytest
 
 from percov2_core.contents import Contents
 from percov2_core.errors import BitstreamError, ConfigError
-from percov2_core.ui.device import Look, Turn, paint
-from percov2_core.ui.host import (
-    MOST_S,
-    SHARED_GPU_VARIABLE,
-    call_s,
-    painting_s,
-    with_shared_gpu,
-)
+from percov2_core.ui.device import MOST_S, Look, Turn, call_s, paint, painting_s, with_shared_gpu
+from percov2_core.ui.host import SHARED_GPU_VARIABLE
 from percov2_core.weights.residency import Residency
 from tests.tiny import picture, tiny_codec
 
@@ -98,17 +91,6 @@ def test_leaving_ends_the_work_on_the_gpu(codec: Any, spaces: Any, contents: Con
     assert spaces.BORROWED == ["paint"]
     frames.close()
     assert spaces.BORROWED == []
-
-
-def test_painting_counts_as_the_visitors(
-    codec: Any, spaces: Any, contents: Contents, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    visitor: ContextVar[str] = ContextVar("visitor")
-    visitor.set("somebody")
-    seen: list[str | None] = []
-    monkeypatch.setattr(spaces, "_note", lambda *_: seen.append(visitor.get(None)))
-    assert [f.finished for f in paint(codec, contents, Look(2, 1.0), Turn("a", 1))] == [False, True]
-    assert seen == ["somebody"]
 
 
 def test_errors_keep_their_words(codec: Any, contents: Contents) -> None:

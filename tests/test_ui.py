@@ -13,7 +13,7 @@ from percov2_core.bitstream import Stream
 from percov2_core.config import MODES, PRESETS, SCHEDULES
 from percov2_core.errors import BitstreamError, ConfigError
 from percov2_core.metrics import Scores
-from percov2_core.ui import border, host, invented, results, settings, text
+from percov2_core.ui import border, invented, results, settings, text
 from percov2_core.ui.device import Frame, Look
 from percov2_core.ui.tradeoff import Measured, Measurements, figure, run_of, runs_csv, runs_table
 from tests.tiny import picture, tiny_codec
@@ -48,12 +48,6 @@ def test_a_link_holds_the_whole_file(stream: Stream) -> None:
 def test_a_link_without_a_file_says_what_was_expected() -> None:
     with pytest.raises(BitstreamError, match=r"expected one with \?pcv2="):
         border.read_link("https://example.org/?q=1")
-
-
-def test_the_address_is_the_page_of_the_visitor() -> None:
-    headers = {"referer": "https://a.example/x/?pcv2=old#top", "host": "internal:7860"}
-    assert host.page_address(headers) == "https://a.example/x/"
-    assert host.page_address({"host": "127.0.0.1:7860"}) == "http://127.0.0.1:7860/"
 
 
 def test_only_a_short_link_becomes_a_qr_code(stream: Stream) -> None:

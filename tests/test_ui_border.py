@@ -68,33 +68,31 @@ def test_what_is_said_is_short_plain_text() -> None:
 
 
 def test_a_file_that_claims_too_much_is_refused_unread(folder: Path) -> None:
-    stream = tiny_codec().encode(picture(), "extreme")
-    whole = replace(stream, mode="hybrid", tokens_sent=0, width=2048, height=2048)
-    large = replace(whole, width=4096)
-    for claimed in (whole, large):
-        (folder / "a.pcv2").write_bytes(claimed.to_bytes())
-        if claimed is whole:
-            assert border.read_file({"path": str(folder / "a.pcv2")}) == whole
-            assert border.read_link(border.link_to(whole, "http://a/")) == whole
-            continue
-        for read in (
-            lambda: border.read_file({"path": str(folder / "a.pcv2")}),
-            lambda: border.read_link(large.to_text()),
-        ):
-            with pytest.raises(BitstreamError, match=r"at most 4.2 megapixels, got 4096x2048"):
-                read()
+    stream, file = tiny_codec().encode(picture(), "extreme"), folder / "a.pcv2"
+    claimed = replace(stream, mode="hybrid", tokens_sent=0, width=2048, height=2048)
+    file.write_bytes(claimed.to_bytes())
+    assert border.read_file({"path": str(file)}) == claimed
+    assert border.read_link(border.link_to(claimed, "http://a/")) == claimed
+    large = replace(claimed, width=4096)
+    file.write_bytes(large.to_bytes())
+    for read, given in (
+        (border.read_file, {"path": str(file)}),
+        (border.read_link, large.to_text()),
+    ):
+        with pytest.raises(BitstreamError, match=r"at most 4.2 megapixels, got 4096x2048"):
+            read(given)
 
 
 def test_numbers_and_texts_of_a_wrong_kind_get_a_sentence() -> None:
-    assert border.whole("n", 2.0, 0, 5) == 2 and border.real("n", 2, 0, 5) == 2.0
+    assert border.whole("n", 2.0, 0, 5) == 2
     for value in (None, "3", [1], {}, True, 2.5, float("nan"), float("inf")):
-        with pytest.raises(ConfigError, match="n: expected a whole number, got"):
+        with pytest.raises(ConfigError, match="n must be a whole number in"):
             border.whole("n", value, 0, 5)
-    for value in (float("nan"), float("inf"), -1, 10**400):
+    for value in (-1, 6.0, 10**400):
         with pytest.raises(ConfigError, match="n must be in"):
-            border.real("n", value, 0, 5)
+            border.whole("n", value, 0, 5)
     for given in (None, 3, ["a"], "x" * 11):
-        with pytest.raises(ConfigError, match="caption: expected"):
+        with pytest.raises(ConfigError, match="caption must"):
             border.words("caption", given, 10)
     border.check_work(512, 512, 100)
     with pytest.raises(ConfigError, match="steps: this page takes at most 11 for a picture"):
@@ -120,23 +118,19 @@ def test_requests_are_bounded_and_the_page_needs_few() -> None:
         assert allowed_bytes(method, path) < 0
 
 
-@pytest.mark.parametrize(
-    ("size", "message"),
-    [((5200, 5000), "26.0 megapixels"), ((40, 900), "40 x 900 pixels, and each side must have 64")],
-)
-def test_a_picture_of_a_wrong_size_is_refused_in_words(
-    folder: Path, size: tuple[int, int], message: str
-) -> None:
-    Image.new("1", size).save(folder / "odd.png")
-    with pytest.raises(ImageError, match=message):
-        border.read_picture({"path": str(folder / "odd.png")})
+def test_a_picture_of_a_wrong_size_is_refused_in_words(folder: Path) -> None:
+    def said(name: str) -> str:
+        with pytest.raises(ImageError) as caught:
+            border.read_picture({"path": str(folder / name)})
+        return str(caught.value)
 
-
-def test_a_file_over_the_limit_is_refused_unread(folder: Path) -> None:
+    Image.new("1", (5200, 5000)).save(folder / "odd.png")
+    assert "26.0 megapixels" in said("odd.png")
+    Image.new("1", (40, 900)).save(folder / "odd.png")
+    assert "40 x 900 pixels, and each side must have 64" in said("odd.png")
     with (folder / "big.png").open("wb") as file:
         file.truncate(MAX_UPLOAD_BYTES + 1)
-    with pytest.raises(ImageError, match=r"20.0 MB; the page takes at most 20 MB"):
-        border.read_picture({"path": str(folder / "big.png")})
+    assert "20.0 MB; the page takes at most 20 MB" in said("big.png")
 
 
 def test_a_large_picture_is_offered_smaller_if_the_format_holds_it(folder: Path) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 pytest.importorskip("playwright", reason="needs playwright")
 
@@ -73,18 +72,6 @@ def test_a_large_picture_is_offered_two_sizes(page: Page, tmp_path: Path) -> Non
     slow.check()
     compress(page)
     expect(page.locator("#pc-bits")).to_contain_text("1600 x 400 pixels")
-
-
-@pytest.mark.parametrize(
-    ("size", "message"),
-    [((5200, 5000), "the page takes at most 25"), ((40, 400), "each side must have 64")],
-)
-def test_a_picture_of_a_wrong_size_gets_a_message_in_words(
-    page: Page, tmp_path: Path, size: tuple[int, int], message: str
-) -> None:
-    Image.new("1", size).save(tmp_path / "odd.png")
-    upload(page, tmp_path / "odd.png")
-    expect(page.get_by_test_id("toast-body")).to_contain_text(message)
 
 
 def test_a_file_of_too_many_bytes_gets_a_message_in_words(visit: Visit, tmp_path: Path) -> None:

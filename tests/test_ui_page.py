@@ -87,11 +87,6 @@ def test_two_visitors_at_once_see_their_own_pictures(visit: Visit) -> None:
         visitor.wait_for_selector("#pc-stage .pc-range")
     originals = [pixels(visitor.locator("#pc-stage .pc-original")) for visitor in visitors]
     assert originals[0] != originals[1]
-    for number, visitor in enumerate(visitors):
-        choose_example(visitor, 7)
-        choose_example(visitor, number)
-        compress(visitor)
-        assert pixels(visitor.locator("#pc-stage .pc-original")) == originals[number]
 
 
 def test_a_target_size_is_kept(page: Page) -> None:
@@ -111,15 +106,6 @@ def test_the_main_job_fits_one_screen_and_nothing_overflows_a_phone(page: Page) 
         assert box is not None and box["y"] + box["height"] <= 900
     page.set_viewport_size({"width": 390, "height": 844})
     page.wait_for_function("document.documentElement.scrollWidth <= 390")
-
-
-def test_the_headline_stands_before_the_picture_is_painted(page: Page, hold: Path) -> None:
-    choose_example(page, 0)
-    set_steps(page, 2)
-    page.locator("#pc-compress").click()
-    expect(page.locator("#pc-stage [role=status]")).to_contain_text("Step 1 of 2")
-    assert int(page.locator("#pc-bytes").get_attribute("data-bytes") or 0) > 0
-    assert page.locator("#pc-stage .pc-range").count() == 0
 
 
 def test_nothing_jumps_while_results_arrive(page: Page, hold: Path) -> None:
@@ -150,3 +136,50 @@ def test_the_picture_zooms_and_fills_the_screen(page: Page) -> None:
     assert after["width"] == pytest.approx(2 * before["width"], rel=0.01)
     page.get_by_role("button", name="Full screen").click()
     page.wait_for_function("document.fullscreenElement?.matches('.pc-compare')")
+
+
+def test_a_run_is_cancelled_in_the_middle_of_a_step(page: Page, hold: Path) -> None:
+    choose_example(page, 6)
+    set_steps(page, 3)
+    page.locator("#pc-compress").click()
+    expect(page.locator("#pc-stage [role=status]")).to_contain_text("Step 1 of 3")
+    page.locator("#pc-cancel").click()
+    expect(page.locator("#pc-head")).to_contain_text("Cancelled")
+    expect(page.locator("#pc-stage figure")).to_have_count(0)
+    hold.unlink()
+    compress(page)
+    expect(page.locator("#pc-head")).not_to_contain_text("Cancelled")
+
+
+def test_a_waiting_run_is_cancelled_at_once(page: Page, visit: Visit, hold: Path) -> None:
+    first = visit()
+    for visitor, number in ((first, 0), (page, 1)):
+        choose_example(visitor, number)
+        set_steps(visitor, 2)
+    first.locator("#pc-compress").click()
+    expect(first.locator("#pc-stage [role=status]")).to_contain_text("Step 1 of 2")
+    page.locator("#pc-compress").click()
+    expect(page.locator("#pc-stage [role=status]")).to_contain_text("Waiting")
+    page.locator("#pc-cancel").click()
+    expect(page.locator("#pc-head")).to_contain_text("Cancelled")
+    page.locator("#pc-compress").click()
+    expect(page.locator("#pc-stage [role=status]")).to_contain_text("Waiting")
+    hold.unlink()
+    for visitor in (first, page):
+        visitor.wait_for_selector("#pc-stage .pc-range")
+
+
+def test_pressing_again_replaces_the_run_under_way(page: Page, hold: Path) -> None:
+    choose_example(page, 2)
+    set_steps(page, 2)
+    page.locator("#pc-compress").click()
+    expect(page.locator("#pc-stage [role=status]")).to_contain_text("Step 1 of 2")
+    page.get_by_label("Ultra-low", exact=True).check()
+    page.locator("#pc-compress").click()
+    hold.unlink()
+    page.wait_for_selector("#pc-stage .pc-range")
+    expect(page.locator("#pc-head")).to_contain_text("mode ultra-low")
+    open_tab(page, "In numbers")
+    expect(page.locator("#pc-numbers .pc-ours")).to_contain_text("ultra-low")
+    open_tab(page, "Trade-off")
+    expect(page.locator("#pc-runs tbody tr")).to_have_count(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
@@ -36,10 +37,12 @@ def launch(playwright: Playwright) -> Browser:
 
 
 def new_page(browser: Browser, server: Server, query: str = "", **options: object) -> Page:
-    """A visitor; what the console says against the page ends up in `page.complaints`."""
+    """A visitor; `page.complaints` is what the console says against the page, `page.hosts` whom
+    the browser asked for anything."""
     page = browser.new_context(viewport={"width": 1440, "height": 900}, **options).new_page()
     page.set_default_timeout(WAIT_MS)
-    page.complaints = []
+    page.complaints, page.hosts = [], set()
+    page.on("request", lambda request: page.hosts.add(urlsplit(request.url).netloc))
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
     page.on("console", lambda message: _note(page, message))
     page.goto(server.address + query)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import re
 import stat
 import unicodedata
@@ -27,7 +26,7 @@ from PIL import Image
 
 from percov2_core import image_io
 from percov2_core.bitstream import MAX_FILE_BYTES, Stream
-from percov2_core.config import MIN_SIDE_PX, check_real, check_whole
+from percov2_core.config import MIN_SIDE_PX, check_whole
 from percov2_core.errors import BitstreamError, ConfigError, ImageError, PerCoError
 
 MAX_UPLOAD_BYTES = 20 * 2**20
@@ -141,10 +140,6 @@ class Uploaded(NamedTuple):
 
     path: Path
     name: str
-
-    @property
-    def stem(self) -> str:
-        return Path(self.name).stem
 
 
 def uploaded(payload: Payload | None) -> Uploaded:
@@ -315,33 +310,23 @@ def words(field: str, value: object, most: int = MAX_BODY_BYTES) -> str:
     """Text of at most `most` characters.
 
     Raises:
-        ConfigError: if it is something else; so do those below.
+        ConfigError: if it is something else; so does `whole`.
     """
     if not isinstance(value, str):
-        raise ConfigError(f"{field}: expected text, got {_kind(value)}")
+        raise ConfigError(f"{field} must be text, got {value!r}")
     if len(value) > most:
-        raise ConfigError(f"{field}: expected at most {most} characters, got {len(value)}")
+        raise ConfigError(f"{field} must have at most {most} characters, got {len(value)}")
     return value
 
 
-def whole(field: str, value: object, low: int, high: int) -> int:
+def whole(field: str, value: Any, low: int, high: int) -> int:
     """A whole number, which JSON may spell as 2.0."""
-    if isinstance(value, float) and math.isfinite(value) and value == int(value):
+    if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{field}: expected a whole number, got {_kind(value)}")
     return check_whole(field, value, low, high)
 
 
-def real(field: str, value: object, low: float, high: float) -> float:
-    """A number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{field}: expected a number, got {_kind(value)}")
-    # Integers of JSON may be longer than any float.
-    return check_real(field, max(-(2**60), min(2**60, value)), low, high)
-
-
-def count(value: object) -> int:
+def count(value: Any) -> int:
     """A number that the page itself counts or offers: 0 or more."""
     return whole("number", value, 0, 2**31)
 
@@ -350,9 +335,3 @@ def told(event: gr.EventData, name: str) -> str:
     """A text that one of the page's own scripts sends along with an event."""
     data = event._data
     return words(name, data.get(name) if isinstance(data, dict) else None)
-
-
-def _kind(value: object) -> str:
-    """What a value is, in the words of those who send JSON."""
-    names = {type(None): "nothing", bool: "true or false", list: "a list", dict: "an object"}
-    return names.get(type(value)) or f"{str(value)[:40]!r}"

@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 from PIL import Image, ImageOps
@@ -33,6 +33,7 @@ from percov2_core.ui.text import data_uri, empty, plain_html
 
 EXAMPLES_DIR = Path(__file__).parents[2] / "assets" / "examples"
 _THUMB_PX = 112
+Answer = dict[Any, Any]  # component -> its new value
 _KEEP: Any = gr.skip()
 
 # Pictures are also pasted anywhere on this tab. Not through gr.Image: its own button asks for a
@@ -54,29 +55,10 @@ document.addEventListener('paste', async (event) => {
 _PRESS_JS = "(chosen, _, side) => [chosen, ++window.percov.presses, side]"
 
 
-class Intake(NamedTuple):
-    """Outputs of choosing a picture."""
-
-    chosen: Chosen | None
-    caption: Any = _KEEP
-    cost: Any = _KEEP
-    button: Any = _KEEP
-    side: Any = _KEEP
-    tokens: Any = _KEEP
-
-
-class View(NamedTuple):
-    """Outputs of compressing; what is not given stays as it is."""
-
-    headline: Any = _KEEP
-    stage: Any = _KEEP
-    caption: Any = _KEEP
-    run: Any = _KEEP
-    done: Any = _KEEP
-
-
 class CompressTab:
     """Layout and callbacks; made inside its `gr.Tab`.
+
+    Callbacks answer with what they change: component -> its value.
 
     Attributes:
         done: The visitor's runs.
@@ -201,38 +183,47 @@ class CompressTab:
 
     def choose(
         self, payload: Payload | None, captioner: str, before: Chosen | None
-    ) -> Iterator[Intake]:
+    ) -> Iterator[Answer]:
         """Read what was uploaded, and caption it at once. `payload` is gradio's own file data."""
         with border.shown_to_user():
             if payload and before and border.uploaded(payload).path == before.source:
-                yield Intake(_KEEP)  # gradio says everything twice, and the visitor may be typing
+                yield {
+                    self.chosen: _KEEP
+                }  # gradio says everything twice; the visitor may be typing
                 return
         # What was chosen before must not be compressed in place of what is shown now.
-        yield Intake(None, "", text.CAPTION_COST_EMPTY, gr.Button(interactive=False))
+        yield {
+            self.chosen: None,
+            self.caption: "",
+            self.cost: text.CAPTION_COST_EMPTY,
+            self.button: gr.Button(interactive=False),
+        }
         if payload is None:
             return
         with border.shown_to_user():
             chosen = border.read_picture(payload)
             assert chosen.quick.png_bytes  # measured here, so that compressing need not wait for it
-        ready = Intake(
-            chosen=chosen,
-            button=gr.Button(interactive=True),
-            side=gr.Radio(visible=True if chosen.large else "hidden"),
-            tokens=gr.Slider(maximum=tokens_of(chosen.quick.image)),
-        )
+        ready: Answer = {
+            self.chosen: chosen,
+            self.button: gr.Button(interactive=True),
+            self.side: gr.Radio(visible=True if chosen.large else "hidden"),
+            self.advanced.tokens: gr.Slider(maximum=tokens_of(chosen.quick.image)),
+        }
         yield ready  # a captioner that cannot be had is no reason to refuse the picture
         if captioner != "fixed":
             with border.shown_to_user():
-                caption = self.codec.describe(chosen.image, captioner=captioner)
-            yield ready._replace(caption=caption, cost=self.caption_cost(caption))
+                yield ready | self._described(chosen, captioner)
 
-    def recaption(self, chosen: Chosen | None, captioner: str) -> tuple[Any, Any]:
+    def _described(self, chosen: Chosen, captioner: str) -> Answer:
+        caption = self.codec.describe(chosen.image, captioner=captioner)
+        return {self.caption: caption, self.cost: self.caption_cost(caption)}
+
+    def recaption(self, chosen: Chosen | None, captioner: str) -> Answer:
         """Another captioner was picked."""
         if chosen is None or captioner == "fixed":
-            return _KEEP, _KEEP
+            return {self.caption: _KEEP}
         with border.shown_to_user():
-            caption = self.codec.describe(chosen.image, captioner=captioner)
-        return caption, self.caption_cost(caption)
+            return self._described(chosen, captioner)
 
     def caption_cost(self, caption: str) -> str:
         """The price of the text, as one types."""
@@ -271,48 +262,52 @@ class CompressTab:
         done: list[Run],
         request: gr.Request,
         *values: Any,
-    ) -> Iterator[View]:
+    ) -> Iterator[Answer]:
         """Encode, say how small it is, then paint. `done`: the visitor's runs so far."""
         if chosen is None:
             raise gr.Error(border.CHOOSE_FIRST, print_exception=False)
-        yield View()
+        yield {self.stage: _KEEP}
         with self.turns.take(request.session_hash or "", border.count(pressed)) as turn:
             try:
                 if not turn.dropped.is_set():
                     yield from self._compress(chosen, Settings(*values), turn, done)
                 if turn.dropped.is_set() and self.turns.newest(turn.session) <= turn.number:
-                    yield View(*_cancelled(), run=None)
+                    yield self._nothing(text.CANCELLED) | {self.run: None}
             except PerCoError as error:
-                yield View(results.empty_headline(), empty(text.EMPTY_STAGE), run=None)
+                yield self._nothing() | {self.run: None}
                 with border.shown_to_user():
                     raise error
 
     def _compress(
         self, chosen: Chosen, settings: Settings, turn: Turn, done: list[Run]
-    ) -> Iterator[View]:
+    ) -> Iterator[Answer]:
         image, png_bytes = chosen.at(border.count(settings.side_px))
         look = settings.look(image)
-        yield View(stage=results.painting(image.size, note=text.ENCODING))
+        yield {self.stage: results.painting(image.size, note=text.ENCODING)}
         stream = settings.encode(self.codec, image)
         contents = self.codec.read(stream)
         if turn.dropped.is_set():
             return
         headline = results.headline(stream, chosen, png_bytes)
-        same = contents.caption == settings.caption
-        yield View(headline, caption=_KEEP if same else contents.caption)
+        same = contents.caption == settings.caption  # else it would jump while one types
+        yield {self.headline: headline} | ({} if same else {self.caption: contents.caption})
         for frame in paint(self.codec, contents, look, turn):
             if not frame.finished:
-                yield View(stage=results.painting(image.size, frame=frame))
+                yield {self.stage: results.painting(image.size, frame=frame)}
             elif self.turns.finish(turn):
                 run = Run(chosen.name, contents, look, headline, frame, image, turn.number)
                 done = [*done, run][-border.KEEP_RUNS :]
-                yield View(stage=results.compare_run(run), run=run, done=done)
+                yield {self.stage: results.compare_run(run), self.run: run, self.done: done}
 
-    def cancel(self, pressed: float, request: gr.Request) -> tuple[Any, Any]:
+    def cancel(self, pressed: float, request: gr.Request) -> Answer:
         """Stop what the visitor's presses began: what waits, what is encoded, what is painted."""
-        if not self.turns.cancel(request.session_hash or "", border.count(pressed)):
-            return _KEEP, _KEEP
-        return _cancelled()
+        if self.turns.cancel(request.session_hash or "", border.count(pressed)):
+            return self._nothing(text.CANCELLED)
+        return {self.stage: _KEEP}
+
+    def _nothing(self, said: str = "") -> Answer:
+        headline = results.plain_headline(said, "") if said else results.empty_headline()
+        return {self.headline: headline, self.stage: empty(text.EMPTY_STAGE)}
 
     def explain(self, run: Run | None, request: gr.Request) -> tuple[Any, Any]:
         """Where the bits went, and the file to take away."""
@@ -320,10 +315,6 @@ class CompressTab:
             return empty(text.EMPTY_BITS), empty(text.EMPTY_SHARE)
         address = page_address(request.headers)
         return results.bits_panel(run), results.share_panel(run, address=address)
-
-
-def _cancelled() -> tuple[str, str]:
-    return results.plain_headline(text.CANCELLED, ""), empty(text.EMPTY_STAGE)
 
 
 def thumbnails(examples: dict[str, Path]) -> str:

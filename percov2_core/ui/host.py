@@ -1,13 +1,7 @@
-"""The machine that hosts the page: its folders, its shared GPU, its way to stop, its headers.
+"""The machine that hosts the page: its folders, its way to stop, what passes its door.
 
 Only light libraries at the top: the others look for their folders, and for a GPU, when they are
 imported, and `prepare` comes before that.
-
-On hosts that lend a GPU call by call (ZeroGPU) a call decorated with `spaces.GPU` runs in another
-process, which alone has the GPU. What goes in and out is pickled, the codec itself comes along by
-forking, and errors other than gradio's lose their text on the way: so errors travel as values, and
-pictures as PIL images. Nothing is compiled there: a new process would compile again. Proven with a
-stand-in for the `spaces` module (`tests/spaces_stand_in`), not on the hardware.
 """
 
 from __future__ import annotations
@@ -22,11 +16,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
 from starlette.datastructures import MutableHeaders
@@ -34,14 +28,8 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from percov2_core.errors import PerCoError
-
 if TYPE_CHECKING:
     import gradio as gr
-    from PIL import Image
-
-    from percov2_core.codec import PerCoV2, Step
-    from percov2_core.contents import Contents
 
 logger = logging.getLogger(__name__)
 
@@ -66,17 +54,6 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",
 }
-
-# Seconds to borrow the GPU for. Allowances, not measurements: asking for too much costs the visitor
-# a place in the host's queue, asking for too little ends the call half-way.
-START_S = 10.0  # a new process, weights moved to the GPU
-STEP_S = 0.5  # per step of the flow, megapixel and picture in the batch
-DECODE_S = 4.0  # per megapixel: everything around the steps, previews included
-ENCODE_S = 15.0  # per megapixel, the search for better tokens included
-MOST_S = 120.0  # hosts refuse much more
-PREVIEW_EVERY_S = 1.0
-_BORROWING = ("encode", "read", "truncate", "describe")
-_NO_GPU = ("describer", "fixed")  # captioners that run where the page runs
 
 # Variable -> its folder, for libraries that otherwise write into the home folder.
 _CACHES = {
@@ -294,99 +271,3 @@ def trim(folder: Path, *, limit_bytes: int = MAX_CACHE_BYTES - ROOM_BYTES) -> No
             return
         path.unlink(missing_ok=True)
         left_bytes -= size_bytes
-
-
-def with_shared_gpu(codec: PerCoV2) -> PerCoV2:
-    """`codec` itself, or the same borrowing its GPU where the host wants that."""
-    if not has_shared_gpu():
-        return codec
-    return cast("PerCoV2", SharedGpuCodec(codec, import_module("spaces").GPU))
-
-
-class Painted(NamedTuple):
-    """One step of a painting, as it travels back from the GPU."""
-
-    step: int = 0
-    total: int = 0
-    shown: Image.Image | None = None  # a preview
-    picture: Image.Image | None = None
-    error: PerCoError | None = None
-
-
-class SharedGpuCodec:
-    """Has the methods of `PerCoV2`; those that need its device borrow it."""
-
-    def __init__(self, codec: PerCoV2, gpu: Callable[..., Any]) -> None:
-        """`gpu` is `spaces.GPU`."""
-        self._codec = codec
-
-        def call(method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-            try:
-                return getattr(codec, method)(*arguments, **options)
-            except PerCoError as error:
-                return error
-
-        def paint(contents: Contents, options: dict[str, Any]) -> Iterator[Painted]:
-            yield from _painted(codec, contents, options)
-
-        self._call = gpu(duration=call_s)(call)
-        self._paint = gpu(duration=painting_s)(paint)
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in _BORROWING:
-            return getattr(self._codec, name)
-
-        def borrowed(*arguments: Any, **options: Any) -> Any:
-            if options.get("captioner") in _NO_GPU and name == "describe":
-                return self._codec.describe(*arguments, **options)
-            answer = self._call(name, arguments, options)
-            if isinstance(answer, PerCoError):
-                raise answer
-            return answer
-
-        return borrowed
-
-    def paint(self, contents: Contents, **options: Any) -> Generator[Step, None, None]:
-        """As `PerCoV2.paint`; previews come at the first step and then once a second."""
-        from percov2_core.codec import Step
-
-        latest: Image.Image | None = None
-        with contextlib.closing(self._paint(contents, options)) as painting:
-            for painted in painting:
-                if painted.error is not None:
-                    raise painted.error
-                latest = painted.shown or latest
-                preview = cast("Callable[[], Image.Image]", lambda shown=latest: shown)
-                yield Step(painted.step, painted.total, preview, painted.picture)
-
-
-def _painted(codec: PerCoV2, contents: Contents, options: dict[str, Any]) -> Iterator[Painted]:
-    """Paint, with previews: they are made here, where the GPU is. Closing it ends the painting."""
-    shown_s = -PREVIEW_EVERY_S
-    try:
-        with contextlib.closing(codec.paint(contents, **options)) as steps:
-            for step in steps:
-                preview = None
-                if step.picture is None and time.monotonic() - shown_s >= PREVIEW_EVERY_S:
-                    preview, shown_s = step.preview(), time.monotonic()
-                yield Painted(step.index, step.total, preview, step.picture)
-    except PerCoError as error:
-        yield Painted(error=error)
-
-
-def painting_s(contents: Contents, options: dict[str, Any]) -> float:
-    """Seconds to borrow for one painting; guidance doubles the batch."""
-    batch = 2 if options["guidance"] > 1.0 else 1
-    per_megapixel_s: float = DECODE_S + STEP_S * options["steps"] * batch
-    return min(MOST_S, START_S + per_megapixel_s * _megapixels(contents.stream))
-
-
-def call_s(method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> float:
-    """Seconds to borrow for any other method of the codec."""
-    per_megapixel_s = ENCODE_S if method == "encode" else DECODE_S
-    return min(MOST_S, START_S + per_megapixel_s * _megapixels(arguments[0]))
-
-
-def _megapixels(sized: Any) -> float:
-    """Of a picture or a stream."""
-    return float(sized.width * sized.height / 1e6)

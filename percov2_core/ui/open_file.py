@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -18,15 +19,6 @@ from percov2_core.ui.text import empty, plain_html
 _KEEP: Any = gr.skip()
 
 
-class Opened(NamedTuple):
-    """Outputs of opening."""
-
-    headline: Any = _KEEP
-    stage: Any = _KEEP
-    details: Any = _KEEP
-    run: Any = _KEEP
-
-
 class OpenTab:
     """Layout and callbacks; made inside its `gr.Tab`.
 
@@ -39,15 +31,17 @@ class OpenTab:
     ) -> None:
         self.codec = codec
         self.turns = turns
+        self.run = run
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=280):
                 file = gr.File(label="A .pcv2 file", type="filepath", elem_id="pc-file", height=150)
                 link = gr.Textbox(label="or a link", lines=3, max_lines=5, elem_id="pc-link-box")
                 button = gr.Button("Open the link", variant="primary", elem_id="pc-open-link")
             with gr.Column(scale=8, min_width=280):
-                headline = plain_html(results.plain_headline("Open a file", text.EMPTY_FILE))
-                stage = plain_html(empty(text.EMPTY_FILE_STAGE), elem_id="pc-decoded-stage")
-        outputs = [headline, stage, plain_html(elem_id="pc-decoded-details"), run]
+                self.headline = plain_html(results.plain_headline("Open a file", text.EMPTY_FILE))
+                self.stage = plain_html(empty(text.EMPTY_FILE_STAGE), elem_id="pc-decoded-stage")
+        self.details = plain_html(elem_id="pc-decoded-details")
+        outputs = [self.headline, self.stage, self.details, run]
         arrived = demo.load(self.tab_of_address, outputs=tabs, **FREE)
         self.opened = [
             file.upload(self.open_file, file, outputs, preprocess=False, **DEVICE),
@@ -55,17 +49,17 @@ class OpenTab:
             arrived.then(self.open_address, outputs=outputs, **DEVICE),
         ]
 
-    def open_file(self, payload: Payload | None, request: gr.Request) -> Iterator[Opened]:
+    def open_file(self, payload: Payload | None, request: gr.Request) -> Iterator[dict[Any, Any]]:
         """A `.pcv2` file was dropped in."""
-        yield Opened()
+        yield {self.stage: _KEEP}
         if payload is not None:
             with border.shown_to_user(advice=text.FILE_ADVICE):
-                stream, name = border.read_file(payload), border.uploaded(payload).stem
+                stream, name = border.read_file(payload), Path(border.uploaded(payload).name).stem
                 yield from self._open(stream, name, request)
 
-    def open_link(self, pasted: str, request: gr.Request) -> Iterator[Opened]:
+    def open_link(self, pasted: str, request: gr.Request) -> Iterator[dict[Any, Any]]:
         """A link was pasted, or the page was opened by one."""
-        yield Opened()
+        yield {self.stage: _KEEP}
         if pasted:
             with border.shown_to_user(advice=text.LINK_ADVICE):
                 yield from self._open(border.read_link(pasted), "shared", request)
@@ -75,24 +69,24 @@ class OpenTab:
         shared = request.query_params.get(border.PARAMETER)
         return gr.Tabs(selected="decode") if shared else _KEEP
 
-    def open_address(self, request: gr.Request) -> Iterator[Opened]:
+    def open_address(self, request: gr.Request) -> Iterator[dict[Any, Any]]:
         """The page was opened, perhaps by a share link."""
         yield from self.open_link(request.query_params.get(border.PARAMETER, ""), request)
 
-    def _open(self, stream: Stream, name: str, request: gr.Request) -> Iterator[Opened]:
+    def _open(self, stream: Stream, name: str, request: gr.Request) -> Iterator[dict[Any, Any]]:
         preset = self.codec.presets[stream.mode]["balanced"]
         look = Look(preset.steps, preset.guidance)
         border.check_work(stream.width, stream.height, look.steps)
         contents = self.codec.read(stream)
         headline = results.file_headline(stream)
-        yield Opened(headline)
+        yield {self.headline: headline}
         with self.turns.take(request.session_hash or "") as turn:
             for frame in paint(self.codec, contents, look, turn):
                 if not frame.finished:
                     size = (stream.width, stream.height)
-                    yield Opened(stage=results.painting(size, frame=frame))
+                    yield {self.stage: results.painting(size, frame=frame)}
                 elif self.turns.finish(turn):
                     run = Run(name, contents, look, headline, frame)
-                    yield Opened(
-                        stage=results.compare_run(run), details=results.bits_panel(run), run=run
-                    )
+                    details = results.bits_panel(run)
+                    stage = results.compare_run(run)
+                    yield {self.stage: stage, self.details: details, self.run: run}

@@ -1,6 +1,5 @@
-"""The page's frame: its tabs around a loaded codec, how it looks, and what programs may call.
-
-The end points `/compress`, `/decompress` and `/inspect` work over HTTP and as MCP tools:
+"""The page's frame: its tabs around a loaded codec, how it looks; and its end points for programs,
+`/compress`, `/decompress` and `/inspect`, over HTTP and as MCP tools.
 
 from gradio_client import Client, handle_file
 
@@ -222,38 +221,19 @@ class EndPoints:
         }
 
 
-def theme() -> gr.themes.Base:
-    base = gr.themes.Base(
-        primary_hue=gr.themes.colors.teal,
-        neutral_hue=gr.themes.colors.slate,
-        radius_size=gr.themes.sizes.radius_lg,
-        spacing_size=gr.themes.sizes.spacing_sm,
-        font=[gr.themes.Font(name) for name in _SANS],
-        font_mono=[gr.themes.Font(name) for name in _MONO],
-    )
-    themed: gr.themes.Base = base.set(
-        button_primary_background_fill="*primary_700",
-        button_primary_background_fill_hover="*primary_800",
-        button_primary_background_fill_dark="*primary_700",
-        button_primary_background_fill_hover_dark="*primary_800",
-        button_primary_text_color="white",
-        button_primary_text_color_dark="white",
-        body_text_color_subdued="*neutral_600",
-        body_text_color_subdued_dark="*neutral_300",
-        block_info_text_color="*neutral_600",
-        block_info_text_color_dark="*neutral_300",
-        input_placeholder_color="*neutral_500",
-        input_placeholder_color_dark="*neutral_300",
-    )
-    return themed
-
-
 def launch_options() -> dict[str, Any]:
     """Arguments of `gr.Blocks.launch` that belong to the page, whoever starts it."""
     style = (_HERE / "page.css").read_text(encoding="utf-8")
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     return {
-        "theme": theme(),
+        "theme": gr.themes.Base(
+            primary_hue=gr.themes.colors.teal,
+            neutral_hue=gr.themes.colors.slate,
+            radius_size=gr.themes.sizes.radius_lg,
+            spacing_size=gr.themes.sizes.spacing_sm,
+            font=[gr.themes.Font(name) for name in _SANS],
+            font_mono=[gr.themes.Font(name) for name in _MONO],
+        ),
         # Not by `css`: gradio puts a prefix before every rule, which breaks those for phones.
         "head": f"<style>{style}</style><script>{script}</script>",
         "max_file_size": MAX_UPLOAD_BYTES,

@@ -9,7 +9,14 @@ from PIL import Image
 
 from percov2_core.bitstream import MAX_FILE_BYTES, MAX_SEED, Stream
 from percov2_core.codec import PerCoV2
-from percov2_core.config import DEFAULT_SCHEDULE, MAX_GUIDANCE, MAX_STEPS, MODES, RATES
+from percov2_core.config import (
+    DEFAULT_SCHEDULE,
+    MAX_GUIDANCE,
+    MAX_STEPS,
+    MODES,
+    RATES,
+    check_real,
+)
 from percov2_core.errors import ConfigError
 from percov2_core.ui import border, text
 from percov2_core.ui.device import Look
@@ -73,7 +80,7 @@ class Settings(NamedTuple):
         """How to paint `image`, if that takes no minutes."""
         steps = border.whole("steps", self.steps, 1, MAX_STEPS)
         border.check_work(*image.size, steps)
-        return Look(steps, border.real("guidance", self.guidance, 1, MAX_GUIDANCE))
+        return Look(steps, check_real("guidance", self.guidance, 1, MAX_GUIDANCE))
 
     def encode(self, codec: PerCoV2, image: Image.Image) -> Stream:
         """The stream that the controls ask for."""
