@@ -353,8 +353,6 @@ def _light(levels: NDArray[Any], transfer: float | str) -> NDArray[Any]:
     """Levels in [0, 1] -> light in [0, 1]."""
     if transfer == "srgb":
         return np.where(levels < 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
-    if transfer == "bt709":
-        return np.where(levels < 0.081, levels / 4.5, ((levels + 0.099) / 1.099) ** (1 / 0.45))
     return levels ** float(transfer)
 
 

@@ -52,7 +52,8 @@ _PRIMARIES = {
     11: (0.314, 0.351, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06),
     12: (0.3127, 0.3290, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06),
 }
-_TRANSFERS: dict[int, float | str] = dict.fromkeys((1, 6, 14, 15), "bt709")
+_VIDEO = (1, 6, 14, 15)
+_TRANSFERS: dict[int, float | str] = dict.fromkeys(_VIDEO, 2.4)
 _TRANSFERS |= {4: 2.2, 5: 2.8, 8: 1.0, 13: "srgb"}
 _HDR = {16: "PQ", 18: "HLG"}
 
@@ -71,7 +72,7 @@ class Colour(NamedTuple):
 
     Attributes:
         primaries: x and y of white, red, green and blue.
-        transfer: Exponent from levels to light, or "srgb" or "bt709".
+        transfer: Exponent from levels to light, or "srgb".
     """
 
     primaries: tuple[float, ...]
@@ -370,7 +371,11 @@ def _heif(kind: str, data: bytes) -> Stored:
     """Boxes turn the picture, so that EXIF data must not: it becomes an item that none reads."""
     codes = re.search(rb"colrnclx\0(.)\0(.)", data[: 2**16], re.DOTALL)
     profiled = re.search(rb"colr(prof|rICC)", data[: 2**16])
-    colour = _by_code(codes[1][0], codes[2][0]) if codes and not profiled else None
+    colour = None
+    if codes and not profiled:
+        # Here browsers take the curves of video for that of sRGB, and not in PNG.
+        transfer = 13 if codes[2][0] in _VIDEO else codes[2][0]
+        colour = _by_code(codes[1][0], transfer)
     hidden = re.sub(rb"(infe[\2\3].{7}(?:..)?)Exif", rb"\1none", data, flags=re.DOTALL)
     return Stored(kind, hidden, orientation=kind == "HEIC", colour=colour)
 

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
 
 from percov2_core import image_io
 from percov2_core.errors import ImageError
@@ -35,7 +35,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     plain = picture(96, 80)
     exif = Image.Exif()
     exif[274] = 6
-    profile = Image.open("assets/examples/kodim23-parrots.jpg").info.get("icc_profile")
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     frames = [picture(96, 80, seed=k) for k in (1, 2)]
     moving = {"save_all": True, "append_images": frames}
     deep = Image.fromarray((np.arange(96 * 80, dtype=np.uint16) * 7).reshape(80, 96))

@@ -48,7 +48,7 @@ def png(
 
 
 def _packed(row: NDArray[np.unsignedinteger], depth: int) -> bytes:
-    if depth >= 8:
+    if depth in (8, 16):
         return row.astype(f">u{depth // 8}").tobytes()
     bits = row.reshape(-1, 1) >> np.arange(depth - 1, -1, -1) & 1
     return np.packbits(bits.astype(np.uint8)).tobytes()

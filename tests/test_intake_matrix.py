@@ -114,9 +114,11 @@ def cases() -> Iterator[tuple[str, bytes]]:
         COLOURS.items(), ((0, 8), (2, 8), (2, 16), (3, 4), (6, 8))
     ):
         before += around(kind, depth, transparent=False)
+        # Browsers may cut levels to 8 bits before they convert them: levels that lose nothing.
+        stored = levels(kind, depth) if depth <= 8 else levels(kind, 8) * 257
         yield (
             f"png {name} type {kind} depth {depth}",
-            png(levels(kind, depth), kind, depth, before=before),
+            png(stored, kind, depth, before=before),
         )
     plain, fine = picture(WIDTH, HEIGHT), picture(160, 128)
     for mode, progressive, sampling in itertools.product(["L", "RGB", "CMYK"], (0, 1), (0, 1, 2)):
@@ -130,11 +132,15 @@ def cases() -> Iterator[tuple[str, bytes]]:
     for mode, image in (("RGB", plain), ("RGBA", faded)):
         yield f"webp {mode} lossless", saved(image, "WEBP", lossless=True)
         yield f"webp {mode} lossy", saved(image, "WEBP", quality=95)
-        yield f"avif {mode}", saved(image, "AVIF", quality=95)
+        yield f"avif {mode}", saved(image, "AVIF", quality=100, subsampling="4:4:4")
         yield f"gif {mode}", saved(image.convert("P"), "GIF")
     yield "webp with a profile", saved(plain, "WEBP", lossless=True, icc_profile=p3_profile())
     for turn in (3, 6, 7):
         yield f"avif turn {turn}", saved(plain, "AVIF", quality=95, exif=turned(turn))
+    for code in ((1, 1), (2, 2), (6, 6), (9, 1), (1, 8), (12, 13)):
+        data = saved(plain, "AVIF", quality=100, subsampling="4:4:4")
+        at = data.index(b"nclx") + 4
+        yield f"avif coded {code}", data[:at] + struct.pack(">2H", *code) + data[at + 4 :]
     yield "gif key", saved(plain.quantize(16), "GIF", transparency=3)
     for mode in ("1", "L", "P", "RGB"):
         yield f"bmp {mode}", saved(plain.convert(mode), "BMP")

@@ -1,0 +1,320 @@
+"""Pictures that other tools got wrong, through all four entrances: right, or refused in words."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from percov2_core import image_io
+from percov2_core.cli import main
+from percov2_core.errors import ImageError
+from percov2_core.ui import border
+from percov2_core.ui.page import EndPoints
+from tests.fuzz_pictures import run as fuzz
+from tests.picture_files import MALFORMED, chunk, exif, png, tiff
+
+RED, GREEN, BLUE, YELLOW = (200, 40, 40), (40, 160, 60), (40, 70, 190), (220, 200, 60)
+ENTRANCES = ("library", "command line", "page", "api")
+
+
+def quadrants(width: int = 160, height: int = 128) -> Image.Image:
+    image = Image.new("RGB", (width, height), RED)
+    image.paste(GREEN, (width // 2, 0, width, height))
+    image.paste(BLUE, (0, height // 2, width // 2, height))
+    image.paste(YELLOW, (width // 2, height // 2, width, height))
+    return image
+
+
+UPRIGHT = [RED, GREEN, BLUE, YELLOW]
+LEVELS = np.asarray(quadrants())
+
+
+def lying() -> Image.Image:
+    """What a camera that was held upright stores, to be turned by orientation 6."""
+    return quadrants().transpose(Image.Transpose.ROTATE_90)
+
+
+def saved(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def jpeg(image: Image.Image, **options: object) -> bytes:
+    return saved(image, "JPEG", quality=95, subsampling=0, **options)
+
+
+def corners(image: Image.Image) -> list[tuple[int, ...]]:
+    right, low = image.width - 9, image.height - 9
+    return [image.getpixel(place) for place in ((8, 8), (right, 8), (8, low), (right, low))]
+
+
+def grey(level: int) -> np.ndarray:
+    levels = np.full((128, 160, 1), level, np.uint16)
+    levels[64:] = 0x8000
+    return levels
+
+
+class Seen(Exception):
+    """Carries the picture out of an encoder that does nothing else."""
+
+    def __init__(self, image: Image.Image) -> None:
+        self.image = image
+
+
+class Looking:
+    def encode(self, image: Image.Image, *args: object, **options: object) -> None:
+        raise Seen(image)
+
+
+Read = Callable[[bytes, str], Image.Image]
+
+
+@pytest.fixture(params=ENTRANCES)
+def read(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Read:
+    """What comes in when a file is given to one of the entrances; `ImageError` if it is refused."""
+    monkeypatch.setattr("percov2_core.weights.load_codec", lambda name: Looking())
+    monkeypatch.setattr(border, "get_upload_folder", lambda: str(tmp_path))
+
+    def look(data: bytes, name: str = "photo") -> Image.Image:
+        path = tmp_path / name
+        path.write_bytes(data)
+        try:
+            if request.param == "library":
+                return image_io.load(path, fit=2048)
+            if request.param == "page":
+                return border.read_picture({"path": str(path)}).full.image
+            if request.param == "api":
+                EndPoints.compress(SimpleNamespace(codec=Looking()), {"path": str(path)})
+            assert main(["compress", str(path), "-o", f"{path}.pcv2", "--fit", "2048"]) == 1
+        except Seen as seen:
+            return seen.image
+        except gr.Error as error:
+            raise ImageError(str(error)) from error
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and str(tmp_path) not in said
+        raise ImageError(said.strip())
+
+    return look
+
+
+def animation() -> bytes:
+    def control(number: int) -> bytes:
+        return chunk(b"fcTL", struct.pack(">5I2H2B", number, 160, 128, 0, 0, 1, 10, 0, 0))
+
+    rows = b"".join(bytes(1) + row.tobytes() for row in LEVELS)
+    frame = chunk(b"fdAT", struct.pack(">I", 1) + zlib.compress(rows))
+    other = chunk(b"fdAT", struct.pack(">I", 3) + zlib.compress(bytes(len(rows))))
+    before = chunk(b"acTL", struct.pack(">2I", 2, 0))
+    after = control(0) + frame + control(2) + other
+    return png(np.full((128, 160, 3), 128, np.uint8), 2, 8, before=before, after=after)
+
+
+def with_bad_check(name: bytes, body: bytes) -> bytes:
+    return chunk(name, body)[:-1] + b"\0"
+
+
+def coded(colours: list[tuple[int, ...]], before: bytes) -> bytes:
+    """A PNG of four quadrants, and chunks that say how its colours are meant."""
+    levels = np.array(colours, np.uint8)[[[0, 1], [2, 3]]]
+    return png(levels.repeat(64, 0).repeat(80, 1), 2, 8, before=before)
+
+
+P3 = [(184, 56, 49), (80, 158, 73), (47, 69, 183), (217, 201, 87)]
+LINEAR = [(150, 4, 4), (4, 91, 10), (4, 14, 134), (185, 150, 10)]
+WHOLE_JPEG = jpeg(quadrants())
+READ = {
+    "metadata of 3 MB, packed": (
+        png(LEVELS, 2, 8, before=chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(3_000_000)))),
+        UPRIGHT,
+    ),
+    "a profile of 3 MB": (
+        png(LEVELS, 2, 8, before=chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(3_000_000)))),
+        UPRIGHT,
+    ),
+    "an end that is missing": (WHOLE_JPEG[:-2], UPRIGHT),
+    "an end that is missing, progressive": (jpeg(quadrants(), progressive=True)[:-2], UPRIGHT),
+    "half an end": (WHOLE_JPEG[:-1], UPRIGHT),
+    "no end of a PNG": (png(LEVELS, 2, 8)[:-12], UPRIGHT),
+    "a wrong check value of a text": (
+        png(LEVELS, 2, 8, before=with_bad_check(b"tEXt", b"Title\0x")),
+        UPRIGHT,
+    ),
+    "a wrong check value around right pixels": (
+        png(LEVELS, 2, 8)[:-13] + b"\0" + png(LEVELS, 2, 8)[-12:],
+        UPRIGHT,
+    ),
+    "an animation without its first picture": (animation(), UPRIGHT),
+    "coded Display P3": (coded(P3, chunk(b"cICP", bytes((12, 13, 0, 1)))), UPRIGHT),
+    "linear levels": (
+        coded(LINEAR, chunk(b"gAMA", struct.pack(">I", 100_000))),
+        [(202, 34, 34), (34, 161, 56), (34, 66, 192), (221, 202, 56)],
+    ),
+    "16 bits, white is zero": (
+        tiff(grey(0x5800), 16, white_is_zero=True),
+        [(167,) * 3, (167,) * 3, (127,) * 3, (127,) * 3],
+    ),
+    "12 bits": (tiff(grey(0x5800) >> 4, 12), [(88,) * 3, (88,) * 3, (128,) * 3, (128,) * 3]),
+    "16 bits and a transparent grey": (
+        png(grey(0x5801), 0, 16, before=chunk(b"tRNS", b"\x58\x01")),
+        [(255,) * 3, (255,) * 3, (128,) * 3, (128,) * 3],
+    ),
+    "16 bits and almost the transparent grey": (
+        png(grey(0x5802), 0, 16, before=chunk(b"tRNS", b"\x58\x01")),
+        [(88,) * 3, (88,) * 3, (128,) * 3, (128,) * 3],
+    ),
+    "an ordinary picture": (saved(quadrants(64, 64), "PNG"), UPRIGHT),
+}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_what_a_browser_shows_is_read_alike_by_every_entrance(kind: str, read: Read) -> None:
+    data, expected = READ[kind]
+    image = read(data)
+    assert image.mode == "RGB" and min(image.size) >= 64
+    assert np.abs(np.subtract(corners(image), expected)).max() <= 2
+
+
+REFUSED = {
+    "a signature alone": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"x" * 300, "HEIC file"),
+    "claims 100 megapixels": (png(np.zeros((9, 9, 3)), 2, 8), "10000 x 10000"),
+    "claims 3600 megapixels": (png(np.zeros((9, 9, 3)), 2, 8), "60000 x 60000"),
+    "100 : 1": (jpeg(Image.new("L", (9000, 90))), "become 2048 x 20 .* cut it"),
+    "smaller than a token": (saved(quadrants(63, 300), "PNG"), "63 x 300 pixels"),
+    "the half of a JPEG": (WHOLE_JPEG[: len(WHOLE_JPEG) // 2], "damaged"),
+    "a JPEG without its last rows": (WHOLE_JPEG[:-40], "damaged"),
+    "the half of a PNG": (png(LEVELS, 2, 8)[:250], "damaged"),
+    "pixels that were changed": (
+        png(LEVELS, 2, 8)[:-30] + b"??" + png(LEVELS, 2, 8)[-28:],
+        "damag",
+    ),
+    "PQ": (coded(P3, chunk(b"cICP", bytes((9, 16, 0, 1)))), "high dynamic range .PQ.*SDR"),
+    "HLG": (coded(P3, chunk(b"cICP", bytes((9, 18, 0, 1)))), "high dynamic range .HLG.*SDR"),
+    "a document": (b"%PDF-1.7\n", "is a PDF document"),
+    "a drawing": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is a drawing"),
+    "nothing": (b"", "is empty"),
+}
+for claim in (10_000, 60_000):
+    kind = f"claims {claim**2 // 10**6} megapixels"
+    data = bytearray(REFUSED[kind][0])
+    data[16:24] = struct.pack(">2I", claim, claim)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    REFUSED[kind] = (bytes(data), REFUSED[kind][1])
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_no_good_picture_is_refused_in_one_sentence(kind: str, read: Read) -> None:
+    data, message = REFUSED[kind]
+    with pytest.raises(ImageError, match=message) as caught:
+        read(data)
+    said = str(caught.value)
+    assert said.isprintable() and len(said) < 250
+    # The page has a limit of its own.
+    assert "photo " in said or "megapixels" in said
+
+
+def test_a_hostile_name_is_shown_short_and_printable(read: Read) -> None:
+    with pytest.raises(ImageError) as caught:
+        read(b"no picture", "\x1b[31m" + "x" * 200)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 250
+
+
+def riff(chunks: bytes) -> bytes:
+    return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WEBP" + chunks
+
+
+def with_exif(container: str, data: bytes) -> bytes:
+    if container == "JPEG":
+        body = b"Exif\0\0" + data
+        whole = jpeg(lying())
+        return whole[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(body)) + body + whole[2:]
+    if container == "PNG":
+        return png(np.asarray(lying()), 2, 8, before=chunk(b"eXIf", data))
+    return saved(lying(), "WEBP", lossless=True, exif=data)
+
+
+@pytest.mark.parametrize("fault", MALFORMED)
+@pytest.mark.parametrize("container", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_an_orientation_is_read_whatever_stands_beside_it(container: str, fault: str) -> None:
+    for order in "<>":
+        if container == "TIFF":
+            # A tag on which pixels depend cannot be wrong there.
+            tag = MALFORMED[fault]
+            tags = ((274, 3, 1, 6), *([tag] if tag[0] not in (256, 513) else []))
+            data = tiff(np.asarray(lying()), 8, order=order, tags=tags)
+        else:
+            data = with_exif(container, exif(6, order, MALFORMED[fault]))
+        image = image_io.load(data)
+        assert image.size == (160, 128)
+        assert np.abs(np.subtract(corners(image), UPRIGHT)).max() <= 2
+
+
+@pytest.mark.parametrize("fault", MALFORMED)
+def test_an_orientation_is_read_by_every_entrance(fault: str, read: Read) -> None:
+    image = read(with_exif("JPEG", exif(6, ">", MALFORMED[fault])))
+    assert np.abs(np.subtract(corners(image), UPRIGHT)).max() <= 2
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(0, 65535)] * 2, *[st.integers(0, 2**32 - 1)] * 2)), st.binary()
+)
+def test_no_other_entry_hides_the_orientation(entries: list[tuple[int, ...]], tail: bytes) -> None:
+    others = [entry for entry in entries if entry[0] != 274 and entry[1:3] != (3, 1)]
+    assert image_io.exif_orientation(exif(6, "<", *others, tail=tail)) == 6
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_have_some_orientation(data: bytes) -> None:
+    for head in (b"", b"Exif\0\0MM\0*\0\0\0\x08", b"II*\0\x08\0\0\0"):
+        assert 1 <= image_io.exif_orientation(head + data) <= 8
+
+
+@given(st.integers(64, 9000), st.integers(64, 9000), st.integers(64, 4096))
+def test_the_shape_stays_as_it_was_to_within_a_pixel(width: int, height: int, side: int) -> None:
+    try:
+        fitted = image_io.fitted(Image.new("1", (width, height)), side)
+    except ImageError:
+        assert round(min(width, height) * side / max(width, height)) < 64
+        return
+    scale = min(1, side / max(width, height))
+    assert max(fitted.size) <= max(side, 0) or scale == 1
+    assert abs(fitted.width - width * scale) <= 0.5 and abs(fitted.height - height * scale) <= 0.5
+
+
+def test_a_large_picture_is_read_smaller_and_its_message_says_how() -> None:
+    data = jpeg(quadrants(5000, 3000))
+    with pytest.raises(ImageError, match=r"5000 x 3000 pixels.*--fit 4096"):
+        image_io.load(data)
+    image = image_io.load(data, fit=1000)
+    assert image.size == (1000, 600)
+    assert np.abs(np.subtract(corners(image), UPRIGHT)).max() <= 2
+    assert image_io.probe(data) == ("JPEG", 5000, 3000)
+
+
+@pytest.mark.parametrize("length", range(1, 60, 7))
+def test_a_jpeg_without_an_end_is_read_only_if_its_pixels_are_there(length: int) -> None:
+    data = jpeg(Image.effect_noise((96, 80), 90), progressive=bool(length % 2))
+    with pytest.raises(ImageError, match="damaged"):
+        image_io.load(data[: -2 - length])
+
+
+def test_damaged_pictures_end_in_words_quickly_and_in_little_memory() -> None:
+    tally, faults = fuzz(400, seed=9)
+    assert not faults
+    assert tally["read"] > 20 and tally["refused"] > 200
