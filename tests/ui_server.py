@@ -9,9 +9,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,7 @@ class Server:
     log: Path
     files: Path  # where uploads and temporary files go
     hold: Path  # while it exists, painting waits after its first step (see `held_page.py`)
+    pid: int = 0
 
     def errors(self) -> str:
         text = self.log.read_text(encoding="utf-8")
@@ -36,18 +37,24 @@ class Server:
 
 @contextmanager
 def serve(
-    model: Path, folder: Path, *, held: bool = False, keep_files_s: int = 0, threads: int = 1
+    model: Path | str,
+    folder: Path,
+    *,
+    held: bool = False,
+    keep_files_s: int = 0,
+    threads: int = 1,
+    script: Sequence[str] = ("app.py",),
 ) -> Iterator[Server]:
     """Start `app.py`, wait until it answers, and stop it at the end.
 
-    `held` heeds `Server.hold`; `keep_files_s` over 0 removes files sooner than the page does.
+    `held` heeds `Server.hold`; `keep_files_s` over 0 removes files sooner than the page does;
+    `script` is what Python runs.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}/"
     server = Server(address, folder / "server.log", folder / "files", folder / "hold")
-    script = ["app.py"]
     if held or keep_files_s:
         script = ["-m", "tests.held_page", str(server.hold), str(keep_files_s)]
     environment = os.environ | {
@@ -62,7 +69,7 @@ def serve(
         )
         try:
             _wait(server, process)
-            yield server
+            yield replace(server, pid=process.pid)
         finally:
             process.terminate()
             process.wait(30)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -174,10 +175,14 @@ class Door:
                 try:
                     await app(scope, request.receive, request.send)
                 except Exception as error:  # what gradio does not expect, such as unknown numbers
-                    if request.answered:
+                    known = isinstance(error.__cause__, HTTPException)  # within a stream
+                    if request.answered and not known:
                         raise
                     logger.warning("%s refused: %s", method, type(error).__name__)
-                    await request.refuse(scope, *request.reason)
+                    if request.answered:
+                        await request.send({"type": "http.response.body"})
+                    else:
+                        await request.refuse(scope, *request.reason)
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:

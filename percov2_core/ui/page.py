@@ -59,6 +59,23 @@ class Page(gr.Blocks):
             raise gr.Error(text.WRONG_INPUT, print_exception=False) from error
         return found
 
+    async def call_function(
+        self,
+        block_fn: Any,
+        processed_input: list[Any],
+        iterator: Any = None,
+        requests: Any = None,
+        event_id: str | None = None,
+        event_data: Any = None,
+        *more: Any,
+        **named: Any,
+    ) -> Any:
+        """Say our errors in words, and refuse paths in events, which gradio would quote as HTML."""
+        known = (block_fn, processed_input, iterator, requests, event_id, event_data)
+        with border.shown_to_user():
+            border.checked(getattr(event_data, "_data", None))
+            return await super().call_function(*known, *more, **named)
+
 
 def build_demo(codec: PerCoV2, *, keep_files_s: int = KEEP_FILES_S) -> gr.Blocks:
     """The whole page.

@@ -1,0 +1,118 @@
+"""What was found on a running page, as the stranger who found it would try again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+import pytest
+
+from percov2_core.bitstream import Stream
+from tests.hostile import values
+from tests.hostile.conftest import Target
+from tests.hostile.stranger import Call, Stranger, Visitor
+from tests.tiny import picture, tiny_codec
+
+pytestmark = [pytest.mark.ui, pytest.mark.timeout(300)]
+
+MANY = 250  # requests at once, more than any queue should take
+
+
+@contextmanager
+def holding(target: Target) -> Iterator[None]:
+    """Inside, painting stands still after its first step."""
+    target.server.hold.touch()
+    try:
+        yield
+    finally:
+        target.server.hold.unlink()
+
+
+def eventually(true: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if true():
+            return
+        time.sleep(0.1)
+    pytest.fail("it never came true")
+
+
+@pytest.fixture
+def file(visitor: Visitor) -> dict[str, Any]:
+    stream = tiny_codec().encode(picture(64, 64), "ultra-low", caption="a cat")
+    return visitor.upload("a.pcv2", stream.to_bytes())
+
+
+def test_no_picture_of_the_servers_is_read(visitor: Visitor, target: Target) -> None:
+    said = set()
+    for what in ("a picture outside", "nothing outside", "a text outside", "a link", "a pipe"):
+        visitor.put("pc-image", {"path": target.places[what]})
+        answer = visitor.fire("pc-image", "change")
+        assert answer.refused and answer.error, what
+        assert visitor.fire("pc-compress", "click").refused
+        said.add(answer.error)
+    assert len(said) == 1  # which does not even tell what is there
+
+
+@pytest.mark.parametrize("by", ["the box", "the address"])
+def test_a_link_brings_no_html(visitor: Visitor, by: str) -> None:
+    said = b"\xff<a href=//evil.example><img src=//evil.example/x>" + b"\xe2\x80\xae" * 9
+    link = Stream.from_bytes(values.caption_of_bytes(tiny_codec(), said)).to_text()
+    visitor.put("pc-link-box", f"https://page.example/?pcv2={link}")
+    by_address = by == "the address"
+    answer = visitor.enter(link) if by_address else visitor.fire("pc-open-link", "click")
+    assert answer.refused and answer.error
+    assert "<" not in answer.error and answer.error.isprintable() and len(answer.error) <= 200
+
+
+@pytest.mark.parametrize("size", [(4096, 4096), (4096, 2048), (2048, 2048)])
+def test_a_large_claim_does_not_occupy_the_model(
+    visitor: Visitor, target: Target, size: tuple[int, int]
+) -> None:
+    stream = tiny_codec().encode(picture(64, 64), "extreme", caption="a cat")
+    file = visitor.upload("a.pcv2", values.claim(stream, "extreme", size, values.NOISE))
+    before = target.work
+    visitor.put("pc-file", file)
+    answers = [
+        visitor.one(visitor.named("inspect"), [file]),
+        visitor.one(visitor.named("decompress"), [file, "balanced", 0]),
+        visitor.fire("pc-file", "upload"),
+    ]
+    assert all(answer.refused and answer.error for answer in answers)
+    assert target.work.cells == before.cells
+    assert size == (2048, 2048) or target.work == before  # no larger than the page paints
+
+
+def test_the_queue_has_an_end_and_everybody_in_it_is_served(
+    visitor: Visitor, target: Target, file: dict[str, Any]
+) -> None:
+    before = target.work.cells
+    with holding(target), Stranger(target.server.address, visitor.config) as first:
+        first.join(Call(first.named("decompress"), [file, "balanced", 0]))
+        eventually(lambda: target.work.cells > before)
+        answers = [visitor.join(Call(visitor.named("inspect"), [file])) for _ in range(MANY)]
+    inside = {answer.event_id for answer in answers if answer.event_id}
+    assert 0 < len(inside) < MANY
+    assert all(answer.event_id or (answer.full and "full" in answer.text) for answer in answers)
+    done = [m for m in visitor.messages() if m["msg"] == "process_completed"]
+    assert {message["event_id"] for message in done} == inside
+    assert all(message["success"] for message in done)
+
+
+def test_painting_ends_when_its_visitor_leaves(
+    visitor: Visitor, target: Target, file: dict[str, Any]
+) -> None:
+    call, begun = Call(visitor.named("decompress"), [file, "vivid", 0]), target.work.cells
+    assert visitor.ask([call])[0].success
+    whole, begun = target.work.cells - begun, target.work.cells
+    with holding(target), Stranger(target.server.address, visitor.config) as leaving:
+        leaving.join(call)
+        with closing(leaving.messages()) as messages:
+            next(messages)
+            eventually(lambda: target.work.cells > begun)
+        for _ in range(20):  # requests after which the server has seen that the first has ended
+            visitor.http.get("config")
+        begun = target.work.cells
+    assert visitor.ask([call])[0].success
+    assert target.work.cells - begun == whole

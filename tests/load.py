@@ -1,0 +1,251 @@
+"""Many visitors at once, against a real server with the bundled model on this machine.
+
+    python -m tests.load [--visitors 50] [--minutes 10] [--model embedded] [--side 128] [--keep 180]
+
+Visitors choose a picture, compress it in all modes, change the caption, open files, leave in the
+middle and upload rubbish, with time to think. Every picture that comes back is compared with the
+library's own. Ends with status 1 if a picture was wrong, an answer was lost or an error, the log
+holds a traceback, memory grew by more than 150 MB, or a file outlived its time. That the page is
+full is an answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import random
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+import psutil
+from PIL import Image
+
+from percov2_core.codec import PerCoV2
+from percov2_core.config import MODES
+from percov2_core.weights import load_codec
+from tests.hostile.stranger import Answer, Visitor
+from tests.ui_server import ROOT, Server, serve
+
+MB = 2**20
+GROWTH_MB = 150
+ANSWER_S = 900.0  # what takes longer is lost
+THINK_S = (2.0, 12.0)
+FAULTS = ("errors", "wrong pictures", "lost")
+CAPTIONS = ("", "a red boat on a calm lake")  # the describer's, and the visitor's
+
+
+class Job(NamedTuple):
+    """A picture (PNG), how it is sent, and what the library makes of it."""
+
+    photo: bytes
+    mode: str
+    caption: str
+    file: bytes
+    pixels: bytes
+
+
+class Crowd:
+    """Everybody who visits, what they may do, and what became of it."""
+
+    def __init__(self, server: Server, jobs: list[Job], minutes: float) -> None:
+        self.server, self.jobs = server, jobs
+        self.config = httpx.get(f"{server.address}config", timeout=60).json()
+        self.ends_s = time.monotonic() + 60 * minutes
+        self.lock = threading.Lock()
+        self.counts: Counter[str] = Counter()
+        self.said: Counter[str] = Counter()
+        self.waits_s: list[float] = []
+        self.peak_mb = 0.0
+
+    def visit(self, seed: int) -> None:
+        """One visitor after the other, until the end."""
+        dice = random.Random(seed)
+        while self._thinks(dice):
+            doings = (self.press, self.press, self.press, self.program, self.open, self.leave)
+            self.do(dice.choice((*doings, self.rubbish)), dice)
+
+    def do(self, doing: Any, dice: random.Random) -> None:
+        with Visitor(self.server.address, self.config) as visitor:
+            visitor.patience_s = ANSWER_S
+            visitor.http.timeout = httpx.Timeout(ANSWER_S)
+            try:
+                doing(visitor, dice)
+            except (httpx.HTTPError, LookupError, ValueError) as error:
+                self._add("lost", f"{doing.__name__}: {error!r}")
+
+    def press(self, visitor: Visitor, dice: random.Random) -> None:
+        """Choose, compress, and stay for another mode and another caption."""
+        job = dice.choice(self.jobs)
+        if not self._choose(visitor, job):
+            return
+        same = [other for other in self.jobs if other.photo == job.photo]
+        for again in (job, *dice.sample(same, 2)):
+            visitor.put("pc-mode", again.mode)
+            visitor.put("pc-caption-box", again.caption)
+            self._judged(visitor.fire("pc-caption-box", "input"))
+            began = time.monotonic()
+            if self._judged(visitor.fire("pc-compress", "click"), began):
+                self._compare(decoded(visitor.shown("pc-stage")), again.pixels, "compress")
+            if not self._thinks(dice):
+                return
+
+    def program(self, visitor: Visitor, dice: random.Random) -> None:
+        """The end points for programs."""
+        job = dice.choice(self.jobs)
+        photo, file = visitor.upload("a.png", job.photo), visitor.upload("a.pcv2", job.file)
+        for name, data, expected, read in (
+            ("compress", [photo, job.mode, job.caption], job.file, bytes),
+            ("decompress", [file, "balanced", 0], job.pixels, rgb),
+        ):
+            began = time.monotonic()
+            answer = visitor.one(visitor.named(name), data)
+            if self._judged(answer, began):
+                got = read(visitor.http.get(answer.data[0]["url"]).content)
+                self._compare(got, expected, f"/{name}")
+
+    def open(self, visitor: Visitor, dice: random.Random) -> None:
+        """Somebody else's file."""
+        job = dice.choice(self.jobs)
+        visitor.put("pc-file", visitor.upload("a.pcv2", job.file))
+        began = time.monotonic()
+        if self._judged(visitor.fire("pc-file", "upload"), began):
+            self._compare(decoded(visitor.shown("pc-decoded-stage")), job.pixels, "open")
+
+    def leave(self, visitor: Visitor, dice: random.Random) -> None:
+        """Press, and close the window after a moment."""
+        if self._choose(visitor, dice.choice(self.jobs)):
+            visitor.patience_s = dice.uniform(0.1, 3)
+            visitor.fire("pc-compress", "click")
+            self._add("left in the middle")
+
+    def rubbish(self, visitor: Visitor, dice: random.Random) -> None:
+        """No picture, and no file."""
+        file = visitor.upload("rubbish.png", dice.randbytes(2000))
+        for place, event in (("pc-image", "change"), ("pc-file", "upload")):
+            visitor.put(place, file)
+            answer = visitor.fire(place, event)
+            right = answer.full or (answer.refused and answer.error)
+            self._add("rubbish refused" if right else "lost", "" if right else "rubbish taken")
+
+    def _thinks(self, dice: random.Random) -> bool:
+        time.sleep(dice.uniform(*THINK_S))
+        return time.monotonic() < self.ends_s
+
+    def _choose(self, visitor: Visitor, job: Job) -> bool:
+        visitor.put("pc-image", visitor.upload("a.png", job.photo))
+        return self._judged(visitor.fire("pc-image", "change"))
+
+    def _judged(self, answer: Answer, began: float | None = None) -> bool:
+        """Count what kind of answer came; False if it is of no further use."""
+        if answer.full or " full" in (answer.error or ""):
+            self._add("the page is full")
+        elif not answer.finished:
+            self._add("lost", f"no answer: {answer.text[-100:]}")
+        elif not answer.success:
+            self._add("errors", str(answer.error))
+        else:
+            self._add("answers")
+            if began is not None:
+                self.waits_s.append(time.monotonic() - began)
+        return answer.success
+
+    def _compare(self, got: bytes, expected: bytes, where: str) -> None:
+        right = got == expected
+        self._add("right pictures" if right else "wrong pictures", "" if right else where)
+
+    def _add(self, what: str, said: str = "") -> None:
+        with self.lock:
+            self.counts[what] += 1
+            self.said[f"{what}: {said[:200]}"] += bool(said)
+            self.peak_mb = max(self.peak_mb, memory_mb(self.server))
+
+
+def decoded(html: str) -> bytes:
+    """RGB of the decoded picture in a piece of the page."""
+    found = re.search(r'class="pc-decoded" src="data:image/png;base64,([^"]+)"', html)
+    return rgb(base64.b64decode(found[1])) if found else b""
+
+
+def rgb(png: bytes) -> bytes:
+    return Image.open(io.BytesIO(png)).convert("RGB").tobytes()
+
+
+def memory_mb(server: Server) -> float:
+    return float(psutil.Process(server.pid).memory_info().rss / MB)
+
+
+def jobs(codec: PerCoV2, side_px: int) -> list[Job]:
+    """Three pictures in every mode, with each caption."""
+    found = []
+    for path in sorted((ROOT / "assets" / "examples").glob("*.jpg"))[:3]:
+        photo, buffer = Image.open(path).resize((side_px, side_px * 3 // 4)), io.BytesIO()
+        photo.save(buffer, "PNG")
+        for mode in MODES:
+            for caption in CAPTIONS:
+                stream = codec.encode(photo, mode, caption=caption or None)
+                pixels = codec.decode(stream).tobytes()
+                found.append(Job(buffer.getvalue(), mode, caption, stream.to_bytes(), pixels))
+    return found
+
+
+def files_left(server: Server, *, wait_s: float) -> int:
+    """Temporary files that are there after their time."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        left = sum(path.is_file() for path in server.files.rglob("*"))
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(1)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--visitors", type=int, default=50)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--side", type=int, default=128, help="width of the pictures in pixels")
+    parser.add_argument("--keep", type=int, default=180, help="seconds that files are kept")
+    args = parser.parse_args()
+    expected = jobs(load_codec(args.model, device="cpu"), args.side)
+    folder = Path(tempfile.mkdtemp(prefix="percov2-load-"))
+    with serve(args.model, folder, keep_files_s=args.keep, threads=2) as server:
+        rehearsal = Crowd(server, expected, 1)  # so that everything is loaded
+        for doing in (rehearsal.press, rehearsal.program, rehearsal.open, rehearsal.rubbish):
+            rehearsal.do(doing, random.Random(0))
+        before_mb, crowd = memory_mb(server), Crowd(server, expected, args.minutes)
+        with ThreadPoolExecutor(args.visitors) as pool:
+            list(pool.map(crowd.visit, range(args.visitors)))
+        left = files_left(server, wait_s=2 * args.keep + 30)
+        after_mb = memory_mb(server)
+        log = server.log.read_text(encoding="utf-8", errors="replace")
+    p50, p95 = np.percentile(crowd.waits_s or [0.0], [50, 95])
+    shown = dict.fromkeys(("answers", "right pictures", *FAULTS), 0) | crowd.counts
+    for what, value in {
+        **shown,
+        "waiting, p50 / p95": f"{p50:.1f} / {p95:.1f} s",
+        "MB before / peak / after": f"{before_mb:.0f} / {crowd.peak_mb:.0f} / {after_mb:.0f}",
+        "temporary files left": left,
+        "tracebacks": log.count("Traceback"),
+    }.items():
+        print(f"{what:30}{value}")
+    for said, count in (+crowd.said).most_common(20):
+        print(f"  {count} x {said}")
+    print(log[log.index("Traceback") :][:4000] if "Traceback" in log else "")
+    grown = after_mb - before_mb > GROWTH_MB
+    return int(
+        any(crowd.counts[what] for what in FAULTS) or "Traceback" in log or left > 0 or grown
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
