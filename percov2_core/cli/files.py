@@ -20,10 +20,7 @@ STANDARD = "-"
 
 
 def standard_input() -> BinaryIO:
-    """
-    Raises:
-        OSError: if it is closed.
-    """
+    """Its bytes; an OSError if it is closed."""
     if sys.stdin is None:
         raise OSError(errno.EBADF, "is closed", "standard input")
     return sys.stdin.buffer

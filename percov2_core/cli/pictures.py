@@ -9,7 +9,7 @@ from pathlib import Path
 
 from percov2_core.bitstream import MAX_SEED
 from percov2_core.cli.files import STANDARD, Output, add_output, read_stream, standard_input
-from percov2_core.cli.terminal import GUIDANCE, SIDE, STEPS, Commands, Progress, add_model, whole
+from percov2_core.cli.terminal import GUIDANCE, SIDE, STEPS, Commands, Progress, add_model, within
 from percov2_core.config import DEFAULT_SCHEDULE, MAX_SIDE_PX, MODES, PRESETS, RATES, SCHEDULES
 from percov2_core.errors import ConfigError
 from percov2_core.metrics import bits_per_pixel
@@ -20,7 +20,7 @@ CAPTIONERS = ("auto", "describer", "blip", "fixed")
 # All are lossless: another loss on top would be taken for the codec's.
 PILLOW_FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP", ".ppm": "PPM"}
 
-_TOKENS = whole(0, prod(RATES[MODES["hybrid"].rate].grid(MAX_SIDE_PX, MAX_SIDE_PX)))
+_TOKENS = within(0, prod(RATES[MODES["hybrid"].rate].grid(MAX_SIDE_PX, MAX_SIDE_PX)))
 
 
 def add_compress(commands: Commands) -> None:
@@ -74,7 +74,7 @@ def add_decompress(commands: Commands) -> None:
     add("--preset", choices=PRESETS, default="balanced", help="steps and guidance")
     add("--steps", type=STEPS, metavar="N", help="of the flow (default: preset's)")
     add("--guidance", type=GUIDANCE, metavar="G", help="1 is none (default: preset's)")
-    add("--seed", type=whole(0, MAX_SEED), metavar="S", help="of the noise (default: file's)")
+    add("--seed", type=within(0, MAX_SEED), metavar="S", help="of the noise (default: file's)")
     add_model(parser)
     parser.set_defaults(run=decompress)
 

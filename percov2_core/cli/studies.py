@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from percov2_core.cli.terminal import GUIDANCE, SIDE, STEPS, Commands, add_device, add_model, whole
+from percov2_core.cli.terminal import GUIDANCE, SIDE, STEPS, Commands, add_device, add_model, within
 from percov2_core.config import MODES
 from percov2_core.errors import ConfigError
 from percov2_core.evaluation import command
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from percov2_core.evaluation.protocol import Picture
 
 EXAMPLE = Path(__file__).parents[2] / "assets" / "examples" / "kodim23-parrots.jpg"
-_COUNT = whole(1, 1000)
+_COUNT = within(1, 1000)
 
 
 def add_bench(commands: Commands) -> None:

@@ -9,13 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from percov2_core.config import MAX_GUIDANCE, MAX_SIDE_PX, MAX_STEPS, MIN_SIDE_PX
 from percov2_core.errors import UnavailableError
 
 # argparse has no public name for what `add_subparsers` returns.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+Number = TypeVar("Number", int, float)
 
 PATIENCE_S = 2.0  # what takes less is done before anybody wonders
 _WIDTH = 60
@@ -43,37 +45,23 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def whole(low: int, high: int) -> Callable[[str], int]:
-    """An argparse type: a whole number in [low, high]."""
+def within(low: Number, high: Number) -> Callable[[str], Number]:
+    """An argparse type: a number in [low, high], whole if they are."""
+    kind = type(low)
 
-    def parse(text: str) -> int:
-        plain = text.isascii() and text.isdecimal() and len(text) <= len(str(high))
-        if not plain or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(
-                f"expected a whole number from {low} to {high}, got {text!r}"
-            )
-        return int(text)
-
-    return parse
-
-
-def real(low: float, high: float) -> Callable[[str], float]:
-    """An argparse type: a number in [low, high]."""
-
-    def parse(text: str) -> float:
+    def parse(text: str) -> Number:
         with suppress(ValueError):
-            if low <= (number := float(text)) <= high:
+            if text.isascii() and low <= (number := kind(text)) <= high:
                 return number
-        raise argparse.ArgumentTypeError(
-            f"expected a number from {low:g} to {high:g}, got {text!r}"
-        )
+        named = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"expected {named} from {low} to {high}, got {text!r}")
 
     return parse
 
 
-SIDE = whole(MIN_SIDE_PX, MAX_SIDE_PX)
-STEPS = whole(1, MAX_STEPS)
-GUIDANCE = real(1, MAX_GUIDANCE)
+SIDE = within(MIN_SIDE_PX, MAX_SIDE_PX)
+STEPS = within(1, MAX_STEPS)
+GUIDANCE = within(1.0, MAX_GUIDANCE)
 
 
 def device(text: str) -> str:
