@@ -24,7 +24,9 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from typing import NamedTuple
 
 from percov2_core.config import (
@@ -34,9 +36,8 @@ from percov2_core.config import (
     MODES,
     RATES,
     SCHEDULES,
-    check_schedule,
+    check_choice,
     check_whole,
-    find_mode,
     quoted,
 )
 from percov2_core.errors import BitstreamError, ConfigError
@@ -47,7 +48,6 @@ MAX_FILE_BYTES = 200_000  # 256 x 256 tokens at 16 bits each, the worst case, ar
 MAX_SEED = 2**32 - 1
 
 _MAGIC = 0b1011_0000
-_MAGIC_MASK = 0b1111_1000
 _MODE_NAMES = {mode.code: mode.name for mode in MODES.values()}
 
 
@@ -70,35 +70,24 @@ class Cut(NamedTuple):
 class Stream:
     """One compressed picture, parsed but not decoded.
 
-    Attributes:
-        mode, schedule: Key into `config.MODES`, and one of `config.SCHEDULES`.
-        width, height: Pixels of the picture, each in [64, 4096].
-        tokens_sent: Tokens in the payload; all of the grid unless the mode is partial.
-        fingerprint: First byte of the model's digest, so that a foreign file has a clear message.
-        seed: Seed of the decoder's noise, in [0, 2**32).
-        check: `check_value` of this header, the caption, the tokens and the model.
-        payload: Caption and tokens, entropy-coded.
-        cuts: Streams fresh from the encoder hold one entry per boundary between stages, from the
-            caption alone to all stages. Neither written to files nor compared.
+    Fresh from the encoder it holds a cut at every boundary between stages, from the caption alone
+    to all stages. Cuts are neither written to files nor compared.
     """
 
-    mode: str
-    schedule: str
-    width: int
+    mode: str  # key into `config.MODES`
+    schedule: str  # one of `config.SCHEDULES`
+    width: int  # pixels, 64 to 4096
     height: int
-    tokens_sent: int
-    fingerprint: int
-    check: int
-    payload: bytes
-    seed: int = 0
+    tokens_sent: int  # tokens in the payload; all of the grid unless the mode is partial
+    fingerprint: int  # first byte of the model's digest, so that a foreign file has a clear message
+    check: int  # `check_value` of this header, the caption, the tokens and the model
+    payload: bytes  # caption and tokens, entropy-coded
+    seed: int = 0  # of the decoder's noise, 0 to 2**32 - 1
     cuts: tuple[Cut, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        known = {"mode": tuple(MODES), "schedule": SCHEDULES}
-        for name, value in (("mode", self.mode), ("schedule", self.schedule)):
-            if value not in known[name]:
-                expected = ", ".join(known[name])
-                raise BitstreamError(f"{name}: expected one of {expected}, got {quoted(value)}")
+        _check_name("mode", self.mode, MODES)
+        _check_name("schedule", self.schedule, SCHEDULES)
         _check_range("width", self.width, MIN_SIDE_PX, MAX_SIDE_PX)
         _check_range("height", self.height, MIN_SIDE_PX, MAX_SIDE_PX)
         least = 0 if MODES[self.mode].partial else self.tokens_total
@@ -128,7 +117,7 @@ class Stream:
         Raises:
             ConfigError: if a name or a number is wrong.
         """
-        rows, columns = RATES[find_mode(mode).rate].grid(size[1], size[0])
+        rows, columns = RATES[MODES[check_choice("mode", mode, MODES)].rate].grid(size[1], size[0])
         total = rows * columns
         if MODES[mode].partial:
             total = check_whole("tokens", 0 if tokens is None else tokens, 0, total)
@@ -136,7 +125,7 @@ class Stream:
             raise ConfigError(f"tokens: mode {mode!r} sends all {total}, got {quoted(tokens)}")
         return cls(
             mode=mode,
-            schedule=check_schedule(schedule),
+            schedule=check_choice("schedule", schedule, SCHEDULES),
             width=size[0],
             height=size[1],
             tokens_sent=total,
@@ -153,7 +142,6 @@ class Stream:
 
     @property
     def tokens_total(self) -> int:
-        """Tokens in the whole grid of this picture."""
         return self.grid[0] * self.grid[1]
 
     @property
@@ -195,16 +183,14 @@ class Stream:
         if not isinstance(data, bytes):
             raise ConfigError(f"file must be bytes, got {type(data).__name__}")
         _check_file_size(len(data))
-        reader = _HeaderReader(data)
-        _check_magic(reader.take("magic", 1)[0])
-        flags = reader.take("flags", 1)[0]
-        mode, schedule = _names(flags)
-        width, height = _read_sides(reader, square=bool(flags & 0b100))
-        fingerprint = reader.take("fingerprint", 1)[0]
-        check = int.from_bytes(reader.take("check value", 2), "big")
+        file = BytesIO(data)
+        flags, mode, schedule = _read_start(file)
+        width, height = _read_sides(file, square=bool(flags & 0b100))
+        fingerprint = _take(file, "fingerprint", 1)[0]
+        check = int.from_bytes(_take(file, "check value", 2), "big")
         rows, columns = RATES[MODES[mode].rate].grid(height, width)
-        sent = reader.varint("tokens sent") if MODES[mode].partial else rows * columns
-        seed = reader.varint("seed") if flags & 0b10 else 0
+        sent = _read_varint(file, "tokens sent") if MODES[mode].partial else rows * columns
+        seed = _read_varint(file, "seed") if flags & 0b10 else 0
         if flags & 0b10 and not seed:
             raise BitstreamError("seed: a stored seed must not be 0, got 0")
         return cls(
@@ -215,7 +201,7 @@ class Stream:
             tokens_sent=sent,
             fingerprint=fingerprint,
             check=check,
-            payload=reader.rest(),
+            payload=file.read(),
             seed=seed,
         )
 
@@ -253,8 +239,7 @@ class Stream:
         """The hybrid stream of the first `stage` stages; 0 is the caption alone.
 
         Raises:
-            ConfigError: if the mode or the stage does not allow it, or this stream was read from
-                a file and so holds no cuts.
+            ConfigError: if the mode or the stage does not allow it, or the stream holds no cuts.
         """
         self.check_may_be_cut()
         if not self.cuts:
@@ -266,11 +251,9 @@ class Stream:
 
 
 def check_value(stream: Stream, caption: str, *, tokens: bytes, model: bytes) -> int:
-    """CRC-16 of all that a decoder must agree on. Ignores the stream's own check and payload.
+    """CRC-16 of all that a decoder must agree on: the header but for its check, and the contents.
 
     Args:
-        stream: Gives all other header fields.
-        caption: Text that was sent.
         tokens: The sent tokens in the order of the schedule, one fixed width each.
         model: Whole digest of the model, of which the header holds the first byte.
     """
@@ -281,43 +264,37 @@ def check_value(stream: Stream, caption: str, *, tokens: bytes, model: bytes) ->
     return crc
 
 
-class _HeaderReader:
-    """Takes fields off the front of a file; lengths are compared before slicing."""
+def _take(file: BytesIO, name: str, size: int) -> bytes:
+    part = file.read(size)
+    if not part and not file.tell():
+        raise BitstreamError("the file is empty")
+    if len(part) < size:
+        raise BitstreamError(
+            f"the file is cut short: it ends at byte {file.tell()}, before its {name}"
+        )
+    return part
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._offset = 0
 
-    def take(self, name: str, size: int) -> bytes:
-        end = self._offset + size
-        if not self._data:
-            raise BitstreamError("the file is empty")
-        if end > len(self._data):
-            raise BitstreamError(
-                f"the file is cut short: it ends at byte {len(self._data)}, before its {name}"
-            )
-        part = self._data[self._offset : end]
-        self._offset = end
-        return part
-
-    def varint(self, name: str) -> int:
-        value = 0
-        for shift in range(0, 35, 7):
-            byte = self.take(name, 1)[0]
-            value |= (byte & 0x7F) << shift
-            if byte == 0 and shift:
-                raise BitstreamError(f"{name}: expected the shortest form, got a padded one")
-            if byte < 0x80:
-                return value
-        raise BitstreamError(f"{name}: expected at most 5 bytes, got more")
-
-    def rest(self) -> bytes:
-        return self._data[self._offset :]
+def _read_varint(file: BytesIO, name: str) -> int:
+    value = 0
+    for shift in range(0, 35, 7):
+        byte = _take(file, name, 1)[0]
+        value |= (byte & 0x7F) << shift
+        if byte == 0 and shift:
+            raise BitstreamError(f"{name}: expected the shortest form, got a padded one")
+        if byte < 0x80:
+            return value
+    raise BitstreamError(f"{name}: expected at most 5 bytes, got more")
 
 
 def _check_file_size(size_bytes: int) -> None:
     if size_bytes > MAX_FILE_BYTES:
         raise BitstreamError(f"file: expected at most {MAX_FILE_BYTES} bytes, got {size_bytes}")
+
+
+def _check_name(name: str, value: str, known: Collection[str]) -> None:
+    if value not in known:
+        raise BitstreamError(f"{name}: expected one of {', '.join(known)}, got {quoted(value)}")
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:
@@ -326,15 +303,14 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
         raise BitstreamError(f"{name}: expected {expected}, got {value}")
 
 
-def _check_magic(first: int) -> None:
-    if first & _MAGIC_MASK != _MAGIC:
+def _read_start(file: BytesIO) -> tuple[int, str, str]:
+    """The flags, and the mode and the schedule that they name."""
+    first = _take(file, "magic", 1)[0]
+    if first & 0b1111_1000 != _MAGIC:
         raise BitstreamError(f"not a PerCoV2 file: starts with byte {first:02x}, not b0 to b7")
     if first != _MAGIC | VERSION:
         raise BitstreamError(f"format version {first ^ _MAGIC}, this build reads {VERSION}")
-
-
-def _names(flags: int) -> tuple[str, str]:
-    """The mode and the schedule that the flag byte holds."""
+    flags = _take(file, "flags", 1)[0]
     mode, schedule = flags >> 6, flags >> 3 & 0b111
     if mode not in _MODE_NAMES:
         raise BitstreamError(f"mode: expected 0 to {max(_MODE_NAMES)}, got {mode}")
@@ -342,12 +318,12 @@ def _names(flags: int) -> tuple[str, str]:
         raise BitstreamError(f"schedule: expected 0 to {len(SCHEDULES) - 1}, got {schedule}")
     if flags & 1:
         raise BitstreamError("reserved bit: expected 0, got 1")
-    return _MODE_NAMES[mode], SCHEDULES[schedule]
+    return flags, _MODE_NAMES[mode], SCHEDULES[schedule]
 
 
-def _read_sides(reader: _HeaderReader, *, square: bool) -> tuple[int, int]:
+def _read_sides(file: BytesIO, *, square: bool) -> tuple[int, int]:
     """Width and height; the spellings that no writer uses are rejected."""
-    value = int.from_bytes(reader.take("size", 2 if square else 3), "big")
+    value = int.from_bytes(_take(file, "size", 2 if square else 3), "big")
     high, low = value >> 12, value & 0xFFF
     width, height = (low, low) if square else (high, low)
     if square and high:

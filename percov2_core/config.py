@@ -30,72 +30,40 @@ MAX_GUIDANCE = 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateConfig:
-    """One token grid of the codec.
+    """One token grid of the codec."""
 
-    Attributes:
-        name: Names the hyper-encoder, codebook and entropy model that belong together.
-        token_stride: Pixels per hyper-latent token along one side.
-        codebook_size: Entries in the vector quantiser.
-    """
-
-    name: str
-    token_stride: int
-    codebook_size: int = 256
-
-    def __post_init__(self) -> None:
-        if self.token_stride % LATENT_STRIDE or self.token_stride < LATENT_STRIDE:
-            raise ConfigError(
-                f"rate {self.name!r}: token_stride must be a multiple of "
-                f"{LATENT_STRIDE}, got {self.token_stride}"
-            )
-        if not 2 <= self.codebook_size <= 2**12:
-            raise ConfigError(
-                f"rate {self.name!r}: codebook_size must be in [2, 4096], got {self.codebook_size}"
-            )
+    name: str  # of the hyper-encoder, codebook and entropy model that belong together
+    token_stride: int  # pixels per token along one side, a multiple of `LATENT_STRIDE`
+    codebook_size: int = 256  # entries in the vector quantiser
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Token rows and columns for a picture of this many pixels, padding included."""
         return -(-height // self.token_stride), -(-width // self.token_stride)
 
 
-RATES = MappingProxyType(
-    {
-        rate.name: rate
-        for rate in (
-            RateConfig(name="ultra-low", token_stride=64),
-            RateConfig(name="extreme", token_stride=16),
-        )
-    }
+_RATES = (
+    RateConfig(name="ultra-low", token_stride=64),
+    RateConfig(name="extreme", token_stride=16),
 )
+RATES = MappingProxyType({rate.name: rate for rate in _RATES})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mode:
-    """What the user picks: a rate, and whether all of its tokens are sent.
+    """What the user picks: a rate, and whether all of its tokens are sent."""
 
-    Attributes:
-        name: What the command line, the page and the API call it.
-        code: What the file calls it. Never reuse a number.
-        rate: Key into `RATES`.
-        partial: True if the file holds only the first tokens of the schedule.
-    """
-
-    name: str
-    code: int
-    rate: str
-    partial: bool = False
+    name: str  # what the command line, the page and the API call it
+    code: int  # what the file calls it: never reuse a number
+    rate: str  # key into `RATES`
+    partial: bool = False  # whether the file holds only the first tokens of the schedule
 
 
-MODES = MappingProxyType(
-    {
-        mode.name: mode
-        for mode in (
-            Mode(name="ultra-low", code=0, rate="ultra-low"),
-            Mode(name="extreme", code=1, rate="extreme"),
-            Mode(name="hybrid", code=2, rate="ultra-low", partial=True),
-        )
-    }
+_MODES = (
+    Mode(name="ultra-low", code=0, rate="ultra-low"),
+    Mode(name="extreme", code=1, rate="extreme"),
+    Mode(name="hybrid", code=2, rate="ultra-low", partial=True),
 )
+MODES = MappingProxyType({mode.name: mode for mode in _MODES})
 
 
 class Preset(NamedTuple):
@@ -103,24 +71,6 @@ class Preset(NamedTuple):
 
     steps: int
     guidance: float
-
-
-def find_mode(name: str) -> Mode:
-    """Look up a mode by its name.
-
-    Raises:
-        ConfigError: if there is no such mode.
-    """
-    return MODES[check_choice("mode", name, MODES)]
-
-
-def check_schedule(name: str) -> str:
-    """Return `name` if it is a known schedule.
-
-    Raises:
-        ConfigError: if there is no such schedule.
-    """
-    return check_choice("schedule", name, SCHEDULES)
 
 
 def check_choice(field: str, value: str, known: Collection[str]) -> str:

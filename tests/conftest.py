@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -14,6 +16,7 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+    from percov2_core.codec import PerCoV2
     from tests.ui_server import Server
 
 # Set before any library is imported. The tests never leave the machine, and one thread each is
@@ -46,6 +49,26 @@ def kodak(shared: Path) -> list[Path]:
     if not pictures:
         pytest.skip("needs the Kodak pictures in the data folder")
     return pictures
+
+
+@pytest.fixture(scope="session")
+def shipped() -> PerCoV2:
+    """The embedded model."""
+    from percov2_core.weights import EMBEDDED_DIR, load_codec
+
+    if not (EMBEDDED_DIR / "model.json").is_file():
+        pytest.skip("the embedded model is not in place")
+    return load_codec(device="cpu")
+
+
+@pytest.fixture(scope="session")
+def unsearched(shipped: PerCoV2) -> PerCoV2:
+    """The embedded model that takes the nearest codes: its encoder is much faster."""
+    from percov2_core.hyper.search import SearchConfig
+
+    codec = copy(shipped)
+    codec.rates = {r: replace(m, search=SearchConfig()) for r, m in shipped.rates.items()}
+    return codec
 
 
 @pytest.fixture(scope="session")

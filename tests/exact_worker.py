@@ -29,12 +29,13 @@ def digest(prior: TokenPrior, language, tokens: np.ndarray, caption: str) -> str
     for sent in (tokens.size, tokens.size // 4, 0):
         writer = SymbolWriter()
         write_caption(writer, caption, language)
-        prior.compress(tokens, caption, schedule="qlds", writer=writer, tokens_sent=sent)
+        for _ in prior.compress(tokens, caption, schedule="qlds", writer=writer, sent=sent):
+            pass
         data = writer.finish()
         reader = SymbolReader(data)
         said = read_caption(reader, language)
         read = prior.decompress(
-            reader, tokens.shape, caption=said, schedule="qlds", tokens_sent=sent
+            reader, tokens.shape, caption=said, schedule="qlds", sent=sent, seed=0
         )
         reader.close()
         parts += [data, read.tokens.tobytes()]

@@ -8,8 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from percov2_core.caption.colours import TERMS, nearest_term, opponent
-from percov2_core.caption.describer import BANDS, GRID, PLACES, VOCABULARY, describe, words
+from percov2_core.caption.describer import (
+    BANDS,
+    GRID,
+    PLACES,
+    TERMS,
+    VOCABULARY,
+    describe,
+    opponent,
+    term_costs,
+    words,
+)
 from percov2_core.evaluation.protocol import list_pictures
 
 
@@ -56,7 +65,7 @@ def test_no_description_is_longer_than_45_words(seed):
 @pytest.mark.parametrize("name", TERMS)
 def test_each_term_names_its_own_colour(name):
     total = opponent(np.array(TERMS[name], dtype=np.int64)) * 5
-    assert list(TERMS)[nearest_term(total, 5)] == name
+    assert list(TERMS)[term_costs(total, 5).argmin()] == name
 
 
 def test_a_small_vivid_object_is_told_with_its_place():

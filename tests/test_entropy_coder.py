@@ -169,18 +169,3 @@ def test_the_bytes_are_frozen():
     writer = SymbolWriter()
     writer.write(np.array([0, 1, 2, 3, 0, 0, 0, 1, 0, 2, 3, 1]), freqs)
     assert writer.finish().hex() == "e872bd31f7f7"
-
-
-@pytest.mark.parametrize(
-    ("symbols", "freqs", "message"),
-    [
-        ([0], [[1, 2]], "freqs must sum to 65536 in each row, got 3"),
-        ([0], [[65536, 0]], "freqs must be at least 1, got 0"),
-        ([0], [[65536]], r"freqs must be \(N, K\) with K >= 2, got shape \(1, 1\)"),
-        ([2], [[65535, 1]], r"symbols must be in \[0, 2\), got 2 to 2"),
-        ([0, 0], [[65535, 1]], r"symbols must be \(1,\), got shape \(2,\)"),
-    ],
-)
-def test_the_writer_says_what_does_not_fit(symbols, freqs, message):
-    with pytest.raises(ValueError, match=message):
-        SymbolWriter().write(np.array(symbols), np.array(freqs, dtype=np.uint32))

@@ -170,7 +170,7 @@ def test_the_twin_survives_saving(twin, tmp_path):
     twin.save(tmp_path / "twin.safetensors")
     loaded = ExactModel.load(tmp_path / "twin.safetensors")
     tokens, words = smooth_grids(1, 1006)
-    assert loaded.fingerprint == twin.fingerprint and loaded.config == twin.config
+    assert loaded.config == twin.config
     assert np.array_equal(walk(loaded, tokens[0], words[0]), walk(twin, tokens[0], words[0]))
 
 
@@ -182,11 +182,6 @@ def test_saving_the_same_twin_gives_the_same_bytes(twin, tmp_path):
         files.add(path.read_bytes())
     ExactModel.load(path).save(path)
     assert files == {path.read_bytes()}
-
-
-def test_the_fingerprint_changes_with_any_table(twin):
-    tables = {**twin.tables, "rows": twin.tables["rows"] + 1}
-    assert ExactModel(CONFIG, tables).fingerprint != twin.fingerprint
 
 
 def test_frequencies_of_fixed_tables_are_frozen():

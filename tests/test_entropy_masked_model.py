@@ -76,14 +76,6 @@ def test_words_outside_of_the_vocabulary_share_one_row_and_long_captions_are_cut
     assert len(word_ids("sky " * 50, CONFIG)) == CONFIG.max_words
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"width": 10, "heads": 4}, "width must be a multiple of heads 4, got 10"),
-        ({"codebook_size": 1}, "codebook_size must be at least 2, got 1"),
-        ({"query_layers": 0}, "content_layers and query_layers must be at least 1, got 2 and 0"),
-    ],
-)
-def test_a_config_that_cannot_work_is_refused(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        MaskedModelConfig(**settings)
+def test_a_config_that_cannot_work_is_refused():
+    with pytest.raises(ConfigError, match="width must be a multiple of heads 4, got 10"):
+        MaskedModelConfig(width=10, heads=4)

@@ -4,8 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from percov2_core.config import SCHEDULES
-from percov2_core.entropy.schedule import order, stage_sizes, stages, tiles
-from percov2_core.errors import ConfigError
+from percov2_core.entropy.schedule import Tile, order, stage_sizes, stages
 
 names = st.sampled_from(SCHEDULES)
 grids = st.tuples(st.integers(1, 32), st.integers(1, 32))
@@ -79,17 +78,17 @@ def test_the_orders_are_frozen():
 
 @given(st.tuples(st.integers(1, 256), st.integers(1, 256)))
 def test_tiles_cover_the_grid_once_and_are_nearly_equal(grid):
-    seen = np.zeros(grid, dtype=int)
-    shapes = set()
-    for rows, columns in tiles(grid):
-        seen[rows, columns] += 1
-        shapes.add(seen[rows, columns].shape)
-    heights, widths = {h for h, _ in shapes}, {w for _, w in shapes}
-    assert np.all(seen == 1)
+    parts = Tile.all_of(grid)
+    heights, widths = ({part.grid[axis] for part in parts} for axis in (0, 1))
+    covered = np.sort(np.concatenate([part.positions for part in parts]))
+    assert np.array_equal(covered, np.arange(grid[0] * grid[1]))
+    assert all(part.grid[0] * part.grid[1] == len(part.positions) for part in parts)
     assert max(heights | widths) <= 32
     assert max(heights) - min(heights) <= 1 and max(widths) - min(widths) <= 1
 
 
-def test_an_empty_grid_is_refused():
-    with pytest.raises(ConfigError, match="grid must be at least 1x1, got 0x4"):
-        stages("qlds", (0, 4))
+def test_where_larger_grids_are_cut_is_frozen():
+    # Files hold tokens in this order.
+    assert [part.grid for part in Tile.all_of((70, 33))] == [
+        (23, 16), (23, 17), (23, 16), (23, 17), (24, 16), (24, 17),
+    ]  # fmt: skip

@@ -11,24 +11,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from percov2_core import load_codec
 from percov2_core.config import RATES
 from percov2_core.evaluation.protocol import centre_square
-from percov2_core.weights import EMBEDDED_DIR
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.skipif(
-    not (EMBEDDED_DIR / "model.json").is_file(), reason="the embedded model is not in place"
-)
 
 
-# Every n-th picture: a few on each run, all 24 with `pytest -m slow`.
-@pytest.fixture(scope="module", params=[12, pytest.param(1, marks=pytest.mark.slow)])
-def grids(request, kodak, tmp_path_factory):
-    """Tokens and captions of the Kodak pictures, made once: what varies comes after them."""
-    codec = load_codec(device="cpu")
-    pictures = [centre_square(Image.open(path)) for path in kodak[:: request.param]]
-    read = {r: [codec.read(codec.encode(p, r)) for p in pictures] for r in RATES}
+# What varies comes after the tokens, so that it does not matter how they were found. Two pictures
+# of 256 px on each run; with `pytest -m slow` all 24 of 512 px.
+@pytest.fixture(scope="module", params=[(256, 12), pytest.param((512, 1), marks=pytest.mark.slow)])
+def grids(request, unsearched, kodak, tmp_path_factory):
+    """Tokens and captions of the Kodak pictures."""
+    side, every = request.param
+    pictures = [centre_square(Image.open(path), side) for path in kodak[::every]]
+    read = {r: [unsearched.read(unsearched.encode(p, r)) for p in pictures] for r in RATES}
     path = tmp_path_factory.mktemp("exact") / "grids.npz"
     tokens = {r: np.stack([c.tokens for c in contents]) for r, contents in read.items()}
     captions = [c.caption for c in read["extreme"]]

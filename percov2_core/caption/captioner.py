@@ -1,4 +1,4 @@
-"""What writes the caption of a picture: rules, a network, or the user."""
+"""What writes the caption of a picture: rules or a network."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from PIL import Image
 
 from percov2_core.caption.describer import describe
 from percov2_core.config import check_choice
-from percov2_core.errors import ConfigError, UnavailableError
+from percov2_core.errors import UnavailableError
 
-CAPTIONERS = ("auto", "describer", "fixed", "blip")
+CAPTIONERS = ("auto", "describer", "blip")
 BLIP_MODEL = "Salesforce/blip-image-captioning-base"
 MAX_NEW_TOKENS = 32
 DOWNLOAD_VARIABLE = "PERCOV2_ALLOW_DOWNLOAD"
@@ -52,26 +52,19 @@ class Blip:
         return " ".join(text.split())
 
 
-def get_captioner(
-    name: str, *, text: str | None = None, blip: str | None = None, device: str = "cpu"
-) -> Captioner:
+def get_captioner(name: str, *, blip: str | None = None, device: str = "cpu") -> Captioner:
     """Find a captioner by its name.
 
     Args:
         name: One of `CAPTIONERS`; `auto` is `blip` where its weights are, else `describer`.
-        text: What `fixed` says.
         blip: Folder or Hub name of the weights of `blip`; None takes PERCOV2_BLIP or BLIP_MODEL.
         device: Where `blip` runs.
 
     Raises:
-        ConfigError: if there is no such captioner, or `fixed` was given no text.
+        ConfigError: if there is no such captioner.
         UnavailableError: if the weights of `blip` cannot be had here.
     """
     check_choice("captioner", name, CAPTIONERS)
-    if name == "fixed":
-        if text is None:
-            raise ConfigError("captioner 'fixed' needs a text, got none")
-        return Captioner(name, lambda image: text)
     if name != "describer":
         try:
             return load_blip(blip or os.environ.get(BLIP_VARIABLE) or BLIP_MODEL, device)

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from percov2_core.caption.ngram import NGram, Successors
 from percov2_core.errors import WeightsError
 
-PUNCTUATION = ",.;:!?"
+PUNCTUATION = ",.;:!?"  # stands without a space before it
+_MARKS = frozenset(PUNCTUATION)
 _CHUNK = re.compile(rf"(.*[^{PUNCTUATION}])([{PUNCTUATION}]*)", re.DOTALL)
 
 UNKNOWN = 1  # the symbol of a word that is spelled; 0 is the boundary
@@ -63,7 +64,7 @@ class Vocabulary:
     words: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if missing := set(PUNCTUATION) - set(self.words):
+        if missing := _MARKS - set(self.words):
             raise WeightsError(
                 f"caption model: the marks {sorted(missing)} are not among its words"
             )
@@ -78,14 +79,13 @@ class Vocabulary:
 
     def symbol(self, word: Word) -> int:
         """The number of a word, or UNKNOWN."""
-        if word.attached != _is_mark(word.text):
-            return UNKNOWN
-        return self._symbols.get(word.text, UNKNOWN)
+        known = word.attached == (word.text in _MARKS)
+        return self._symbols.get(word.text, UNKNOWN) if known else UNKNOWN
 
     def word(self, symbol: int) -> Word:
         """The word of a number from RESERVED on."""
         text = self.words[symbol - RESERVED]
-        return Word(text, attached=_is_mark(text))
+        return Word(text, attached=text in _MARKS)
 
 
 @dataclass(frozen=True)
@@ -112,49 +112,37 @@ class CaptionLanguage:
     letters: NGram
 
 
-def _is_mark(text: str) -> bool:
-    """True for the punctuation that stands without a space before it."""
-    return len(text) == 1 and text in PUNCTUATION
-
-
 def load_language(path: Path) -> CaptionLanguage:
     """Read a caption language model.
 
     Raises:
         WeightsError: if the file is missing, damaged or lacks a part.
     """
+
+    def lexicon(name: str) -> Lexicon:
+        words = arrays[f"{name}.words"].tobytes().decode().split("\n")
+        return Lexicon(Vocabulary(tuple(words)), _model(name, arrays))
+
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        return from_arrays(arrays)
+        with np.load(path, allow_pickle=False) as arrays:
+            return CaptionLanguage(lexicon("grammar"), lexicon("free"), _model("letters", arrays))
     except (OSError, ValueError, KeyError, IndexError, BadZipFile) as error:
         raise WeightsError(f"caption model {path.name} cannot be read: {error}") from error
 
 
 def save_language(language: CaptionLanguage, path: Path) -> None:
-    """Write a caption language model, always the same bytes for the same model."""
-    np.savez_compressed(path, allow_pickle=False, **to_arrays(language))
+    """Write a caption language model, always the same bytes for the same model.
 
-
-def to_arrays(language: CaptionLanguage) -> dict[str, NDArray[np.uint8]]:
-    """All tables as bytes: keys and symbols as differences, split into planes of bytes."""
+    Keys and symbols are stored as differences, split into planes of bytes.
+    """
     arrays = {}
     for name in ("grammar", "free"):
         lexicon: Lexicon = getattr(language, name)
         words = "\n".join(lexicon.vocabulary.words)
         arrays[f"{name}.words"] = np.frombuffer(words.encode(), dtype=np.uint8)
         arrays |= _model_arrays(name, lexicon.model)
-    return arrays | _model_arrays("letters", language.letters)
-
-
-def from_arrays(arrays: Mapping[str, NDArray[np.uint8]]) -> CaptionLanguage:
-    """Undo `to_arrays`."""
-
-    def lexicon(name: str) -> Lexicon:
-        words = arrays[f"{name}.words"].tobytes().decode().split("\n")
-        return Lexicon(Vocabulary(tuple(words)), _model(name, arrays))
-
-    return CaptionLanguage(lexicon("grammar"), lexicon("free"), _model("letters", arrays))
+    arrays |= _model_arrays("letters", language.letters)
+    np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
 def _model_arrays(name: str, model: NGram) -> dict[str, NDArray[np.uint8]]:

@@ -49,20 +49,18 @@ class Successors(NamedTuple):
 
 
 class NGram:
-    """Symbol frequencies after a history.
-
-    Args:
-        base: (V,) uint8 levels of the symbols without any context.
-        orders: Successors of the contexts of 1, 2, ... symbols.
-
-    Raises:
-        WeightsError: if the tables do not fit together.
+    """Symbol weights after a history, from (V,) levels without any context and the successors of
+    the contexts of 1, 2, ... symbols. A WeightsError if the tables do not fit together.
     """
 
     def __init__(self, base: NDArray[np.uint8], orders: Sequence[Successors]) -> None:
-        _check_below("levels", base, LEVELS)
         for order in orders:
-            _check_order(order, len(base))
+            count, end = len(order.symbols), order.ends[-1:].sum()
+            if len(order.contexts) != len(order.ends) or not end == count == len(order.levels):
+                raise WeightsError(f"caption model: {count} entries end at {end}")
+            _check_below("symbols", order.symbols, len(base))
+            _check_below("levels", order.levels, LEVELS)
+        _check_below("levels", base, LEVELS)
         self.base = base
         self.orders = tuple(orders)
         self._table = mass_table()
@@ -108,26 +106,6 @@ def frequencies(weights: NDArray[np.int64]) -> NDArray[np.uint32]:
     freqs = weights * spare // max(int(weights.sum()), 1) + 1
     freqs[int(freqs.argmax())] += TOTAL - int(freqs.sum())
     return freqs[None].astype(np.uint32)
-
-
-def group_frequencies(weights: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """(V,) weights -> (1, ceil(V / GROUP)) frequencies of the groups of GROUP symbols."""
-    return frequencies(np.add.reduceat(weights, np.arange(0, len(weights), GROUP)))
-
-
-def member_frequencies(weights: NDArray[np.int64], group: int) -> NDArray[np.uint32]:
-    """(V,) weights -> (1, at most GROUP) frequencies of the symbols in one group."""
-    return frequencies(weights[group * GROUP : (group + 1) * GROUP])
-
-
-def _check_order(order: Successors, size: int) -> None:
-    _check_below("levels", order.levels, LEVELS)
-    _check_below("symbols", order.symbols, size)
-    last = int(order.ends[-1]) if len(order.ends) else 0
-    if not last == len(order.symbols) == len(order.levels) or len(order.ends) != len(
-        order.contexts
-    ):
-        raise WeightsError(f"caption model: {len(order.symbols)} entries end at {last}")
 
 
 def _check_below(name: str, values: NDArray[np.integer], limit: int) -> None:

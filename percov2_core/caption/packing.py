@@ -15,14 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from percov2_core.caption.language import UNKNOWN, CaptionLanguage, Lexicon, Word, join, split
-from percov2_core.caption.ngram import (
-    BOUNDARY,
-    GROUP,
-    TOTAL,
-    NGram,
-    group_frequencies,
-    member_frequencies,
-)
+from percov2_core.caption.ngram import BOUNDARY, GROUP, TOTAL, NGram, frequencies
 from percov2_core.errors import BitstreamError, ConfigError
 
 MAX_BYTES = 1000
@@ -208,9 +201,10 @@ def _symbol(exchange: Exchange, symbol: int, weights: NDArray[np.int64]) -> int:
     """Exchange one symbol: its group of GROUP, then its place in the group."""
     group = 0
     if len(weights) > GROUP:
-        group = exchange(symbol // GROUP, group_frequencies(weights))
-    member = exchange(symbol % GROUP, member_frequencies(weights, group))
-    return group * GROUP + member
+        sums = np.add.reduceat(weights, np.arange(0, len(weights), GROUP))
+        group = exchange(symbol // GROUP, frequencies(sums))
+    first = group * GROUP
+    return first + exchange(symbol % GROUP, frequencies(weights[first : first + GROUP]))
 
 
 def _bytes(exchange: Exchange, data: bytes) -> bytes:

@@ -18,7 +18,6 @@ everywhere. Nothing here may be fused, autocast or replaced by a library's softm
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -54,19 +53,12 @@ FLOAT32_EXACT, FLOAT64_EXACT = 2.0**24, 2.0**53
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """x -> floor((x @ weight) * scale + offset), the sum exact.
+    """x -> floor((x @ weight) * scale + offset), the sum exact."""
 
-    Attributes:
-        weight: (in, out) integers in float32.
-        scale: (out,) float32.
-        offset: (out,) float32, one half for rounding included.
-        wide: True if the sums are proven for float64 only.
-    """
-
-    weight: Tensor
-    scale: Tensor
-    offset: Tensor
-    wide: bool
+    weight: Tensor  # (in, out) integers in float32
+    scale: Tensor  # (out,) float32
+    offset: Tensor  # (out,) float32, one half for rounding included
+    wide: bool  # whether the sums are proven for float64 only
 
     def __call__(self, x: Tensor, *, carrier: torch.dtype) -> Tensor:
         """(..., in) integers -> (..., out) integers, both in float32, the result a new tensor."""
@@ -87,17 +79,11 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A `Product` of R embeddings side by side, looked up: a row for each entry in each place.
+    """A `Product` of R embeddings side by side, looked up: a row for each entry in each place."""
 
-    Attributes:
-        rows: (R * E, out) what each of E embeddings adds in each of R places.
-        first: (R,) int64, the first row of each place.
-        scale, offset: As in `Product`.
-    """
-
-    rows: Tensor
-    first: Tensor
-    scale: Tensor
+    rows: Tensor  # (R * E, out) what each of E embeddings adds in each of R places
+    first: Tensor  # (R,) int64, the first row of each place
+    scale: Tensor  # these two as in `Product`
     offset: Tensor
 
     def __call__(self, ids: Tensor) -> Tensor:
@@ -144,14 +130,21 @@ class ExactModel:
         _prove("attention outputs", (WEIGHT_TOTAL + 1) * VALUE_LIMIT, FLOAT32_EXACT)
         _prove("sum of squares", config.width * RESIDUAL_LIMIT**2, FLOAT64_EXACT)
         self._normed = (2**NORM_BITS + 0.5) * config.width**0.5 + 1  # length of a normed vector
-        self.mix_codes = self._window("codes")
-        self.mix_words = self._window("words")
+        self.mix_codes, self.mix_words = (
+            Window.of(self._product(f"mix_{name}", most=CODE_LIMIT), self.table(name))
+            for name in ("codes", "words")
+        )
         self.out = self._product("out", length=self._normed)
         self.content = [self._layer(f"content.{i}") for i in range(config.content_layers)]
         self.queries = [self._layer(f"queries.{i}") for i in range(config.query_layers)]
         self.query_memory = Product.beside([layer.memory for layer in self.queries])
         # (A, S) scores by relative position, that of words last
-        self.biases = {name: self._bias(name) for name in ("content", "queries")}
+        self.biases = {
+            name: torch.cat(
+                [self.table(f"{name}.bias"), self.table(f"{name}.word_bias")[:, None]], 1
+            )
+            for name in ("content", "queries")
+        }
 
     def table(self, name: str) -> Tensor:
         """One table of integers, in float32 or, for the exponential, int64."""
@@ -162,20 +155,10 @@ class ExactModel:
             self._placed[name] = self.tables[name].to(self.device, kind)
         return self._placed[name]
 
-    @property
-    def fingerprint(self) -> bytes:
-        """32 bytes that change with any table or setting."""
-        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
-        for name in sorted(self.tables):
-            digest.update(name.encode())
-            digest.update(self.tables[name].cpu().contiguous().numpy().tobytes())
-        return digest.digest()
-
     def save(self, path: Path) -> None:
         """Write tables and config to one safetensors file; the same model gives the same bytes."""
-        tables = {name: t.cpu().contiguous() for name, t in self.tables.items()}
         settings = json.dumps(asdict(self.config), sort_keys=True)
-        data = save(tables, metadata={"format": FORMAT, "config": settings})
+        data = save(self.tables, metadata={"format": FORMAT, "config": settings})
         path.write_bytes(_in_order(data))
 
     @classmethod
@@ -213,13 +196,6 @@ class ExactModel:
         _prove(name, bound, FLOAT64_EXACT)
         scale, offset = self.table(f"{name}.scale"), self.table(f"{name}.offset")
         return Product(weight, scale, offset, bound >= FLOAT32_EXACT)
-
-    def _bias(self, tower: str) -> Tensor:
-        words = self.table(f"{tower}.word_bias")[:, None]
-        return torch.cat([self.table(f"{tower}.bias"), words], dim=1)
-
-    def _window(self, name: str) -> Window:
-        return Window.of(self._product(f"mix_{name}", most=CODE_LIMIT), self.table(name))
 
     def _layer(self, name: str) -> ExactLayer:
         mixed_bits, hidden_bits = (int(b) for b in self.table(f"{name}.bits"))

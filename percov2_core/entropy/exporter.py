@@ -16,46 +16,41 @@ from percov2_core.entropy import masked_model as mm
 
 WEIGHT_LIMIT = 127
 EXPONENTIAL_BITS = 30
+_NORMED, _RESIDUAL = 2.0**-exact.NORM_BITS, 2.0**-exact.RESIDUAL_BITS
+_LOGIT_UNIT = log(2) * 2.0**-exact.LOGIT_BITS  # stored in bits, given in nats
 EXPONENTIAL_RANGE = 20  # bits below the likeliest token at which the probability becomes zero
 
 
 @torch.no_grad()
-def export(model: mm.MaskedImageModel, *, device: str = "cpu") -> exact.ExactModel:
+def export(model: mm.MaskedImageModel) -> exact.ExactModel:
     """Make the integer twin of a trained model.
 
     Raises:
         WeightsError: if a sum cannot be proven to be exact.
     """
-    residual = 2.0**-exact.RESIDUAL_BITS
-    normed = 2.0**-exact.NORM_BITS
     codes, code_step = _to_int8(model.codes.weight)
     words, word_step = _to_int8(model.words.weight)
     tables = {
         "codes": codes,
         "words": words,
-        "rows": _to_grid(model.rows.weight, residual),
-        "columns": _to_grid(model.columns.weight, residual),
-        "word_places": _to_grid(model.word_places.weight, residual),
+        "rows": _to_grid(model.rows.weight, _RESIDUAL),
+        "columns": _to_grid(model.columns.weight, _RESIDUAL),
+        "word_places": _to_grid(model.word_places.weight, _RESIDUAL),
         "exponential": _exponential(),
-        **_product("mix_codes", model.mix_codes, step=code_step, unit=residual),
-        **_product("mix_words", model.mix_words, step=word_step, unit=residual),
-        **_product("out", model.out, step=normed, unit=_LOGIT_UNIT, gain=model.norm.gain),
+        **_product("mix_codes", model.mix_codes, step=code_step, unit=_RESIDUAL),
+        **_product("mix_words", model.mix_words, step=word_step, unit=_RESIDUAL),
+        **_product("out", model.out, step=_NORMED, unit=_LOGIT_UNIT, gain=model.norm.gain),
     }
     for name, tower in (("content", model.content), ("queries", model.queries)):
         tables |= {f"{name}.bias": _bias(tower.bias), f"{name}.word_bias": _bias(tower.word_bias)}
         for i, layer in enumerate(tower.layers):
             assert isinstance(layer, mm.Layer)
             tables |= _layer(f"{name}.{i}", layer)
-    return exact.ExactModel(model.config, tables, device=device)
-
-
-# A logit is stored in bits, the model gives it in nats.
-_LOGIT_UNIT = log(2) * 2.0**-exact.LOGIT_BITS
+    return exact.ExactModel(model.config, tables)
 
 
 def _layer(name: str, layer: mm.Layer) -> dict[str, Tensor]:
     """Tables of one layer; what its attention and its hidden part put out is as fine as fits."""
-    normed, residual = 2.0**-exact.NORM_BITS, 2.0**-exact.RESIDUAL_BITS
     root = (layer.query.out_features // layer.heads) ** 0.5
     mixed_bits = _finest_bits(layer.out.weight, clip=mm.VALUE_CLIP)
     hidden_bits = _finest_bits(layer.down.weight, clip=mm.HIDDEN_CLIP)
@@ -66,26 +61,21 @@ def _layer(name: str, layer: mm.Layer) -> dict[str, Tensor]:
     mixed_step, hidden_step = 2.0**-mixed_bits, 2.0**-hidden_bits
     return {
         f"{name}.bits": torch.tensor([mixed_bits, hidden_bits], dtype=torch.int32),
-        **_product(f"{name}.query", layer.query, step=normed, unit=query_unit, gain=into),
-        **_product(f"{name}.key", layer.key, step=normed, unit=key_unit, gain=memory),
-        **_product(f"{name}.value", layer.value, step=normed, unit=value_unit, gain=memory),
-        **_product(f"{name}.out", layer.out, step=mixed_step, unit=residual),
-        **_product(f"{name}.up", layer.up, step=normed, unit=hidden_step, gain=up),
-        **_product(f"{name}.down", layer.down, step=hidden_step, unit=residual),
+        **_product(f"{name}.query", layer.query, step=_NORMED, unit=query_unit, gain=into),
+        **_product(f"{name}.key", layer.key, step=_NORMED, unit=key_unit, gain=memory),
+        **_product(f"{name}.value", layer.value, step=_NORMED, unit=value_unit, gain=memory),
+        **_product(f"{name}.out", layer.out, step=mixed_step, unit=_RESIDUAL),
+        **_product(f"{name}.up", layer.up, step=_NORMED, unit=hidden_step, gain=up),
+        **_product(f"{name}.down", layer.down, step=hidden_step, unit=_RESIDUAL),
     }
 
 
 def _product(
     name: str, linear: nn.Linear, *, step: float, unit: float, gain: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Tables of one matrix.
+    """Tables of one matrix, with (in,) factors `gain` folded into it.
 
-    Args:
-        name: Prefix of the tables.
-        linear: The trained matrix and its bias.
-        step: What one unit of the integer input stands for.
-        unit: What one unit of the integer output stands for.
-        gain: (in,) factors to fold into the matrix.
+    One unit of its integer input stands for `step`, one of its integer output for `unit`.
     """
     weight, scale = _quantised(linear.weight if gain is None else linear.weight * gain)
     return {

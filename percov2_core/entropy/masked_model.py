@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from percov2_core.entropy.schedule import MAX_TILE, Grid
 from percov2_core.errors import ConfigError
@@ -50,42 +51,22 @@ _WORD = re.compile(rb"[a-z0-9]+|,")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskedModelConfig:
-    """Sizes of one masked image model.
+    """Sizes of one masked image model."""
 
-    Attributes:
-        codebook_size: Token values, K.
-        width: Channels of the towers, D.
-        heads: Attention heads; must divide `width`.
-        content_layers: Layers over the known tokens.
-        query_layers: Layers over the tokens to be predicted.
-        hidden: Channels inside the feed-forward part of a layer.
-        code_width: Channels of a token or word embedding before it is mixed.
-        vocabulary: Caption words with a row of their own, in lower case.
-        max_words: Words of a caption that are looked at.
-        dropout: Share of branch outputs dropped in training.
-    """
-
-    codebook_size: int = 256
-    width: int = 192
-    heads: int = 6
-    content_layers: int = 2
-    query_layers: int = 3
-    hidden: int = 384
-    code_width: int = 48
-    vocabulary: tuple[str, ...] = ()
-    max_words: int = 40
-    dropout: float = 0.0
+    codebook_size: int = 256  # K
+    width: int = 192  # D
+    heads: int = 6  # A, must divide D
+    content_layers: int = 2  # over the known tokens
+    query_layers: int = 3  # over the tokens to be predicted
+    hidden: int = 384  # channels inside the feed-forward part of a layer
+    code_width: int = 48  # channels of a token or word embedding before it is mixed
+    vocabulary: tuple[str, ...] = ()  # words with a row of their own, in lower case
+    max_words: int = 40  # of a caption that are looked at
+    dropout: float = 0.0  # share of branch outputs dropped in training
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ConfigError(f"width must be a multiple of heads {self.heads}, got {self.width}")
-        if self.codebook_size < 2:
-            raise ConfigError(f"codebook_size must be at least 2, got {self.codebook_size}")
-        if min(self.content_layers, self.query_layers) < 1:
-            raise ConfigError(
-                f"content_layers and query_layers must be at least 1, got {self.content_layers} "
-                f"and {self.query_layers}"
-            )
 
     @property
     def mask_id(self) -> int:
@@ -116,10 +97,8 @@ def _word_index(vocabulary: tuple[str, ...]) -> dict[str, int]:
 
 def pad_words(rows: Sequence[Sequence[int]]) -> Tensor:
     """Lists of word ids -> (B, W) int64, filled up with `PAD_WORD`."""
-    longest = max((len(row) for row in rows), default=0)
-    return torch.tensor(
-        [[*row, *[PAD_WORD] * (longest - len(row))] for row in rows], dtype=torch.int64
-    ).reshape(len(rows), longest)
+    made = [torch.tensor(row, dtype=torch.int64) for row in rows]
+    return pad_sequence(made, batch_first=True, padding_value=PAD_WORD)
 
 
 @lru_cache(maxsize=32)
@@ -191,25 +170,13 @@ class Layer(nn.Module):
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, phrase: Tensor, memory: Tensor, bias: Biases) -> Tensor:
-        """Update positions.
-
-        Args:
-            x: (B, N, D), positions that look.
-            phrase: (B, W, D), the words they look at.
-            memory: (B, N, D), the positions they look at.
-            bias: Added to the scores.
-
-        Returns:
-            (B, N, D).
-        """
+        """(B, N, D) positions look at (B, W, D) words and (B, N, D) positions -> (B, N, D)."""
         q = self._heads(self.query(self.norm(x)) * self.scale, clip=QUERY_CLIP)
         mixed, total = torch.zeros_like(q), torch.full_like(q[..., :1], SUM_OFFSET).float()
         for seen, offset in ((phrase, bias.words), (memory, bias.tokens)):
             normed = self.memory_norm(seen)
-            k, v = (
-                self._heads(self.key(normed), KEY_CLIP),
-                self._heads(self.value(normed), VALUE_CLIP),
-            )
+            k = self._heads(self.key(normed), KEY_CLIP)
+            v = self._heads(self.value(normed), VALUE_CLIP)
             score = (q @ k.transpose(-1, -2)).add_(offset.to(q.dtype)).relu_()  # (B, A, N, W or N)
             mixed, total = mixed + score @ v, total + score.sum(-1, keepdim=True).float()
         x = x + self.drop(self.out((mixed / total).transpose(1, 2).flatten(2)))
@@ -266,15 +233,12 @@ class MaskedImageModel(nn.Module):
             nn.init.normal_(table.weight, std=0.3)
 
     def forward(self, tokens: Tensor, words: Tensor, stage_map: Tensor) -> Tensor:
-        """Predict all tokens, each from the stages before its own.
+        """(B, h, w, K) float logits of all tokens, each from the stages before its own.
 
         Args:
             tokens: (B, h, w) int64 in [0, K).
             words: (B, W) int64 word ids, filled up with `PAD_WORD`.
             stage_map: (h, w) int64, the stage of every token.
-
-        Returns:
-            (B, h, w, K) float logits.
         """
         grid = (tokens.shape[1], tokens.shape[2])
         stage = stage_map.flatten()
@@ -300,9 +264,7 @@ class MaskedImageModel(nn.Module):
     def read_words(self, words: Tensor) -> Tensor:
         """(B, W) word ids -> (B, W, D), each word together with its neighbours."""
         padded = F.pad(words, (WORD_REACH, WORD_REACH), value=PAD_WORD)
-        windows = torch.stack(
-            [padded[:, i : i + words.shape[1]] for i in range(2 * WORD_REACH + 1)], dim=-1
-        )
+        windows = padded.unfold(1, 2 * WORD_REACH + 1, 1)
         place = self.word_places.weight[: words.shape[1]]
         phrase: Tensor = self.mix_words(self.words(windows).flatten(2)) + place
         return phrase

@@ -17,13 +17,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from percov2_core.config import check_schedule
 from percov2_core.entropy.coder import PRECISION, TOTAL, SymbolReader, SymbolWriter
 from percov2_core.entropy.exact import ExactModel
 from percov2_core.entropy.masked_model import word_ids
 from percov2_core.entropy.schedule import Grid, Ints, Tile
 from percov2_core.entropy.session import Session
-from percov2_core.errors import BitstreamError, ConfigError
 
 # The encoder takes stages together up to so many tokens: calls of few tokens cost more than their
 # numbers, and of many the numbers are wasted on what each stage hides from the others.
@@ -35,13 +33,6 @@ SAMPLING_POWER = 2
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
-
-
-class CutPoint(NamedTuple):
-    """Where a file may end."""
-
-    tokens: int  # how many are in it
-    payload: bytes  # the coder's stream if it ended here
 
 
 class Decompressed(NamedTuple):
@@ -59,12 +50,7 @@ class Step(NamedTuple):
 
 
 class TokenPrior:
-    """The entropy model of one rate.
-
-    compress:    tokens, caption --> writer
-    decompress:  reader, caption --> tokens, and what each of them took
-    choices:     tokens, caption --> what each code would take in each place
-    """
+    """The entropy model of one rate."""
 
     def __init__(self, model: ExactModel) -> None:
         self.model = model
@@ -72,45 +58,34 @@ class TokenPrior:
 
     def compress(
         self,
-        tokens: NDArray[np.integer],
+        tokens: Ints,
         caption: str,
         *,
         schedule: str,
         writer: SymbolWriter,
-        tokens_sent: int | None = None,
-        cuts: bool = False,
-    ) -> list[CutPoint]:
-        """Write the first tokens of a grid.
+        sent: int,
+    ) -> Iterator[int]:
+        """Write the first tokens of a grid, stage by stage, as the iterator is asked.
 
         Args:
             tokens: (h, w) in [0, K).
             caption: What the reader will know before the tokens.
             schedule: One of `config.SCHEDULES`.
             writer: The stream, open; what is in it already stays.
-            tokens_sent: How many tokens to write; all of them if None.
-            cuts: Whether the file may end early.
+            sent: How many tokens to write.
 
-        Returns:
-            Where it may end, if it may: after each stage.
-
-        Raises:
-            ConfigError: if a token, the schedule or `tokens_sent` is out of range.
+        Yields:
+            How many are written, from 0 on: where the file may end.
         """
-        grid = self._checked(tokens)
-        left = _count(tokens_sent, grid, error=ConfigError)
-        points: list[CutPoint] = []
         done = 0
-        if not left:
-            return points
-        for step in self._walk(grid, caption, schedule=schedule, sent=left, full=True):
-            count = min(len(step.positions), left - done)
-            writer.write(grid.ravel()[step.positions[:count]], step.freqs[:count])
-            done += count
-            if cuts:
-                points.append(CutPoint(done, writer.finish()))
-            if done == left:
-                break
-        return points
+        yield done
+        steps = self._walk(tokens, caption, schedule=schedule, sent=sent, full=True)
+        while done < sent:
+            positions, freqs = next(steps)
+            here = positions[: sent - done]
+            writer.write(tokens.ravel()[here], freqs[: len(here)])
+            done += len(here)
+            yield done
 
     def decompress(
         self,
@@ -119,16 +94,15 @@ class TokenPrior:
         *,
         caption: str,
         schedule: str,
-        tokens_sent: int | None = None,
-        seed: int = 0,
+        sent: int,
+        seed: int,
     ) -> Decompressed:
         """Read the tokens that were sent and draw the others.
 
         Raises:
-            BitstreamError: if the stream is damaged or too short, or `tokens_sent` too large.
+            BitstreamError: if the stream is damaged or too short.
         """
         tokens, bits = np.zeros(grid, dtype=np.int64), np.zeros(grid)
-        sent = _count(tokens_sent, tokens, error=BitstreamError)
         # No token takes less than the likeliest one can: what cannot hold so many is not begun.
         likeliest = TOTAL - self.codebook_size + 1
         if schedule == "uniform":
@@ -148,16 +122,13 @@ class TokenPrior:
                 flat[drawn] = draws.take(freqs[count:])
         return Decompressed(tokens, bits)
 
-    def choices(
-        self, tokens: NDArray[np.integer], caption: str, *, schedule: str
-    ) -> NDArray[np.float32]:
+    def choices(self, tokens: Ints, caption: str, *, schedule: str) -> NDArray[np.float32]:
         """(h, w) tokens -> (K, h, w) bits that each code would take in each place."""
-        grid = self._checked(tokens)
-        bits = np.empty((self.codebook_size, grid.size), dtype=np.float32)
-        steps = self._walk(grid, caption, schedule=schedule, sent=grid.size, full=True)
+        bits = np.empty((self.codebook_size, tokens.size), dtype=np.float32)
+        steps = self._walk(tokens, caption, schedule=schedule, sent=tokens.size, full=True)
         for positions, freqs in steps:
             bits[:, positions] = _bits(freqs.T)
-        return bits.reshape(-1, *grid.shape)
+        return bits.reshape(-1, *tokens.shape)
 
     def _walk(
         self, tokens: Ints, caption: str, *, schedule: str, sent: int, full: bool = False
@@ -167,35 +138,19 @@ class TokenPrior:
         The encoder brings all tokens (`full`), the decoder fills them in: both see the same
         frequencies.
         """
-        parts = Tile.all_of(tokens.shape)
-        if check_schedule(schedule) != "uniform":
-            plans = [part.stages(schedule) for part in parts]
-            yield from self._predict(tokens, caption, parts=parts, plans=plans, full=full)
-            return
-        positions = np.concatenate([part.positions for part in parts])[:sent]
-        if sent:
-            yield Step(positions, self._uniform(sent))
-        if sent < tokens.size:
+        parts, known = Tile.all_of(tokens.shape), None
+        if schedule == "uniform":
+            positions = np.concatenate([part.positions for part in parts])[:sent]
+            if sent:
+                yield Step(positions, self._uniform(sent))
+            if sent == tokens.size:
+                return
             # Without a model nothing could be drawn: what was not sent follows in `qlds` stages.
-            known = np.isin(np.arange(tokens.size), positions)
-            plans = [part.stages("qlds", known=known) for part in parts]
-            yield from self._predict(tokens, caption, parts=parts, plans=plans, given=1)
-
-    def _predict(
-        self,
-        tokens: Ints,
-        caption: str,
-        *,
-        parts: list[Tile],
-        plans: list[list[Ints]],
-        given: int = 0,
-        full: bool = False,
-    ) -> Iterator[Step]:
-        """Yield the stages of all tiles with the model's frequencies, but not the first `given`."""
+            schedule, known = "qlds", np.isin(np.arange(tokens.size), positions)
         words = word_ids(caption, self.model.config)
         walks = [
-            self._predict_tile(tokens, words, part, plan, given=given, full=full)
-            for part, plan in zip(parts, plans, strict=True)
+            self._walk_tile(tokens, words, part, schedule=schedule, known=known, full=full)
+            for part in parts
         ]
         while walks:
             # A tile takes no memory before its first turn: a short file that claims a large grid
@@ -206,30 +161,32 @@ class TokenPrior:
                 else:
                     yield step
 
-    def _predict_tile(
+    def _walk_tile(
         self,
         tokens: Ints,
         words: list[int],
         part: Tile,
-        plan: list[Ints],
         *,
-        given: int,
+        schedule: str,
+        known: NDArray[np.bool_] | None,
         full: bool,
     ) -> Iterator[Step]:
-        """Yield the stages of one tile from number `given` on."""
-        flat = tokens.reshape(-1)
+        """Yield the stages of one tile, less what is known already."""
+        flat, plan, number = tokens.reshape(-1), part.stages(schedule, known=known), 0
         session = Session(self.model, part.grid, words)
-        number = 0
+        if known is not None:
+            first = plan.pop(0)
+            session.reveal(first, flat[part.positions[first]])
         for group in _together(plan) if full else [[here] for here in plan]:
             positions = [part.positions[here] for here in group]
+            number += len(group)
             if len(group) > 1:
                 found = session.foresee(group, flat[np.concatenate(positions)])
                 yield from map(Step, positions, found)
-            elif number >= given:
+            else:
                 yield Step(positions[0], session.frequencies(group[0]))
-            number += len(group)
-            if len(group) == 1 and number < len(plan):
-                session.reveal(group[0], flat[positions[0]])
+                if number < len(plan):
+                    session.reveal(group[0], flat[positions[0]])
 
     def _uniform(self, count: int) -> NDArray[np.uint32]:
         """(count, K) frequencies as equal as integers can be."""
@@ -237,17 +194,6 @@ class TokenPrior:
         row = np.full(self.codebook_size, share, dtype=np.uint32)
         row[:rest] += 1
         return np.broadcast_to(row, (count, self.codebook_size))
-
-    def _checked(self, tokens: NDArray[np.integer]) -> Ints:
-        """A copy in int64."""
-        if tokens.ndim != 2 or not tokens.size:
-            raise ConfigError(f"tokens must be (h, w), got shape {tokens.shape}")
-        if not 0 <= int(tokens.min()) <= int(tokens.max()) < self.codebook_size:
-            raise ConfigError(
-                f"tokens must be in [0, {self.codebook_size}), got {int(tokens.min())} "
-                f"to {int(tokens.max())}"
-            )
-        return np.array(tokens, dtype=np.int64)
 
 
 class Draws:
@@ -295,12 +241,3 @@ def _together(plan: list[Ints]) -> list[list[Ints]]:
         else:
             groups.append([here])
     return groups
-
-
-def _count(
-    tokens_sent: int | None, tokens: Ints, *, error: type[ConfigError] | type[BitstreamError]
-) -> int:
-    count = tokens.size if tokens_sent is None else tokens_sent
-    if not 0 <= count <= tokens.size:
-        raise error(f"tokens_sent must be in [0, {tokens.size}], got {count}")
-    return count

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from types import MappingProxyType
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from percov2_core.config import check_schedule
-from percov2_core.errors import ConfigError
 
 MAX_TILE = 32  # tokens along one side; larger grids are coded in tiles
 
@@ -33,42 +30,31 @@ _R2_STEPS = (3242174889, 2447445414)
 _R2_START = 1 << 31
 
 
+@lru_cache(maxsize=64)
 def stages(name: str, grid: Grid) -> Ints:
-    """Give the stage map of a schedule.
-
-    Args:
-        name: One of `config.SCHEDULES`.
-        grid: Rows and columns of one tile.
-
-    Returns:
-        (h, w) int64, the stage of every token. The array is shared and read-only.
-
-    Raises:
-        ConfigError: if the name is unknown or the grid has no tokens.
-    """
-    return _planned(name, grid)[0]
+    """(h, w) the stage map of one of `config.SCHEDULES` on one tile; shared and read-only."""
+    # Small grids leave stages empty: number the others without gaps.
+    numbers = np.unique(_BUILDERS[name](*grid), return_inverse=True)[1]
+    stage = numbers.reshape(grid).astype(np.int64)
+    stage.setflags(write=False)
+    return stage
 
 
+@lru_cache(maxsize=64)
 def order(name: str, grid: Grid) -> Ints:
-    """Give the total order in which the tokens of one tile are coded.
+    """(N,) the flat indices of one tile in the order in which they are coded; read-only.
 
     Stage by stage; inside a stage row by row, but along the low-discrepancy sequence for `qlds`.
-    A file that holds k tokens holds the first k of this order.
-
-    Returns:
-        (N,) int64 flat indices. The array is shared and read-only.
     """
-    return _planned(name, grid)[1]
+    inside = _r2_rank(*grid) if name == "qlds" else np.arange(grid[0] * grid[1])
+    sequence = np.lexsort((inside.ravel(), stages(name, grid).ravel())).astype(np.int64)
+    sequence.setflags(write=False)
+    return sequence
 
 
 def stage_sizes(name: str, grid: Grid) -> list[int]:
     """Tokens in each stage, none of them empty."""
     return [int(size) for size in np.bincount(stages(name, grid).ravel())]
-
-
-def tiles(grid: Grid) -> list[tuple[slice, slice]]:
-    """Cut a grid into tiles of nearly equal size, none longer than `MAX_TILE`, row by row."""
-    return [(rows, columns) for rows in _cut(grid[0]) for columns in _cut(grid[1])]
 
 
 class Tile(NamedTuple):
@@ -79,9 +65,10 @@ class Tile(NamedTuple):
 
     @classmethod
     def all_of(cls, grid: Grid) -> list[Tile]:
-        """The tiles of a grid, row by row."""
+        """Cut a grid into tiles of nearly equal size, none longer than `MAX_TILE`, row by row."""
         whole = np.arange(grid[0] * grid[1]).reshape(grid)
-        parts = [whole[place] for place in tiles(grid)]
+        bands = np.split(whole, _cuts(grid[0]))
+        parts = [part for band in bands for part in np.split(band, _cuts(grid[1]), axis=1)]
         return [cls((part.shape[0], part.shape[1]), part.ravel()) for part in parts]
 
     def stages(self, schedule: str, *, known: NDArray[np.bool_] | None = None) -> list[Ints]:
@@ -95,50 +82,23 @@ class Tile(NamedTuple):
 
 
 def coding_order(schedule: str, grid: Grid) -> Ints:
-    """(N,) flat positions in the order in which tokens stand in a file, tiles included."""
+    """(N,) flat positions in the order in which tokens stand in a file, tiles included.
+
+    A file that holds k tokens holds the first k of this order.
+    """
     parts = Tile.all_of(grid)
-    if check_schedule(schedule) == "uniform":
+    if schedule == "uniform":
         return np.concatenate([part.positions for part in parts])
-    plans = [part.stages(schedule) for part in parts]
-    return np.concatenate(
-        [
-            part.positions[plan[number]]
-            for number in range(max(len(plan) for plan in plans))
-            for part, plan in zip(parts, plans, strict=True)
-            if number < len(plan)
-        ]
-    )
+    turns = zip_longest(*([part.positions[s] for s in part.stages(schedule)] for part in parts))
+    return np.concatenate([stage for turn in turns for stage in turn if stage is not None])
 
 
 def stage_map(schedule: str, grid: Grid) -> Ints:
     """(h, w) stage of every token, tiles included."""
-    out = np.zeros(grid, dtype=np.int64)
-    for place in tiles(grid):
-        out[place] = stages(schedule, out[place].shape)
+    out = np.empty(grid, dtype=np.int64)
+    for part in Tile.all_of(grid):
+        out.ravel()[part.positions] = stages(schedule, part.grid).ravel()
     return out
-
-
-@lru_cache(maxsize=64)
-def _planned(name: str, grid: Grid) -> tuple[Ints, Ints]:
-    if min(grid) < 1:
-        raise ConfigError(f"grid must be at least 1x1, got {grid[0]}x{grid[1]}")
-    first = _BUILDERS[check_schedule(name)](*grid)
-    # Small grids leave stages empty: number the others without gaps.
-    stage = np.unique(first, return_inverse=True)[1].reshape(grid).astype(np.int64)
-    inside = _r2_rank(*grid) if name == "qlds" else np.arange(stage.size)
-    sequence = np.lexsort((inside.ravel(), stage.ravel())).astype(np.int64)
-    stage.setflags(write=False)
-    sequence.setflags(write=False)
-    return stage, sequence
-
-
-def _uniform(h: int, w: int) -> Ints:
-    return np.zeros((h, w), dtype=np.int64)
-
-
-def _checkerboard(h: int, w: int) -> Ints:
-    rows, columns = np.indices((h, w))
-    return (rows + columns) % 2
 
 
 def _quincunx(h: int, w: int) -> Ints:
@@ -209,17 +169,15 @@ def _axis_levels(n: int) -> Ints:
     return level
 
 
-def _cut(n: int) -> list[slice]:
+def _cuts(n: int) -> list[int]:
     parts = -(-n // MAX_TILE)
-    return [slice(i * n // parts, (i + 1) * n // parts) for i in range(parts)]
+    return [i * n // parts for i in range(1, parts)]
 
 
-_BUILDERS: MappingProxyType[str, Callable[[int, int], Ints]] = MappingProxyType(
-    {
-        "uniform": _uniform,
-        "checkerboard": _checkerboard,
-        "quincunx": _quincunx,
-        "qlds": _qlds,
-        "var": _var,
-    }
-)
+_BUILDERS: dict[str, Callable[[int, int], Ints]] = {
+    "uniform": lambda h, w: np.zeros((h, w), dtype=np.int64),
+    "checkerboard": lambda h, w: np.indices((h, w)).sum(axis=0) % 2,
+    "quincunx": _quincunx,
+    "qlds": _qlds,
+    "var": _var,
+}

@@ -7,7 +7,7 @@ A heads, d = D / A, R tokens in a neighbourhood. The rules of `exact` hold for e
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from math import sqrt
 from typing import NamedTuple
@@ -50,14 +50,6 @@ class _Layout(NamedTuple):
     place: Tensor  # (N, D) residual integers
 
 
-class _Tower(NamedTuple):
-    """The layers of a tower and what they have been shown."""
-
-    layers: list[ExactLayer]
-    bias: Tensor  # (A, S) scores by relative position, that of words last
-    memory: Tensor  # (layers, 2, A, W + N, D / A) keys and values, as far as they are known
-
-
 class Session:
     """One tile while its stages become known. Each position is computed once.
 
@@ -74,20 +66,25 @@ class Session:
         self._words = len(words)
         # (M,) offsets of what is in the memories; words have none.
         self._looked_at = torch.zeros(len(words), dtype=torch.int32, device=device)
-        self._content = self._tower("content", model.content, len(words) + n)
-        self._queries = self._tower("queries", model.queries, len(words) + n)
+        # (layers, 2, A, W + N, D / A) keys and values, as far as they are known
+        config, most = model.config, len(words) + n
+        size = (2, config.heads, most, config.width // config.heads)
+        self._content, self._queries = (
+            torch.empty((len(layers), *size), device=device, dtype=self._carrier)
+            for layers in (model.content, model.queries)
+        )
         with _plain(device):
             phrase = _normalise(self._read_words(words))
             for i, layer in enumerate(model.content):
-                self._remember(self._content.memory[i : i + 1], layer.memory, phrase, at=0)
-            self._remember(self._queries.memory, model.query_memory, phrase, at=0)
+                self._remember(self._content[i : i + 1], layer.memory, phrase, at=0)
+            self._remember(self._queries, model.query_memory, phrase, at=0)
 
     def frequencies(self, positions: NDArray[np.int64]) -> NDArray[np.uint32]:
         """(n,) flat positions -> (n, K) frequencies >= 1, each row summing to 2**16."""
         at = self._index(positions)
         with _plain(self.model.device):
             ids = self._known[self._layout.neighbours[at]]
-            return self._ask(at, ids, self._biases(self._queries, at))
+            return self._ask(at, ids, self._biases("queries", at))
 
     def reveal(self, positions: NDArray[np.int64], tokens: NDArray[np.integer]) -> None:
         """Make a whole stage known: (n,) flat positions and (n,) tokens in [0, K)."""
@@ -98,19 +95,14 @@ class Session:
         self._looked_at = torch.cat([self._looked_at, self._layout.offset[at]])
         with _plain(self.model.device):
             ids = self._known[self._layout.neighbours[at]]
-            self._tell(at, ids, self._biases(self._content, at), filled=filled)
+            self._tell(at, ids, self._biases("content", at), filled=filled)
 
     def foresee(
         self, stages: Sequence[NDArray[np.int64]], tokens: NDArray[np.integer]
     ) -> list[NDArray[np.uint32]]:
-        """`frequencies` and `reveal` of several stages in one pass.
+        """`frequencies` and `reveal` of several stages, each (n,) flat positions, in one pass.
 
-        Args:
-            stages: The next stages, each (n,) flat positions.
-            tokens: Those of all these stages one after another, in [0, K).
-
-        Returns:
-            The frequencies of each stage, as of `frequencies`.
+        `tokens` are those of all these stages one after another, in [0, K).
         """
         sizes, filled = [len(stage) for stage in stages], len(self._looked_at)
         at = self._index(np.concatenate(stages))
@@ -121,16 +113,11 @@ class Session:
         around[at] = when
         around = around[self._layout.neighbours[at]]
         with _plain(self.model.device):
-            ids, bias = self._hide(self._content, at, around, when, before=when + 1)
+            ids, bias = self._hide("content", at, around, when, before=when + 1)
             self._tell(at, ids, bias, filled=filled)
-            ids, bias = self._hide(self._queries, at, around, when, before=when)
+            ids, bias = self._hide("queries", at, around, when, before=when)
             found = self._ask(at, ids, bias)
         return np.split(found, np.cumsum(sizes)[:-1])
-
-    def _tower(self, name: str, layers: list[ExactLayer], most: int) -> _Tower:
-        config, bias = self.model.config, self.model.biases[name]
-        size = (len(layers), 2, config.heads, most, config.width // config.heads)
-        return _Tower(layers, bias, torch.empty(size, device=bias.device, dtype=self._carrier))
 
     def _read_words(self, words: Sequence[int]) -> Tensor:
         """W word ids -> (W, D) residual integers."""
@@ -143,7 +130,7 @@ class Session:
         return _residual(self.model.mix_words(windows).add_(place))
 
     def _hide(
-        self, tower: _Tower, at: Tensor, around: Tensor, when: Tensor, *, before: Tensor
+        self, tower: str, at: Tensor, around: Tensor, when: Tensor, *, before: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Of (n,) positions in the stages `when`, hide from each what is not `before` its own.
 
@@ -157,17 +144,17 @@ class Session:
         bias[:, :, -len(at) :].masked_fill_(late, -torch.inf)  # a score that is cut off to 0
         return ids, bias
 
-    def _biases(self, tower: _Tower, at: Tensor) -> Tensor:
+    def _biases(self, tower: str, at: Tensor) -> Tensor:
         """(A, n, M) score biases towards the words and all positions known so far."""
+        table = self.model.biases[tower]
         index = self._layout.offset[at][:, None] - self._looked_at + _CENTRE
-        index[:, : self._words] = tower.bias.shape[1] - 1
-        found = tower.bias.index_select(1, index.flatten())
-        return found.reshape(len(tower.bias), *index.shape)
+        index[:, : self._words] = table.shape[1] - 1
+        return table.index_select(1, index.flatten()).reshape(len(table), *index.shape)
 
     def _ask(self, at: Tensor, ids: Tensor, bias: Tensor) -> NDArray[np.uint32]:
         """Frequencies for (n,) positions with (n, R) codes around them."""
         y = self._start(at, ids)
-        for layer, memory in zip(self._queries.layers, self._queries.memory, strict=True):
+        for layer, memory in zip(self.model.queries, self._queries, strict=True):
             y = self._update(layer, y, _normalise(y), memory, bias)
         logits = self.model.out(_normalise(y), carrier=self._carrier)
         found = _to_frequencies(logits, self.model.table("exponential"))
@@ -176,12 +163,12 @@ class Session:
     def _tell(self, at: Tensor, ids: Tensor, bias: Tensor, *, filled: int) -> None:
         """Put (n,) positions with (n, R) codes around them into the memories."""
         x = self._start(at, ids)
-        for i, layer in enumerate(self._content.layers):
-            memory = self._content.memory[i : i + 1]
+        for i, layer in enumerate(self.model.content):
+            memory = self._content[i : i + 1]
             normed = _normalise(x)
             self._remember(memory, layer.memory, normed, at=filled)
             x = self._update(layer, x, normed, memory[0], bias)
-        self._remember(self._queries.memory, self.model.query_memory, _normalise(x), at=filled)
+        self._remember(self._queries, self.model.query_memory, _normalise(x), at=filled)
 
     def _start(self, at: Tensor, ids: Tensor) -> Tensor:
         """(n,) positions with (n, R) codes around them -> (n, D) residual integers."""
@@ -279,10 +266,12 @@ def _to_frequencies(logits: Tensor, exponential: Tensor) -> Tensor:
 @contextmanager
 def _plain(device: torch.device) -> Iterator[None]:
     """No autograd, no autocast."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
-        if torch.is_autocast_enabled(device.type):  # to leave it costs as much as a product
-            stack.enter_context(torch.autocast(device.type, enabled=False))
+    # To leave autocast costs as much as a product.
+    on = torch.is_autocast_enabled(device.type)
+    with (
+        torch.inference_mode(),
+        torch.autocast(device.type, enabled=False) if on else nullcontext(),
+    ):
         yield
 
 

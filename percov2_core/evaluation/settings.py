@@ -12,12 +12,12 @@ from percov2_core.config import (
     DEFAULT_SCHEDULE,
     MAX_GUIDANCE,
     MAX_STEPS,
+    MODES,
     PRESETS,
     SCHEDULES,
     check_choice,
     check_real,
     check_whole,
-    find_mode,
 )
 from percov2_core.errors import ConfigError
 
@@ -148,7 +148,7 @@ def our_settings(
         points = [Setting(codec=OURS, steps=s, guidance=g) for s, g in grid]
     settings = []
     for mode, schedule, caption in product(modes, schedules, captions):
-        counts = (tokens or (32,)) if find_mode(mode).partial else (None,)
+        counts = (tokens or (32,)) if MODES[check_choice("mode", mode, MODES)].partial else (None,)
         for count, point in product(counts, points):
             chosen = replace(point, mode=mode, schedule=schedule, caption=caption, tokens=count)
             settings.append(chosen)

@@ -66,55 +66,36 @@ def sample(
         After each step the (B, 16, H', W') float latent that the flow is heading for. The last
         one is where it arrives.
     """
+    start, features, text = conditions
+    boxes = tiles(*noise.shape[-2:], flow.config.tile)
     x = flow.first(conditions, noise)
     for now, then in pairwise(times):
-        v = velocity(flow, x, now, conditions, null, guidance=guidance)
+        parts = [
+            _velocity(
+                flow, x[b], now, Conditions(start[b], features[b], text), null, guidance=guidance
+            )
+            for b in boxes
+        ]
+        v = blend(parts, boxes, x.shape)
         yield x - now * v
         x = x + (then - now) * v
 
 
-def velocity(
-    flow: FlowModel,
-    x: Tensor,
-    t: float,
-    conditions: Conditions,
-    null: TextEmbedding,
-    *,
-    guidance: float,
+def _velocity(
+    flow: FlowModel, x: Tensor, t: float, c: Conditions, null: TextEmbedding, *, guidance: float
 ) -> Tensor:
-    """Guided velocity of the whole picture, tile by tile where it is large."""
-    size = flow.config.tile
-    parts = []
-    boxes = tiles(x.shape[-2], x.shape[-1], size)
-    for box in boxes:
-        part = Conditions(conditions.start[box], conditions.features[box], conditions.text)
-        parts.append(_guided(flow, x[box], t, part, null, guidance))
-    return blend(parts, boxes, x.shape)
-
-
-def _guided(
-    flow: FlowModel, x: Tensor, t: float, c: Conditions, null: TextEmbedding, guidance: float
-) -> Tensor:
+    """Of one tile; with guidance by the caption, that of the empty caption is asked beside it."""
     scale = 1.0 + flow.config.text_guidance * (guidance - 1.0)
-    count = x.shape[0]
+    if scale != 1.0:
+        text = (torch.cat([a, b.expand_as(a)]) for a, b in zip(c.text, null, strict=True))
+        c = Conditions(torch.cat([c.start] * 2), torch.cat([c.features] * 2), TextEmbedding(*text))
+        x = torch.cat([x, x])
+    times, guidances = (torch.full(x.shape[:1], value, device=x.device) for value in (t, guidance))
+    v: Tensor = flow(x, times, c, guidances)
     if scale == 1.0:
-        return flow(x, _full(x, t), c, _full(x, guidance))  # type: ignore[no-any-return]
-    both = Conditions(
-        torch.cat([c.start] * 2),
-        torch.cat([c.features] * 2),
-        TextEmbedding(
-            torch.cat([c.text.sequence, null.sequence.expand_as(c.text.sequence)]),
-            torch.cat([c.text.pooled, null.pooled.expand_as(c.text.pooled)]),
-        ),
-    )
-    xx = torch.cat([x, x])
-    v = flow(xx, _full(xx, t), both, _full(xx, guidance))
-    with_text, without = v.split(count)
-    return without + scale * (with_text - without)  # type: ignore[no-any-return]
-
-
-def _full(x: Tensor, value: float) -> Tensor:
-    return torch.full((x.shape[0],), value, device=x.device)
+        return v
+    with_text, without = v.chunk(2)
+    return without + scale * (with_text - without)
 
 
 def tiles(height: int, width: int, size: int) -> list[Box]:

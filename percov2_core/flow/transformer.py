@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
@@ -26,27 +27,20 @@ TOLD_MAX = 4.0  # the greatest guidance that a network is told; distillation goe
 class FlowConfig:
     """How the transformer's output is read.
 
-    Attributes:
-        start: "codes" to flow from the hyper-decoder's reconstruction, "noise" from pure noise.
-        noise_scale: s above; for "codes", about the error of the reconstruction.
-        guidance_width: Numbers that tell the network the guidance it was distilled for (they
-            join the pooled caption), or 0 for a network without.
-        text_guidance: How much of a guidance above 1 extrapolates the caption's part: 1 is
-            classifier-free guidance, 0 leaves guidance to the distilled network alone.
-        tile: Largest side of the latent grid seen at once; larger pictures are tiled.
+    A distilled network is told the guidance by `guidance_width` numbers that join the pooled
+    caption. `text_guidance` is how much of a guidance above 1 extrapolates the caption's part: 1 is
+    classifier-free guidance, 0 leaves guidance to the distilled network alone.
     """
 
-    start: str = "noise"
-    noise_scale: float = 1.0
+    start: str = "noise"  # or "codes", to flow from the hyper-decoder's reconstruction
+    noise_scale: float = 1.0  # s above; for "codes", about the error of the reconstruction
     guidance_width: int = 0
     text_guidance: float = 1.0
-    tile: int = 64
+    tile: int = 64  # largest side of the latent grid seen at once; larger pictures are tiled
 
     def __post_init__(self) -> None:
         if self.start not in ("codes", "noise"):
             raise ConfigError(f"flow start must be 'codes' or 'noise', got {self.start!r}")
-        if self.noise_scale <= 0:
-            raise ConfigError(f"flow noise_scale must be above 0, got {self.noise_scale}")
 
 
 class Conditions(NamedTuple):
@@ -71,13 +65,7 @@ class FlowModel(nn.Module):
             return noise
         return conditions.start + self.config.noise_scale * noise
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        conditions: Conditions,
-        guidance: Tensor,
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, conditions: Conditions, guidance: Tensor) -> Tensor:
         """Velocity at x.
 
         Args:
@@ -94,11 +82,6 @@ class FlowModel(nn.Module):
             text = TextEmbedding(text.sequence, torch.cat([text.pooled, extra], dim=1))
         if self.config.start == "noise":
             return self._network(x, conditions.features, t, text)
-        return self._from_start(x, t, conditions, text)
-
-    def _from_start(
-        self, x: Tensor, t: Tensor, conditions: Conditions, text: TextEmbedding
-    ) -> Tensor:
         # The network sees and predicts unit-variance numbers: v is a rotation of the
         # residual x - start by the angle of t, plus s / n times the output
         # (Karras et al. 2022, table 1, carried over to straight paths).
@@ -137,28 +120,10 @@ def extend_patch_embedding(
     """Add input channels behind the others, in place: old weights kept, new ones zero.
 
     Before training the output therefore does not depend on what the new channels hold.
-
-    Args:
-        transformer: A trained network with C input channels.
-        extra_channels: How many to add.
-
-    Returns:
-        The same object, with C + `extra_channels` input channels.
     """
-    old = transformer.pos_embed.proj
-    new = nn.Conv2d(
-        old.in_channels + extra_channels,
-        old.out_channels,
-        old.kernel_size,
-        stride=old.stride,
-        bias=old.bias is not None,
-        device=old.weight.device,
-        dtype=old.weight.dtype,
-    )
-    new.weight.zero_()
-    new.weight[:, : old.in_channels] = old.weight
-    if old.bias is not None and new.bias is not None:
-        new.bias.copy_(old.bias)
-    transformer.pos_embed.proj = new.requires_grad_(old.weight.requires_grad)
-    transformer.register_to_config(in_channels=new.in_channels)
+    patches = transformer.pos_embed.proj
+    wider = F.pad(patches.weight, (0, 0, 0, 0, 0, extra_channels))
+    patches.weight = nn.Parameter(wider, requires_grad=patches.weight.requires_grad)
+    patches.in_channels += extra_channels
+    transformer.register_to_config(in_channels=patches.in_channels)
     return transformer

@@ -109,33 +109,26 @@ class HyperDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
             nn.Conv2d(i, 4 * o, 1) for i, o in zip(widths, outputs, strict=True)
         )
         self.styles = nn.ModuleList(
-            nn.ModuleList(_neutral_style(guidance_width, w) for _ in range(d))
+            nn.ModuleList(_silent(guidance_width, 2 * w) for _ in range(d))
             for w, d in zip(widths, depths, strict=True)
             if guidance_width
         )
 
     def forward(self, codes: Tensor, told: Tensor) -> Conditions:
         """(B, D, h, w) float codes, (B, guidance_width) float -> start, features, latent grid."""
-        told = told.to(codes.dtype)
+        told, styles = told.to(codes.dtype), cast(Any, self.styles)
         x: Any = self.enter(codes)
         for i, (blocks, grow) in enumerate(zip(self.blocks, self.grow, strict=True)):
             for j, block in enumerate(cast(nn.Sequential, blocks)):
-                x = block(x, self._style(i, j, told))
+                x = block(x, styles[i][j](told) if self.guidance_width else None)
             x = F.pixel_shuffle(grow(x), 2)
         x = x.float()
         return Conditions(x[:, : self.latent_channels], x[:, self.latent_channels :])
 
-    def _style(self, stage: int, block: int, told: Tensor) -> Tensor | None:
-        if not self.guidance_width:
-            return None
-        layers = cast(nn.ModuleList, self.styles[stage])
-        style: Tensor = layers[block](told)
-        return style
 
-
-def _neutral_style(inputs: int, channels: int) -> nn.Linear:
-    """A map to the style of one block that starts as "no change"."""
-    layer = nn.Linear(inputs, 2 * channels)
+def _silent(inputs: int, outputs: int) -> nn.Linear:
+    """A map that starts as zero: what is added through it changes nothing before training."""
+    layer = nn.Linear(inputs, outputs)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
@@ -148,20 +141,12 @@ class ConvBlock(nn.Module):
     (FiLM, Perez et al. 2018).
     """
 
-    def __init__(self, channels: int, *, kernel: int = 7) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(
-            channels,
-            channels,
-            kernel,
-            padding=kernel // 2,
-            groups=channels,
-        )
+        self.depthwise = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
         self.norm = nn.LayerNorm(channels)
         self.widen = nn.Linear(channels, 4 * channels)
-        self.narrow = nn.Linear(4 * channels, channels)
-        nn.init.zeros_(self.narrow.weight)
-        nn.init.zeros_(self.narrow.bias)
+        self.narrow = _silent(4 * channels, channels)
 
     def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:
         y = self.norm(self.depthwise(x).movedim(1, -1))

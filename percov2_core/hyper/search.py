@@ -33,21 +33,12 @@ FINE_SCALES = 3  # of the structure maps, that tell one token from the next
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig:
-    """How hard the encoder looks.
+    """How hard the encoder looks. Squared errors are summed over channels and pixels."""
 
-    Attributes:
-        rounds: Rounds of one gradient each; 0 keeps the nearest codes.
-        curvature: Squared error, summed over channels and pixels, that a move of unit length is
-            expected to cost beyond its gradient.
-        structure: Weight of the structure distance (`metrics.structure`) beside the mean squared
-            error.
-        rate: Squared error, summed over channels and pixels, that one bit is worth: lambda.
-    """
-
-    rounds: int = 0
-    curvature: float = 60.0
-    structure: float = 0.0
-    rate: float = 0.0
+    rounds: int = 0  # of one gradient each; 0 keeps the nearest codes
+    curvature: float = 60.0  # squared error that a move of unit length costs beyond its gradient
+    structure: float = 0.0  # weight of `metrics.structure` beside the mean squared error
+    rate: float = 0.0  # squared error that one bit is worth: lambda
 
 
 def search_tokens(
@@ -69,24 +60,21 @@ def search_tokens(
             place. None if all take the same; asked only if the rate is weighed.
 
     Returns:
-        (1, h, w) int64; each patch, with its bits, costs no more in the round that moved its token.
+        (1, h, w) int64; no patch, with its bits, costs more after a move of its token.
     """
     tokens, stride = tokens.clone(), x.shape[-1] // tokens.shape[-1]
     size = SEARCH_TILE_PX // stride
     for top in range(0, tokens.shape[1], size):
         for left in range(0, tokens.shape[2], size):
             rows, columns = slice(top, top + size), slice(left, left + size)
-            patch = x[..., _scaled(rows, stride), _scaled(columns, stride)]
+            patch = x[..., top * stride :, left * stride :]
+            patch = patch[..., : size * stride, : size * stride]
             tile = tokens[:, rows, columns]
             found = bits(tile[0]) if bits is not None and config.rate else None
             tokens[:, rows, columns] = _search_tile(
                 tile, quantizer, decode, patch, config=config, bits=found
             )
     return tokens
-
-
-def _scaled(span: slice, stride: int) -> slice:
-    return slice(span.start * stride, span.stop * stride)
 
 
 def _search_tile(
@@ -104,25 +92,24 @@ def _search_tile(
     if bits is not None:
         price += config.rate * bits
 
-    def roughly(codes: Tensor) -> Tensor:
+    def look(codes: Tensor) -> tuple[Tensor, list[Tensor]]:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-            return decode(codes).float()
+            y = decode(codes).float()
+        return y, structure_maps(y, x) if config.structure else []
 
     rows, columns = (torch.arange(n, device=x.device) for n in tokens.shape[-2:])
     parity = (rows[:, None] + columns) % 2  # (h, w)
     for i in range(config.rounds):
         with torch.enable_grad():
             codes = quantizer.lookup(tokens).requires_grad_()
-            y = roughly(codes)
-            maps = _maps(y, x, config)
+            y, maps = look(codes)
             error = (y - x).square().mean() + config.structure * sum(m.mean() for m in maps)
             (gradient,) = torch.autograd.grad(x.numel() * error, codes)
         saved = _promises(codes.detach(), gradient, codebook, config.curvature)
         saved, best = (saved + price.gather(1, tokens[:, None]) - price).max(dim=1)
         moved = torch.where((parity == i % 2) & (saved > 0), best, tokens)
-        before = _around_tokens(y.detach(), x, maps, tokens, price, config)
-        y = roughly(quantizer.lookup(moved))
-        after = _around_tokens(y, x, _maps(y, x, config), moved, price, config)
+        before = _around_tokens(x, y.detach(), maps, tokens, price, config)
+        after = _around_tokens(x, *look(quantizer.lookup(moved)), moved, price, config)
         tokens = torch.where(after < before, moved, tokens)
     return tokens
 
@@ -134,12 +121,8 @@ def _promises(codes: Tensor, gradient: Tensor, codebook: Tensor, curvature: floa
     return -(change + curvature * length)
 
 
-def _maps(y: Tensor, x: Tensor, config: SearchConfig) -> list[Tensor]:
-    return structure_maps(y, x) if config.structure else []
-
-
 def _around_tokens(
-    y: Tensor, x: Tensor, maps: list[Tensor], tokens: Tensor, price: Tensor, config: SearchConfig
+    x: Tensor, y: Tensor, maps: list[Tensor], tokens: Tensor, price: Tensor, config: SearchConfig
 ) -> Tensor:
     """(1, h, w) the error around each token, and the token's own price."""
     grid = tokens.shape[-2:]

@@ -24,8 +24,7 @@ from typing import Any, NamedTuple, cast
 import gradio as gr
 from PIL import Image
 
-from percov2_core.codec import PerCoV2, Step
-from percov2_core.contents import Contents
+from percov2_core.codec import Contents, PerCoV2, Step
 from percov2_core.errors import PerCoError
 from percov2_core.ui import host
 from percov2_core.ui.border import KEEP_FILES_S
