@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from percov2_core.caption.captioner import BLIP_MODEL, get_captioner, load_blip
+from percov2_core.caption.captioner import BLIP_MODEL, get_captioner
 from percov2_core.caption.describer import describe
 from percov2_core.errors import ConfigError, UnavailableError
 
@@ -62,19 +62,24 @@ def tiny_blip2(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_blip_2_is_found_by_what_its_folder_says(tiny_blip2, monkeypatch):
-    monkeypatch.setenv("PERCOV2_BLIP", str(tiny_blip2))
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("tiny_blip", "BlipForConditionalGeneration"),
+        ("tiny_blip2", "Blip2ForConditionalGeneration"),
+    ],
+)
+def test_either_blip_is_found_by_its_folder_and_writes_up_to_32_tokens(
+    kind, name, request, monkeypatch
+):
+    monkeypatch.setenv("PERCOV2_BLIP", str(request.getfixturevalue(kind)))
     captioner = get_captioner("blip")
-    assert type(captioner.write.model).__name__ == "Blip2ForConditionalGeneration"
+    assert captioner is get_captioner("blip") and captioner.name == "blip"  # loaded once
+    assert type(captioner.write.model).__name__ == name
     assert type(captioner.write.processor.image_processor).__name__ == "BlipImageProcessorPil"
     caption = captioner(PICTURE)
     assert caption == captioner(PICTURE)
-    assert set(caption.split()) <= {"a", "blue", "dog"}
-
-
-@pytest.mark.parametrize("kind", ["tiny_blip", "tiny_blip2"])
-def test_a_caption_ends_after_32_tokens_on_the_captioners_device(kind, request):
-    captioner = get_captioner("blip", blip=str(request.getfixturevalue(kind)))
+    assert set(caption.split()) <= set(VOCABULARY)
     asked = []
     generate = captioner.write.model.generate
     captioner.write.model.generate = lambda **how: asked.append(how) or generate(**how)
@@ -83,20 +88,6 @@ def test_a_caption_ends_after_32_tokens_on_the_captioners_device(kind, request):
     assert (how["max_new_tokens"], how["do_sample"]) == (32, False)
     assert how["pixel_values"].device == captioner.write.model.device
     assert how["pixel_values"].dtype == captioner.write.model.dtype
-
-
-def test_blip_writes_words_of_its_own_vocabulary(tiny_blip):
-    captioner = get_captioner("blip", blip=str(tiny_blip))
-    assert captioner.name == "blip"
-    caption = captioner(PICTURE)
-    assert caption == captioner(PICTURE)
-    assert set(caption.split()) <= set(VOCABULARY)
-
-
-def test_blip_is_loaded_once_and_prepares_pixels_with_pil(tiny_blip):
-    captioner = load_blip(str(tiny_blip), "cpu")
-    assert captioner is get_captioner("blip", blip=str(tiny_blip))
-    assert type(captioner.write.processor.image_processor).__name__ == "BlipImageProcessorPil"
 
 
 def test_absent_weights_are_one_clear_line(monkeypatch, tmp_path):

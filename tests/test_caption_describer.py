@@ -9,9 +9,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from percov2_core.caption.describer import (
-    BANDS,
-    GRID,
-    PLACES,
     TERMS,
     VOCABULARY,
     describe,
@@ -19,7 +16,6 @@ from percov2_core.caption.describer import (
     term_costs,
     words,
 )
-from percov2_core.evaluation.protocol import list_pictures
 
 
 def _landscape() -> Image.Image:
@@ -76,34 +72,3 @@ def test_a_small_vivid_object_is_told_with_its_place():
 
 def test_commas_are_words():
     assert words("Pale blue sky,  brown ground") == ["pale", "blue", "sky", ",", "brown", "ground"]
-
-
-def painted(caption: str) -> np.ndarray:
-    """(12, 12, 3) cells as a reader of the words alone would paint them."""
-    parts = caption.split(", ")
-    rows = []
-    for part in parts[:BANDS]:
-        colours = [TERMS[name] for name in part.rsplit(" ", 1)[0].split(" beside ")]
-        rows.append(np.repeat(np.array(colours, float), GRID // len(colours), axis=0))
-    cells = np.repeat(np.stack(rows), GRID // BANDS, axis=0)
-    for row, names in enumerate(PLACES):
-        for column, place in enumerate(names):
-            term = parts[BANDS].removesuffix(f" {place}")
-            if term in TERMS:
-                cells[4 * row + 1 : 4 * row + 3, 4 * column + 1 : 4 * column + 3] = TERMS[term]
-    return cells
-
-
-def quarters(cells: np.ndarray) -> np.ndarray:
-    """(12, 12, 3) -> (4, 4, 3) means."""
-    return cells.reshape(4, 3, 4, 3, 3).mean(axis=(1, 3))
-
-
-def test_the_words_alone_paint_the_layout_of_held_out_photos(shared):
-    scores = []
-    for path in list_pictures(shared / "data" / "photos")[::60]:
-        photo = Image.open(path).convert("RGB")
-        cells = np.asarray(photo.resize((GRID, GRID), Image.Resampling.BOX), dtype=float)
-        error = ((quarters(painted(describe(photo))) - quarters(cells)) ** 2).mean()
-        scores.append(10 * np.log10(255**2 / max(error, 1.0)))
-    assert np.mean(scores) > 21, f"mean PSNR of 4 x 4 means is {np.mean(scores):.2f} dB"

@@ -14,10 +14,9 @@ from PIL.ImageCms import ImageCmsProfile, createProfile
 
 from percov2_core import image_io
 from percov2_core.bitstream import Stream
-from percov2_core.caption import packing
 from percov2_core.config import MODES, SCHEDULES
 from percov2_core.entropy import prior
-from percov2_core.entropy.coder import SymbolReader, SymbolWriter
+from percov2_core.entropy.coder import SymbolReader
 from percov2_core.errors import BitstreamError, ConfigError, ImageError
 from percov2_core.flow.transformer import FlowModel
 from percov2_core.weights import load_codec
@@ -38,15 +37,6 @@ def test_a_picture_comes_back_in_its_own_size(mode, size):
     assert codec.decode(through_a_file(stream)).size == size
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_every_schedule_gives_back_the_tokens_that_were_sent(schedule):
-    codec = tiny_codec()
-    streams = [codec.encode(picture(), "extreme", schedule=s) for s in (schedule, "uniform")]
-    first, second = (codec.read(through_a_file(s)) for s in streams)
-    assert np.array_equal(first.tokens, second.tokens)
-    assert first.caption == second.caption
-
-
 def test_the_same_picture_gives_the_same_file_and_the_same_pixels():
     codec = tiny_codec()
     files = [codec.encode(picture(), "extreme").to_bytes() for _ in range(2)]
@@ -60,25 +50,6 @@ def test_the_bits_of_the_parts_add_up_to_the_file(mode):
     codec = tiny_codec()
     stream = codec.encode(picture(), mode)
     assert sum(codec.read(stream).bits) == 8 * len(stream.to_bytes())
-
-
-@pytest.mark.parametrize("mode", ["ultra-low", "extreme"])
-def test_a_file_is_at_most_two_bytes_over_its_ideal_length(mode):
-    codec = tiny_codec()
-    stream = codec.encode(picture(), mode)
-    contents = codec.read(stream)
-    ideal = codec.caption_bits(contents.caption) + contents.token_bits.sum()
-    assert 8 * len(stream.payload) <= ideal + 16
-
-
-def test_hybrid_bits_grow_with_the_tokens_sent_and_sampled_tokens_are_not_sent():
-    codec = tiny_codec()
-    sizes = []
-    for k in (0, 3, 10, 20):
-        stream = through_a_file(codec.encode(picture(320, 256), "hybrid", tokens=k))
-        assert codec.read(stream).sent.sum() == k
-        sizes.append(len(stream.payload))
-    assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
 
 
 def test_a_caption_of_ones_own_travels_exactly():
@@ -164,19 +135,12 @@ def test_a_file_of_another_model_is_named_as_such():
         ({"tokens": 5}, "tokens: mode 'extreme' sends all 60, got 5"),
         ({"mode": "hybrid", "tokens": 7}, r"tokens must be in \[0, 6\], got 7"),
         ({"captioner": "poet"}, "poet"),
-        ({"mode": None}, "mode must be one of ultra-low, extreme, hybrid, got None"),
-        ({"schedule": 3}, "schedule must be one of uniform, .*, got 3"),
         ({"mode": "hybrid", "tokens": 2.0}, r"tokens must be a whole number in \[0, 6\], got 2.0"),
         ({"tokens": "60"}, "tokens: mode 'extreme' sends all 60, got '60'"),
         ({"seed": -1}, r"seed must be in \[0, 4294967295\], got -1"),
-        ({"seed": 2**32}, r"seed must be in \[0, 4294967295\], got 4294967296"),
-        ({"seed": "0"}, r"seed must be a whole number in \[0, 4294967295\], got '0'"),
         ({"caption": 7}, "caption must be text, got int"),
         ({"caption": "a" * 1001}, "caption must be at most 1000 UTF-8 bytes, got 1001"),
-        (
-            {"caption": "a \udcff"},
-            "valid Unicode text, got half a character at place 3",
-        ),
+        ({"caption": "a \udcff"}, "valid Unicode text, got half a character at place 3"),
         ({"mode": "x" * 10_000}, r"mode must be one of .*, got 'x{56}\.\.\.$"),
         ({"seed": 10**5000}, r"seed must be in \[0, 4294967295\], got a very large int"),
     ],
@@ -271,28 +235,6 @@ def test_a_picture_outside_the_limits_is_refused_by_its_size():
         tiny_codec().encode(Image.new("RGB", (63, 200)))
 
 
-def test_single_byte_corruptions_are_reported():
-    codec = tiny_codec()
-    data = codec.encode(picture(), "ultra-low").to_bytes()
-    reported = 0
-    places = [(i, x) for i in range(len(data)) for x in (0x01, 0x80, 0x5A)]
-    for i, flip in places:
-        damaged = data[:i] + bytes([data[i] ^ flip]) + data[i + 1 :]
-        try:
-            codec.read(Stream.from_bytes(damaged))
-        except BitstreamError:
-            reported += 1
-    assert reported == len(places)
-
-
-def test_caption_and_tokens_share_one_coder():
-    codec = tiny_codec()
-    stream = codec.encode(picture(), "hybrid", tokens=0)
-    writer = SymbolWriter()
-    packing.write_caption(writer, codec.read(stream).caption, codec.language)
-    assert stream.payload == writer.finish()
-
-
 def test_a_large_picture_is_painted_in_tiles():
     codec = tiny_codec()
     flow = codec.rates["ultra-low"].flow
@@ -339,15 +281,10 @@ def test_a_header_that_was_changed_is_noticed(field):
     codec = tiny_codec()
     written = codec.write(blank("hybrid", tokens=5, seed=9), grid("hybrid"), CAPTION)
     other = {"seed": 8, "schedule": "var", "check": written.check ^ 1, "tokens_sent": 4}[field]
-    with pytest.raises(BitstreamError):
+    # Of the seed nothing but the check value knows.
+    noticed = r"check value: contents give .* file says" if field == "seed" else ""
+    with pytest.raises(BitstreamError, match=noticed):
         codec.read(replace(written, **{field: other}))
-
-
-def test_the_check_value_is_what_notices_another_seed():
-    codec = tiny_codec()
-    written = codec.write(blank("hybrid", tokens=5, seed=9), grid("hybrid"), CAPTION)
-    with pytest.raises(BitstreamError, match=r"check value: contents give .* file says"):
-        codec.read(replace(written, seed=8))
 
 
 def test_cuts_are_the_streams_of_fewer_tokens():
@@ -358,11 +295,6 @@ def test_cuts_are_the_streams_of_fewer_tokens():
         assert full.truncate(stage) == shorter
         assert codec.truncate(through_a_file(full), stage=stage) == shorter
         assert codec.truncate(through_a_file(full), tokens=cut.tokens) == shorter
-
-
-def test_only_hybrid_may_send_a_part():
-    with pytest.raises(ConfigError, match="tokens: mode 'ultra-low' sends all 12, got 5"):
-        blank("ultra-low", tokens=5)
 
 
 class FloatSession:

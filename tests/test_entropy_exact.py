@@ -79,18 +79,12 @@ def test_the_twin_takes_at_most_one_percent_more_bits_than_the_float_model(train
     stage = torch.from_numpy(stages(schedule, (8, 8)).copy())
     with torch.no_grad():
         wanted = float(trained.bits(tokens, pad_words(words), stage).sum())
+    assert wanted / tokens.numel() < 3.5  # of 4: training has taught it something
     spent = 0.0
     for grid, ids in zip(tokens, words, strict=True):
         freqs = walk(twin, grid, ids, schedule)[np.arange(64), grid.numpy().ravel()]
         spent += float(np.log2(2**16 / freqs).sum())
     assert 0.99 < spent / wanted < 1.01
-
-
-def test_training_has_taught_the_model_something(trained):
-    tokens, words = smooth_grids(16, 1002)
-    stage = torch.from_numpy(stages("qlds", (8, 8)).copy())
-    with torch.no_grad():
-        assert trained.bits(tokens, pad_words(words), stage).mean() < 3
 
 
 def test_float64_products_give_the_same_integers(twin):
@@ -166,22 +160,17 @@ def test_a_window_looks_up_what_its_embeddings_side_by_side_would_be_multiplied_
     assert torch.equal(twin.mix_codes(ids), wanted)
 
 
-def test_the_twin_survives_saving(twin, tmp_path):
-    twin.save(tmp_path / "twin.safetensors")
-    loaded = ExactModel.load(tmp_path / "twin.safetensors")
-    tokens, words = smooth_grids(1, 1006)
-    assert loaded.config == twin.config
-    assert np.array_equal(walk(loaded, tokens[0], words[0]), walk(twin, tokens[0], words[0]))
-
-
-def test_saving_the_same_twin_gives_the_same_bytes(twin, tmp_path):
+def test_the_twin_survives_saving_always_in_the_same_bytes(twin, tmp_path):
     # The library shuffles its header: one save in two differs without the sorting.
     path, files = tmp_path / "twin.safetensors", set()
-    for _ in range(10):
-        twin.save(path)
+    for saved in [twin] * 10:
+        saved.save(path)
         files.add(path.read_bytes())
-    ExactModel.load(path).save(path)
-    assert files == {path.read_bytes()}
+    loaded = ExactModel.load(path)
+    loaded.save(path)
+    assert files == {path.read_bytes()} and loaded.config == twin.config
+    tokens, words = smooth_grids(1, 1006)
+    assert np.array_equal(walk(loaded, tokens[0], words[0]), walk(twin, tokens[0], words[0]))
 
 
 def test_frequencies_of_fixed_tables_are_frozen():

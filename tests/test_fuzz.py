@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.fuzz import LIMIT_BYTES, Tally, run
 from tests.tiny import tiny_codec
 
 
-def test_damaged_files_are_refused_without_a_crash_or_much_memory():
-    tally = run(tiny_codec(), 1500, seed=1)
-    assert tally.rejected + tally.intact == 1500
-    assert tally.rejected > 1400 and tally.missed == 0
-    assert tally.one_byte > 200 and tally.one_byte_missed == 0
+@pytest.mark.parametrize("count", [400, pytest.param(5000, marks=pytest.mark.slow)])
+def test_damaged_files_are_refused_without_a_crash_or_much_memory(count):
+    tally = run(tiny_codec(), count, seed=1)
+    assert tally.rejected + tally.intact == count
+    assert tally.rejected > 0.9 * count and tally.missed == 0
+    assert tally.one_byte > 0.12 * count and tally.one_byte_missed == 0
     assert tally.grown_bytes < LIMIT_BYTES
 
 
