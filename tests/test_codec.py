@@ -342,10 +342,10 @@ def test_a_float32_model_in_place_of_the_twin_is_caught_by_the_check_value_when_
     # The coder notices most of it by itself, but not all. Here it is not asked.
     monkeypatch.setattr(SymbolReader, "close", lambda self: None)
     caught = 0
-    for seed in range(12):
+    for seed in range(6):
         tokens = np.random.default_rng(seed).integers(0, 256, (3, 4))
         assert np.array_equal(float_round_trip(tokens, drift=0.0), tokens)
         found = float_round_trip(tokens, drift=1e-4)
         assert isinstance(found, str) or np.array_equal(found, tokens)
         caught += "check value: contents give" in str(found)
-    assert caught >= 8
+    assert caught >= 4
