@@ -67,7 +67,7 @@ def sample(
         one is where it arrives.
     """
     start, features, text = conditions
-    boxes = tiles(*noise.shape[-2:], flow.config.tile)
+    boxes = tiles(noise.shape[-2], noise.shape[-1], flow.config.tile)
     x = flow.first(conditions, noise)
     for now, then in pairwise(times):
         parts = [
