@@ -192,16 +192,12 @@ def test_shipped_tables_meet_their_target_on_held_out_captions(shared):
     assert np.mean(plain) > 5 * np.mean(bits)
 
 
-def test_shipped_tables_spend_few_bits_on_the_describer():
-    caption = "pale blue sky, dark green beside tan middle, brown ground, fine texture"
-    assert caption_bits(caption, shipped_language()) < 60
-
-
-def test_an_edited_word_costs_little_in_the_shipped_tables():
+def test_the_describer_and_an_edited_word_cost_little_in_the_shipped_tables():
     language = shipped_language()
+    told = "pale blue sky, dark green beside tan middle, brown ground, fine texture"
     edited = "vivid red sky, dark green middle, brown ground, fine texture"
     strange = "vivid red castle sky, dark green middle, brown ground, fine texture"
-    assert caption_bits(edited, language) < 60
+    assert max(caption_bits(text, language) for text in (told, edited)) < 60
     assert caption_bits(strange, language) < 110
     assert unpacked(packed(strange, language), language) == strange
 

@@ -148,12 +148,6 @@ def test_what_is_drawn_from_fixed_frequencies_is_frozen():
     assert found.tolist() == [1, 0, 0, 0, 0, 1, 0, 1, 1, 0, 0, 0] + [0] * 9 + [1, 0, 0]
 
 
-def test_likely_tokens_are_drawn_by_the_square_of_their_frequency():
-    freqs = np.tile(np.array([[49152, 16384]], dtype=np.uint32), (20000, 1))
-    share = Draws(0, "", np.zeros(0, dtype=np.int64)).take(freqs).mean()
-    assert share == pytest.approx(0.1, abs=0.01)
-
-
 @pytest.mark.parametrize("schedule", ["qlds", "uniform"])
 def test_a_claim_that_no_tokens_could_meet_is_refused_before_the_model_is_asked(
     schedule, monkeypatch
