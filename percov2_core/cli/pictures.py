@@ -14,7 +14,7 @@ from percov2_core.config import DEFAULT_SCHEDULE, MAX_SIDE_PX, MODES, PRESETS, R
 from percov2_core.errors import ConfigError
 from percov2_core.metrics import bits_per_pixel
 
-# The names that `caption.captioner` knows; importing them from there would pull in torch.
+# Those of `caption.captioner`, which would pull in torch if imported here, and the own text.
 CAPTIONERS = ("auto", "describer", "blip", "fixed")
 
 # All are lossless: another loss on top would be taken for the codec's.
