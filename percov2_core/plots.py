@@ -17,7 +17,7 @@ import plotly.offline
 from percov2_core.errors import ConfigError
 from percov2_core.evaluation.protocol import Picture
 from percov2_core.evaluation.rows import summarise
-from percov2_core.evaluation.worker import THUMBNAIL_PX
+from percov2_core.evaluation.runner import THUMBNAIL_PX
 from percov2_core.metrics import AXES
 
 PERCEPTION = ("lpips", "picorank", "feature_distance", "patch_swd")
@@ -37,6 +37,11 @@ _COLOURS: Mapping[str, str] = MappingProxyType(
         "vvc": "#393b79",
     }
 )
+_SYMBOLS = {
+    "percov2 ultra-low": "circle",
+    "percov2 extreme": "diamond",
+    "percov2 hybrid": "square",
+}
 _LAYOUT = {
     "template": "plotly_white",
     "margin": {"l": 60, "r": 20, "t": 50, "b": 50},
@@ -83,14 +88,14 @@ def distortion_perception(
             x=table[distortion],
             y=table[perception],
             mode="markers+text",
-            text=[str(p) if isinstance(p, str) else "" for p in _column(table, "preset")],
+            text=table["preset"].fillna("") if "preset" in table else "",
             textposition="top center",
             marker={
                 "color": table["bpp"],
                 "colorscale": "Viridis",
                 "colorbar": {"title": "bpp"},
                 "size": 11,
-                "symbol": [_symbol(label) for label in table["label"]],
+                "symbol": table["label"].map(_SYMBOLS).fillna("cross"),
             },
             customdata=table[["key", "bpp", "label"]],
             hovertemplate="%{customdata[0]}<br>%{customdata[1]:.4f} bpp"
@@ -129,9 +134,7 @@ def schedule_bars(frame: pd.DataFrame) -> go.Figure:
     """Mean bits of header, caption and tokens in a file, per mode and schedule."""
     rows = frame[frame["token_bits"].notna()]
     _require(rows, "token_bits")
-    table = rows.groupby(["mode", "schedule"], sort=False)[
-        ["header_bits", "caption_bits", "token_bits"]
-    ].mean()
+    table = rows.groupby(["mode", "schedule"], sort=False).mean(numeric_only=True)
     names = [list(table.index.get_level_values(i)) for i in (0, 1)]
     figure = go.Figure()
     for part, shade in (("token", "#ff7f0e"), ("caption", "#1f77b4"), ("header", "#7f7f7f")):
@@ -139,18 +142,6 @@ def schedule_bars(frame: pd.DataFrame) -> go.Figure:
         figure.add_bar(x=names, y=values, name=part, marker_color=shade)
     figure.update_yaxes(title="bits per picture")
     return figure.update_layout(title="Where the bits go", barmode="stack", **_LAYOUT)
-
-
-def _column(table: pd.DataFrame, name: str) -> Sequence[object]:
-    return list(table[name]) if name in table else [None] * len(table)
-
-
-def _symbol(label: str) -> str:
-    return {
-        "percov2 ultra-low": "circle",
-        "percov2 extreme": "diamond",
-        "percov2 hybrid": "square",
-    }.get(label, "cross")
 
 
 def _means(frame: pd.DataFrame, *needed: str) -> pd.DataFrame:
@@ -177,8 +168,10 @@ def write_report(
     Returns:
         The file. It loads nothing from anywhere.
     """
+    # Responsive: the grid's columns are narrower once the page has its scroll bar.
+    drawn = {"include_plotlyjs": False, "full_html": False, "config": {"responsive": True}}
     figures = "\n".join(
-        f'<div class="figure">{_fragment(figure)}</div>' for figure in report_figures(frame)
+        f'<div class="figure">{figure.to_html(**drawn)}</div>' for figure in report_figures(frame)
     )
     errors = frame[frame["error"].notna()]
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
@@ -187,19 +180,13 @@ def write_report(
         notes="".join(f"<li>{html.escape(note)}</li>" for note in notes),
         table=summarise(frame).to_html(index=False, na_rep="", float_format="%.4g", border=0),
         figures=figures,
-        wall=_wall(frame, out, {picture.name: picture for picture in pictures}),
+        wall=_wall(frame, out, pictures),
         errors=errors[["picture", "key", "error"]].to_html(index=False, border=0),
         error_count=len(errors),
     )
     path = out / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
-
-
-def _fragment(figure: go.Figure) -> str:
-    # Responsive: the grid's columns are narrower once the page has its scroll bar.
-    text: str = figure.to_html(include_plotlyjs=False, full_html=False, config={"responsive": True})
-    return text
 
 
 def report_figures(frame: pd.DataFrame) -> list[go.Figure]:
@@ -216,37 +203,38 @@ def report_figures(frame: pd.DataFrame) -> list[go.Figure]:
     return figures
 
 
-def _wall(frame: pd.DataFrame, out: Path, originals: Mapping[str, Picture]) -> str:
+def _wall(frame: pd.DataFrame, out: Path, pictures: Iterable[Picture]) -> str:
+    originals = {picture.name: picture for picture in pictures}
     shown = frame[frame["thumbnail"].notna()]
     keys = shown.drop_duplicates("key").groupby("label").head(WALL_PER_LABEL)["key"]
     shown = shown[shown["key"].isin(set(keys))]
     lines = []
     for picture, rows in shown.groupby("picture"):
-        tiles = [_tile(_original(originals.get(str(picture))), str(picture), "original")]
+        # None where it is of an earlier run over more pictures.
+        original = originals.get(str(picture))
+        tiles = [_tile(_reduced(original) if original else b"", str(picture), "original")]
         for row in rows.itertuples():
-            source = _data_uri((out / str(row.thumbnail)).read_bytes())
-            tiles.append(_tile(source, f"{row.key}, {row.size_bytes:.0f} bytes", row.thumbnail))
+            webp, text = (
+                (out / row.thumbnail).read_bytes(),
+                f"{row.key}, {row.size_bytes:.0f} bytes",
+            )
+            tiles.append(_tile(webp, text, row.thumbnail))
         lines.append(f'<div class="line">{"".join(tiles)}</div>')
     return "\n".join(lines)
 
 
-def _tile(source: str, text: str, name: object) -> str:
+def _tile(webp: bytes, text: str, name: str) -> str:
     caption = html.escape(text)
+    source = f"data:image/webp;base64,{base64.b64encode(webp).decode()}" if webp else ""
     return (
         f'<figure><img src="{source}" alt="{caption}" '
-        f'data-thumbnail="{html.escape(str(name))}"><figcaption>{caption}</figcaption></figure>'
+        f'data-thumbnail="{html.escape(name)}"><figcaption>{caption}</figcaption></figure>'
     )
 
 
-def _original(picture: Picture | None) -> str:
-    if picture is None:  # of an earlier run over more pictures
-        return ""
+def _reduced(picture: Picture) -> bytes:
     small = picture.open()
     small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=80)
-    return _data_uri(buffer.getvalue())
-
-
-def _data_uri(webp: bytes) -> str:
-    return "data:image/webp;base64," + base64.b64encode(webp).decode()
+    return buffer.getvalue()

@@ -69,7 +69,7 @@ def start(
     log = folder / "log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [space_python(manifest), str(script or manifest.page["app_file"])],
+            [space_python(manifest), str(script or manifest.page.app_file)],
             cwd=app,
             env=environment,
             stdout=file,
@@ -89,7 +89,7 @@ def start(
 def hosted(manifest: Manifest, home: Path, temporary: Path, port: int) -> dict[str, str]:
     """The environment of a Space; here the page listens to this machine only."""
     return {
-        **manifest.variables,
+        **manifest.settings.variables,
         "PATH": os.environ["PATH"],
         "LANG": "C.UTF-8",
         "HOME": str(home),
@@ -115,7 +115,7 @@ def unwritable_home(folder: Path) -> Path:
 
 def space_python(manifest: Manifest) -> str:
     """The Spacefile's Python where it is installed with the libraries, else this one."""
-    minor = ".".join(manifest.page["python_version"].split(".")[:2])
+    minor = ".".join(manifest.page.python_version.split(".")[:2])
     if sys.version.startswith(f"{minor}."):
         return sys.executable
     found = shutil.which(f"python{minor}")

@@ -20,7 +20,6 @@ from percov2_core.deploy.spacefile import (
     ROOT,
     Plan,
     make_plan,
-    parse_manifest,
     read_manifest,
     update_readme,
 )
@@ -88,18 +87,18 @@ def content() -> dict[str, object]:
 
 def test_front_matter_spacefile_requirements_and_readme_agree() -> None:
     manifest, card = read_manifest(), SpaceCard.load(ROOT / "README.md")
-    assert card.data.to_dict() == {k: v for k, v in manifest.page.items() if v != []}
+    assert card.data.to_dict() == manifest.page.front_matter
     assert card.text.startswith("\n# PerCoV2\n")
     assert "python -m percov2_core deploy" in card.text and "Spacefile" in card.text
 
     (pin,) = listed("constraints.txt")["gradio"].specifier
-    assert pin.version == manifest.page["sdk_version"]
-    assert listed("requirements.txt")["gradio"].specifier.contains(manifest.page["sdk_version"])
+    assert pin.version == manifest.page.sdk_version
+    assert listed("requirements.txt")["gradio"].specifier.contains(manifest.page.sdk_version)
     (python,) = [
         line for line in (ROOT / "pyproject.toml").read_text().splitlines() if "requires-p" in line
     ]
     least = tuple(map(int, python.split(">=")[1].strip('"').split(".")))
-    assert tuple(map(int, manifest.page["python_version"].split(".")))[:2] >= least
+    assert tuple(map(int, manifest.page.python_version.split(".")))[:2] >= least
     torch = listed("requirements.txt")["torch"].specifier
     assert all(torch.contains(f"2.{minor}.0") for minor in range(8, 12))
 
@@ -131,7 +130,7 @@ def test_a_new_space_gets_the_same_files_byte_for_byte(hub: Hub, deploy, plan: P
     there = {path: data for path, data in space.files.items() if path != ".gitattributes"}
     assert there == {path: (ROOT / path).read_bytes() for path in plan.files}
     assert hub.large, "the weights must have gone through the large-file storage"
-    assert space.variables == plan.manifest.variables
+    assert space.variables == plan.manifest.settings.variables
     assert (space.hardware, space.sleep_time) == ("cpu-basic", None)
     assert any("no secret HF_TOKEN" in line for line in lines)
 
@@ -145,7 +144,7 @@ def test_an_update_removes_what_is_gone_and_sets_what_differs(hub, deploy, plan:
     space = hub.spaces[SPACE]
     assert set(space.files) == {*plan.files, ".gitattributes"}
     assert space.files[".gitattributes"] == b"kept"
-    assert space.variables == {**plan.manifest.variables, "MINE": "kept"}
+    assert space.variables == {**plan.manifest.settings.variables, "MINE": "kept"}
     assert (space.hardware, space.sleep_time) == ("l4x1", 3600)
     assert space.stages == ["RUNNING"], "it must have waited for the new files to run"
     assert sum("/commit/" in asked for asked in hub.asked) == 1, "no half of the files ever runs"
@@ -220,31 +219,32 @@ def test_a_wrong_argument_is_named(refusal, arguments: tuple[str, ...], words: s
 @pytest.mark.parametrize(
     ("place", "key", "value", "words"),
     [
-        ("page", "colorTo", "teal", "page.colorTo: expected one of red, "),
-        ("page", "short_description", "x" * 61, "expected a text of at most 60 characters"),
-        ("page", "python_version", 3.12, "page.python_version: expected a text, in quotes"),
-        ("page", "sdk", "docker", "page.sdk: expected gradio, got 'docker'"),
-        ("page", "startup_duration_timeout", "soon", "minutes or hours, such as 30m, got 'soon'"),
-        ("page", "tags", "one", "page.tags: expected a list of texts, got 'one'"),
-        ("page", "pinned", "no", "page.pinned: expected true or false, got 'no'"),
-        ("page", "extra", 1, "page: expected the keys app_file, "),
-        ("settings", "sleep_time", "1h", "settings.sleep_time: expected a whole number"),
-        ("settings", "variables", {"A": 1}, "settings.variables: expected names, each with a text"),
-        ("settings", "secrets", {"A B": "c"}, "settings.secrets: expected names, each with a text"),
-        ("", "space", "a b", "space: expected letters, digits"),
-        ("", "upload", ["../other"], "upload: expected a list of paths inside the repository"),
-        ("", "upload", "app.py", "upload: expected a list of paths"),
+        ("page", "colorTo", "teal", "page.colorTo: Input should be 'red', "),
+        ("page", "short_description", "x" * 61, "String should have at most 60 characters"),
+        ("page", "python_version", 3.12, "page.python_version: Input should be a valid string"),
+        ("page", "sdk", "docker", "page.sdk: Input should be 'gradio', got 'docker'"),
+        ("page", "startup_duration_timeout", "soon", "should match pattern '^[1-9][0-9]*[mh]$'"),
+        ("page", "tags", "one", "page.tags: Input should be a valid list, got 'one'"),
+        ("page", "pinned", "no", "page.pinned: Input should be a valid boolean, got 'no'"),
+        ("page", "extra", 1, "page.extra: Extra inputs are not permitted, got 1"),
+        ("settings", "sleep_time", "1h", "settings.sleep_time: Input should be a valid integer"),
+        ("settings", "variables", {"A": 1}, "settings.variables.A: Input should be a valid string"),
+        ("settings", "secrets", {"A B": "c"}, "settings.secrets.A B.[key]: String should match"),
+        ("", "space", "a b", "space: String should match pattern"),
+        ("", "upload", ["../other"], "upload.0: Value error, expected a path inside"),
+        ("", "upload", "app.py", "upload: Input should be a valid list, got 'app.py'"),
     ],
 )
 def test_a_wrong_field_of_the_spacefile_is_named(
-    place: str, key: str, value: object, words: str
+    tmp_path: Path, place: str, key: str, value: object, words: str
 ) -> None:
     changed = content()
     group = changed[place] if place else changed
     assert isinstance(group, dict)
     group[key] = value
+    (tmp_path / "Spacefile").write_text(yaml.safe_dump(changed), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"^Spacefile: ") as caught:
-        parse_manifest(changed)
+        read_manifest(tmp_path)
     assert words in str(caught.value)
 
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter
 
 from percov2_core.errors import ImageError, UnavailableError
+from percov2_core.evaluation.judge import fid_kid
 from percov2_core.evaluation.protocol import to_tensor
-from percov2_core.evaluation.sets import fid_kid
 from percov2_core.metrics import bits_per_pixel
 from percov2_core.metrics.distortion import ms_ssim, psnr, to_8bit
 from percov2_core.metrics.features import feature_distance

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -25,7 +25,7 @@ class Baseline(Protocol):
         ...
 
     @property
-    def qualities(self) -> tuple[int, ...]:
+    def qualities(self) -> Sequence[int]:
         """Every quality, from the fewest bytes to the most."""
         ...
 
@@ -56,7 +56,7 @@ class Resized:
         return f"{self.codec.description}; at 1/{self.factor} size, Lanczos down, bicubic up"
 
     @property
-    def qualities(self) -> tuple[int, ...]:
+    def qualities(self) -> Sequence[int]:
         return self.codec.qualities
 
     def encode(self, image: Image.Image, quality: int) -> bytes:

@@ -5,14 +5,12 @@ Pillow writes all but VVC, which goes through the ffmpeg that imageio-ffmpeg bri
 
 from __future__ import annotations
 
-import importlib.metadata
 import io
-import re
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from types import MappingProxyType
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from PIL import Image, features
 
 from percov2_core.baselines import CLASSIC
 from percov2_core.baselines.base import MAX_FACTOR, Baseline, Resized
+from percov2_core.config import check_choice
 from percov2_core.errors import BitstreamError, ConfigError, ImageError, UnavailableError
 
 # Sizes that the search for the best tries. Below a sixth or a quarter these two only repeat what
@@ -39,44 +38,36 @@ LADDERS: dict[str, tuple[int, ...]] = {
     "vvc": (63, 60, 56, 52, 48),
 }
 
-# Compression ratios, from the fewest bytes to the most; Pillow calls them quality layers.
-_RATIOS = tuple(round(6400 / 2 ** (i / 8)) for i in range(73))
-
 # Exact chroma interpolation: ffmpeg's default rounds, which costs 0.05 dB at these rates.
 _SCALER = ("-sws_flags", "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp")
 _FFMPEG_TIMEOUT_S = 120
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class PillowCodec:
-    """One of Pillow's writers.
+    """One of Pillow's writers."""
 
-    Attributes:
-        name: What the command line calls it.
-        kind: Pillow's name of the format.
-        library: Which library does the work, with its version.
-        options: Quality -> keyword arguments of `Image.save`.
-        qualities: Every quality, from the fewest bytes to the most.
-        about: The fixed options, in words.
-    """
-
-    name: str
-    kind: str
-    library: str
-    options: Callable[[int], dict[str, Any]]
-    qualities: tuple[int, ...]
-    about: str
+    name: str  # what the command line calls it
+    kind: str  # Pillow's name of the format
+    about: str  # the options, in words
+    library: tuple[str, str]  # what does the work, and what Pillow (or its package) is called
+    qualities: Sequence[int]  # from the fewest bytes to the most
+    options: Mapping[str, Any]  # of `Image.save`, at every quality
 
     @property
     def description(self) -> str:
-        return f"{self.about}; {self.library}, Pillow {PIL.__version__}"
+        library, called = self.library
+        version = metadata.version(called) if self.kind == "JXL" else features.version(called)
+        return f"{self.about}; {library} {version}, Pillow {PIL.__version__}"
 
     def encode(self, image: Image.Image, quality: int) -> bytes:
         """Raises UnavailableError where this Pillow cannot write the format."""
         buffer = io.BytesIO()
         _register(self.kind)
+        ratio = self.kind == "JPEG2000"
+        scale = {"quality_layers": [quality]} if ratio else {"quality": quality}
         try:
-            image.convert("RGB").save(buffer, self.kind, **self.options(quality))
+            image.convert("RGB").save(buffer, self.kind, **scale, **self.options)
         except (KeyError, OSError) as error:
             raise UnavailableError(f"{self.name}: Pillow cannot write {self.kind}") from error
         return buffer.getvalue()
@@ -97,73 +88,56 @@ def _register(kind: str) -> None:
             raise UnavailableError("jxl is unavailable: pip install pillow-jxl-plugin") from error
 
 
-def _version(feature: str) -> str:
-    return str(features.version(feature) or "not built in")
+# Compression ratios, from the fewest bytes to the most; Pillow calls them quality layers.
+_RATIOS = tuple(round(6400 / 2 ** (i / 8)) for i in range(73))
+_WAVELET = {"quality_mode": "rates", "irreversible": True}
 
-
-def _jxl_version() -> str:
-    try:
-        return importlib.metadata.version("pillow-jxl-plugin")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _jpeg2000(name: str, *, container: bool) -> PillowCodec:
-    return PillowCodec(
-        name=name,
-        kind="JPEG2000",
-        library=f"OpenJPEG {_version('jpg_2000')}",
-        options=lambda ratio: {
-            "quality_mode": "rates",
-            "quality_layers": [ratio],
-            "irreversible": True,
-            "no_jp2": not container,
-        },
-        qualities=_RATIOS,
-        about=f"JPEG 2000 {'in a JP2 file' if container else 'codestream'}, 9/7 wavelet",
-    )
-
-
-def pillow_codecs() -> Mapping[str, PillowCodec]:
-    """Every format that Pillow writes, by name. Building the mapping encodes nothing."""
-    codecs = (
-        PillowCodec(
-            name="jpeg",
-            kind="JPEG",
-            library=f"libjpeg-turbo {_version('libjpeg_turbo')}",
-            options=lambda quality: {"quality": quality, "optimize": True},
-            qualities=tuple(range(1, 96)),
-            about="JPEG 4:2:0, optimised Huffman tables",
-        ),
-        _jpeg2000("jpeg2000", container=True),
-        _jpeg2000("j2k", container=False),
-        PillowCodec(
-            name="webp",
-            kind="WEBP",
-            library=f"libwebp {_version('webp')}",
-            options=lambda quality: {"quality": quality, "method": 6},
-            qualities=tuple(range(101)),
-            about="WebP lossy, method 6",
-        ),
-        PillowCodec(
-            name="avif",
-            kind="AVIF",
-            library=f"libavif {_version('avif')}",
-            # A fixed number: the encoder decides differently with one thread and with several.
-            options=lambda quality: {"quality": quality, "speed": 2, "max_threads": 4},
-            qualities=tuple(range(101)),
-            about="AVIF 4:2:0, speed 2",
-        ),
-        PillowCodec(
-            name="jxl",
-            kind="JXL",
-            library=f"pillow-jxl-plugin {_jxl_version()}",
-            options=lambda quality: {"quality": quality, "effort": 9},
-            qualities=tuple(range(100)),
-            about="JPEG XL lossy, effort 9",
-        ),
-    )
-    return MappingProxyType({codec.name: codec for codec in codecs})
+_PILLOW = (
+    PillowCodec(
+        "jpeg",
+        "JPEG",
+        "JPEG 4:2:0, optimised Huffman tables",
+        ("libjpeg-turbo", "libjpeg_turbo"),
+        range(1, 96),
+        {"optimize": True},
+    ),
+    PillowCodec(
+        "jpeg2000",
+        "JPEG2000",
+        "JPEG 2000 in a JP2 file, 9/7 wavelet",
+        ("OpenJPEG", "jpg_2000"),
+        _RATIOS,
+        {**_WAVELET, "no_jp2": False},
+    ),
+    PillowCodec(
+        "j2k",
+        "JPEG2000",
+        "JPEG 2000 codestream, 9/7 wavelet",
+        ("OpenJPEG", "jpg_2000"),
+        _RATIOS,
+        {**_WAVELET, "no_jp2": True},
+    ),
+    PillowCodec(
+        "webp", "WEBP", "WebP lossy, method 6", ("libwebp", "webp"), range(101), {"method": 6}
+    ),
+    PillowCodec(
+        "avif",
+        "AVIF",
+        "AVIF 4:2:0, speed 2",
+        ("libavif", "avif"),
+        range(101),
+        # A fixed number: the encoder decides differently with one thread and with several.
+        {"speed": 2, "max_threads": 4},
+    ),
+    PillowCodec(
+        "jxl",
+        "JXL",
+        "JPEG XL lossy, effort 9",
+        ("pillow-jxl-plugin", "pillow-jxl-plugin"),
+        range(100),
+        {"effort": 9},
+    ),
+)
 
 
 @cache
@@ -198,11 +172,8 @@ class Vvc:
 
     @property
     def description(self) -> str:
-        banner = subprocess.run(
-            [_ffmpeg(), "-version"], capture_output=True, text=True, check=True
-        ).stdout
-        found = re.match(r"ffmpeg version (\S+)", banner)
-        return f"VVC intra 4:2:0 10 bit, libvvenc preset slow, ffmpeg {found and found[1]}"
+        banner = subprocess.check_output([_ffmpeg(), "-version"], text=True)
+        return f"VVC intra 4:2:0 10 bit, libvvenc preset slow, ffmpeg {banner.split()[2]}"
 
     def encode(self, image: Image.Image, quality: int) -> bytes:
         """`quality` is the quantisation parameter, 63 (fewest bytes) to 20.
@@ -229,10 +200,10 @@ class Vvc:
             raise BitstreamError("vvc: the last byte must be 0 to 3 and follow a bit stream")
         target = ("-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-")
         ppm = _run(("-f", "vvc", "-i", "-", *_SCALER, *target), data[:-1])
-        header = re.match(rb"P6\s(\d+)\s(\d+)\s255\s", ppm)
-        if header is None:
-            raise BitstreamError(f"vvc: {len(data)} bytes decode to no picture")
-        image = Image.frombytes("RGB", (int(header[1]), int(header[2])), ppm[header.end() :])
+        try:
+            image = Image.open(io.BytesIO(ppm), formats=["PPM"]).convert("RGB")
+        except (OSError, ValueError) as error:
+            raise BitstreamError(f"vvc: {len(data)} bytes decode to no picture") from error
         odd_w, odd_h = data[-1] & 1, data[-1] >> 1
         return image.crop((0, 0, image.width - odd_w, image.height - odd_h))
 
@@ -244,9 +215,8 @@ def find_baseline(name: str) -> Baseline:
         ConfigError: if the codec is unknown or the factor is not 1 to 16.
     """
     family, _, factor = name.partition("/")
-    codecs: dict[str, Baseline] = {**pillow_codecs(), "vvc": Vvc()}
-    if family not in codecs:
-        raise ConfigError(f"codec must be one of {', '.join(CLASSIC)}, got {family!r}")
+    codecs: dict[str, Baseline] = {codec.name: codec for codec in (*_PILLOW, Vvc())}
+    check_choice("codec", family, CLASSIC)
     if not factor:
         return codecs[family]
     if not factor.isdecimal() or not 1 <= int(factor) <= MAX_FACTOR:

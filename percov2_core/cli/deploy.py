@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
     # Plain HTTP for large files too: it keeps to our time-outs. Read when the client is loaded.
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
     # Loads the Hub's client, which takes a while: only when it is wanted.
-    from percov2_core.deploy.publish import check_hardware, publish
+    from percov2_core.deploy.publish import publish
     from percov2_core.deploy.spacefile import ROOT, make_plan, read_manifest, update_readme
 
     manifest = read_manifest()
@@ -31,7 +31,6 @@ def run(args: argparse.Namespace) -> None:
         update_readme(manifest)
         return
     plan = make_plan(manifest, ROOT, space=args.space, hardware=args.hardware)
-    check_hardware(plan.hardware)
     if args.dry_run:
         print(*plan.lines(), sep="\n")
         return

@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 import httpx2
 from huggingface_hub import (
     HfApi,
-    SpaceHardware,
     get_token,
     is_offline_mode,
     set_client_factory,
@@ -21,7 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from percov2_core.deploy.spacefile import FILE_NAME, README, Plan
-from percov2_core.errors import ConfigError, DeployError, PerCoError
+from percov2_core.errors import DeployError, PerCoError
 
 ANSWER_S = 60.0  # for one answer of the Hub, and for one piece of an upload
 CONNECT_S = 10.0
@@ -52,10 +51,8 @@ def publish(plan: Plan, *, report: Report) -> str:
         The address of the Space's page on the Hub.
 
     Raises:
-        ConfigError: if the name or the hardware is none.
         DeployError: in one line that says what to do.
     """
-    check_hardware(plan.hardware)
     api = HfApi(token=_token())
     set_client_factory(_client)
     # It recommends another protocol for large folders, which knows no time-outs of ours.
@@ -70,19 +67,8 @@ def publish(plan: Plan, *, report: Report) -> str:
         commit = _upload(api, space, plan)
         _apply_settings(api, space, plan, report)
         report(f"waiting until {space} runs")
-        _wait(api, space, commit, plan.manifest.startup_s)
+        _wait(api, space, commit, plan.manifest.page.startup_s)
     return f"{api.endpoint}/spaces/{space}"
-
-
-def check_hardware(name: str) -> None:
-    """Refuse hardware that the Hub does not have.
-
-    Raises:
-        ConfigError: lists what there is.
-    """
-    names = [hardware.value for hardware in SpaceHardware]
-    if name not in names:
-        raise ConfigError(f"hardware: expected one of {', '.join(names)}, got {name!r}")
 
 
 def _token() -> str:
@@ -117,7 +103,9 @@ def _find_or_create(api: HfApi, space: str, plan: Plan) -> None:
             space_sdk="gradio",
             space_hardware=plan.hardware,  # type: ignore[arg-type]
             space_sleep_time=plan.sleep_time_s,
-            space_variables=[{"key": k, "value": v} for k, v in plan.manifest.variables.items()],
+            space_variables=[
+                {"key": k, "value": v} for k, v in plan.manifest.settings.variables.items()
+            ],
         )
         return
     if there - _THE_HUBS_OWN - {README} and FILE_NAME not in there:
@@ -144,7 +132,7 @@ def _upload(api: HfApi, space: str, plan: Plan) -> str:
 def _apply_settings(api: HfApi, space: str, plan: Plan, report: Report) -> None:
     """Set what differs from the plan. Values of secrets are nobody's business here."""
     now = {name: variable.value for name, variable in api.get_space_variables(space).items()}
-    for name, value in plan.manifest.variables.items():
+    for name, value in plan.manifest.settings.variables.items():
         if now.get(name) != value:
             api.add_space_variable(space, name, value)
     runtime = api.get_space_runtime(space)
@@ -153,9 +141,9 @@ def _apply_settings(api: HfApi, space: str, plan: Plan, report: Report) -> None:
         api.request_space_hardware(space, plan.hardware, sleep_time=plan.sleep_time_s)  # type: ignore[arg-type]
     elif plan.sleep_time_s not in (None, runtime.sleep_time):
         api.set_space_sleep_time(space, plan.sleep_time_s)
-    for name in plan.manifest.secrets.keys() - set(api.get_space_secrets(space)):
+    for name in plan.manifest.settings.secrets.keys() - set(api.get_space_secrets(space)):
         place = f"{api.endpoint}/spaces/{space}/settings"
-        report(f"no secret {name}: {plan.manifest.secrets[name]}; set it at {place}")
+        report(f"no secret {name}: {plan.manifest.settings.secrets[name]}; set it at {place}")
 
 
 def _wait(api: HfApi, space: str, commit: str, startup_s: float) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import platform
+import re
 import resource
 import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from PIL import Image, ImageOps
@@ -59,14 +61,14 @@ def open_codec(name: str, *, random: bool, t5: bool, device: str | None) -> PerC
         WeightsError: if the model cannot be loaded.
     """
     home = Residency.from_environment(device=device)
-    if name == TINY_RANDOM:
-        return random_codec(TINY, residency=home, t5_tokens=T5_TOKENS if t5 else 0)
-    if not random:
+    if not random and name != TINY_RANDOM:
         return load_codec(name, residency=home if t5 else home.without_t5())
-    if name not in BASES:
-        known = ", ".join((*BASES, TINY_RANDOM))
-        raise ConfigError(f"--random-weights: model must be one of {known}, got {name!r}")
-    return random_codec(BASES[name], residency=home, t5_tokens=T5_TOKENS if t5 else 0)
+    known = {**BASES, TINY_RANDOM: TINY}
+    if name not in known:
+        raise ConfigError(
+            f"--random-weights: model must be one of {', '.join(known)}, got {name!r}"
+        )
+    return random_codec(known[name], residency=home, t5_tokens=T5_TOKENS if t5 else 0)
 
 
 def points(
@@ -121,19 +123,16 @@ def measure(codec: PerCoV2, point: BenchRow, image: Image.Image, *, repeats: int
     if codec.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(codec.device)
     square = ImageOps.fit(image, (point.size_px, point.size_px))
-    encodes, decodes = [], []
     paint = partial(codec.decode, steps=point.steps, guidance=point.guidance)
+    runs = []
     for _ in range(1 + repeats):
-        encode = partial(codec.encode, square, point.mode)
-        stream, seconds = _timed(codec, point.mode, encode)
+        stream, encoding = _timed(codec, point.mode, partial(codec.encode, square, point.mode))
         data = stream.to_bytes()
-        encodes.append(seconds)
-        _, seconds = _timed(codec, point.mode, partial(paint, Stream.from_bytes(data)))
-        decodes.append(seconds)
-    encode_s, encode_boxes = _medians(encodes[1:])
-    decode_s, decode_boxes = _medians(decodes[1:])
-    boxes = {f"encode {k}": s for k, s in encode_boxes.items()}
-    boxes |= {f"decode {k}": s for k, s in decode_boxes.items()}
+        _, decoding = _timed(codec, point.mode, partial(paint, Stream.from_bytes(data)))
+        seconds = {f"encode {box}": s for box, s in encoding.items()}
+        runs.append(seconds | {f"decode {box}": s for box, s in decoding.items()})
+    boxes = {box: statistics.median(run[box] for run in runs[1:]) for box in runs[0]}
+    encode_s, decode_s = (boxes.pop(f"{call} {_WHOLE}") for call in ("encode", "decode"))
     run = sampling(codec, point)
     flops, loop = counted_flops(run), []
     for _ in range(1 + repeats):
@@ -141,14 +140,13 @@ def measure(codec: PerCoV2, point: BenchRow, image: Image.Image, *, repeats: int
         run()
         loop.append(_clock(codec.device) - began)
     loop_s = statistics.median(loop[1:])
-    copies = count_copies(run, codec.device)
     return replace(
         point,
         encode_s=round(encode_s, 4),
         decode_s=round(decode_s, 4),
         loop_s=round(loop_s, 4),
         loop_tflops=round(flops / loop_s / 1e12, 4),
-        copies=NO_DEVICE if copies is None else str(copies),
+        copies=count_copies(run, codec.device),
         peak_gib=round(_peak_bytes(codec.device) / 2**30, 2),
         size_bytes=len(data),
         boxes="; ".join(f"{box}={seconds:.4f}" for box, seconds in boxes.items()),
@@ -167,35 +165,32 @@ class _Watch:
         """`function`, timed; of a generator, the time until each of its steps."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            with self._running(label):
+            with self.running(label):
                 result = function(*args, **kwargs)
-            return self._steps(result, label) if isinstance(result, Generator) else result
+            return steps(result) if isinstance(result, Generator) else result
+
+        def steps(made: Iterator[Any]) -> Iterator[Any]:
+            while True:
+                with self.running(label):
+                    step = next(made, None)
+                if step is None:
+                    return
+                yield step
 
         return run
 
-    def _steps(self, made: Iterator[Any], label: str) -> Iterator[Any]:
-        end = object()
-        while True:
-            with self._running(label):
-                step = next(made, end)
-            if step is end:
-                return
-            yield step
-
     @contextmanager
-    def _running(self, label: str) -> Iterator[None]:
+    def running(self, label: str) -> Iterator[None]:
         if self._busy:
             yield
             return
         self._busy, began = True, _clock(self.device)
-        try:
-            yield
-        finally:
-            self.spent[label] += _clock(self.device) - began
-            self._busy = False
+        yield
+        self.spent[label] += _clock(self.device) - began
+        self._busy = False
 
 
-_WHOLE = ""  # among the boxes: the call itself
+_WHOLE = "all"  # among the boxes: the call itself
 
 
 def _timed(codec: PerCoV2, mode: str, call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
@@ -203,14 +198,12 @@ def _timed(codec: PerCoV2, mode: str, call: Callable[[], Any]) -> tuple[Any, dic
     watch = _Watch(codec.device)
     with ExitStack() as stack:
         for label, owner, name in _boxes(codec, mode):
-            own, original = name in vars(owner), getattr(owner, name)
-            setattr(owner, name, watch.around(original, label))
-            undo = (setattr, owner, name, original) if own else (delattr, owner, name)
-            stack.callback(*undo)
+            timed = watch.around(getattr(owner, name), label)
+            stack.enter_context(patch.object(owner, name, timed))
         began = _clock(codec.device)
         result = call()
         watch.spent[_WHOLE] = _clock(codec.device) - began
-    return result, dict(watch.spent)
+    return result, watch.spent
 
 
 def _boxes(codec: PerCoV2, mode: str) -> list[tuple[str, Any, str]]:
@@ -232,12 +225,6 @@ def _boxes(codec: PerCoV2, mode: str) -> list[tuple[str, Any, str]]:
         ("flow", figure, "sample"),
         ("autoencoder", codec.vae, "decode"),
     ]
-
-
-def _medians(runs: list[dict[str, float]]) -> tuple[float, dict[str, float]]:
-    """Seconds of the whole call, and of each box."""
-    boxes = {box: statistics.median(run[box] for run in runs) for box in runs[0]}
-    return boxes.pop(_WHOLE), boxes
 
 
 @torch.inference_mode()
@@ -277,8 +264,11 @@ def device_name(device: torch.device) -> str:
     """The GPU's name, or the CPU's with the number of threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    count = torch.get_num_threads()
-    return f"{_cpu_name()}, {count} thread{'s' if count > 1 else ''}"
+    count, info = torch.get_num_threads(), Path("/proc/cpuinfo")
+    text = info.read_text(encoding="utf-8") if info.exists() else ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    name = found[1] if found else platform.processor() or platform.machine()
+    return f"{name}, {count} thread{'s' if count > 1 else ''}"
 
 
 def matmul_flops(device: torch.device) -> float:
@@ -294,19 +284,15 @@ def matmul_flops(device: torch.device) -> float:
     return 2 * n**3 * _PRODUCTS / min(seconds[1:])
 
 
-def count_copies(run: Callable[[], object], device: torch.device) -> int | None:
-    """Copies between the CPU's memory and the GPU's while `run` runs; None without a GPU."""
+def count_copies(run: Callable[[], object], device: torch.device) -> str:
+    """Copies between the CPU's memory and the GPU's while `run` runs, or "no device"."""
     if device.type != "cuda":
-        return None
+        return NO_DEVICE
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
         run()
         torch.cuda.synchronize(device)
-    return copies_among(event.name for event in trace.events() or ())
-
-
-def copies_among(names: Iterable[str]) -> int:
-    """How many of a trace's events are such copies; copies within the GPU do not count."""
-    return sum(name.lower().startswith(_COPIES) for name in names)
+    # Copies within the GPU do not count.
+    return str(sum(e.name.lower().startswith(_COPIES) for e in trace.events() or ()))
 
 
 def _clock(device: torch.device) -> float:
@@ -322,12 +308,3 @@ def _peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
-from typing import Any
+
+import pandas as pd
 
 from percov2_core.errors import ConfigError
 
@@ -19,47 +19,29 @@ TARGET = "percov2-sd3-medium"  # the model that is to be measured on a GPU
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchRow:
-    """One line of the table; seconds of encode, decode and boxes are for one picture.
-
-    Attributes:
-        model: Its name.
-        weights: "trained" or "random".
-        kind, device: "cuda" or "cpu", and which.
-        dtype: Of the flow transformer.
-        t5: Whether captions go through T5: "yes", "no", or "-" for a model without.
-        mode, size_px, batch: What was painted; the picture is square.
-        steps, guidance: Of the flow.
-        loop_s: Seconds of the sampling loop, for the whole batch.
-        loop_tflops: 10^12 operations per second that the loop reached.
-        matmul_tflops: The same of a large bf16 matrix product, measured in the same run.
-        copies: Between the CPU's memory and the GPU's inside the loop, or "no device".
-        peak_gib: Most memory in use: on the GPU, or resident in the process.
-        size_bytes: Length of the file.
-        note: What else ran, or whatever a reader has to know.
-        boxes: Seconds, as "encode autoencoder=0.01; ...".
-    """
+    """One line of the table; seconds of encode, decode and boxes are for one picture."""
 
     model: str
-    weights: str
-    kind: str
-    device: str
-    dtype: str
-    t5: str
+    weights: str  # "trained" or "random"
+    kind: str  # "cuda" or "cpu"
+    device: str  # which
+    dtype: str  # of the flow transformer
+    t5: str  # whether captions go through T5: "yes", "no", or "-" for a model without
     mode: str
-    size_px: int
+    size_px: int  # a side of the square
     batch: int
-    steps: int
+    steps: int  # of the flow
     guidance: float
     encode_s: float = 0.0
     decode_s: float = 0.0
-    loop_s: float = 0.0
-    loop_tflops: float = 0.0
-    matmul_tflops: float
-    copies: str = NO_DEVICE
-    peak_gib: float = 0.0
-    size_bytes: int = 0
-    note: str
-    boxes: str = ""
+    loop_s: float = 0.0  # of the sampling loop, for the whole batch
+    loop_tflops: float = 0.0  # 10^12 operations per second that the loop reached
+    matmul_tflops: float  # the same of a large bf16 matrix product, in the same run
+    copies: str = NO_DEVICE  # between the CPU's memory and the GPU's inside the loop
+    peak_gib: float = 0.0  # most memory in use: on the GPU, or resident in the process
+    size_bytes: int = 0  # of the file
+    note: str  # what else ran, or whatever a reader has to know
+    boxes: str = ""  # seconds, as "encode autoencoder=0.01; ..."
 
     @property
     def share(self) -> float:
@@ -71,34 +53,20 @@ class BenchRow:
         pairs = (item.rsplit("=", 1) for item in self.boxes.split("; "))
         return {box: float(seconds) for box, seconds in pairs}
 
-    @property
-    def entropy_share(self) -> float:
-        """Part of encode and decode together that entropy coding takes."""
-        coding = [s for box, s in self.seconds_by_box().items() if box.endswith("coding")]
-        return sum(coding) / (self.encode_s + self.decode_s)
 
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """What a second measurement replaces the first for."""
-        names = [f.name for f in fields(self)][:_KEY_FIELDS]
-        return tuple(getattr(self, name) for name in names)
-
-
-_KEY_FIELDS = [f.name for f in fields(BenchRow)].index("encode_s")
-_NUMBERS = {f.name: f.type for f in fields(BenchRow) if f.type in ("int", "float")}
+_NAMES = [f.name for f in fields(BenchRow)]
+_POINT = _NAMES[: _NAMES.index("encode_s")]  # a second measurement there replaces the first
+_TEXTS = {f.name: str for f in fields(BenchRow) if f.type == "str"}
 
 
 def write(rows: Iterable[BenchRow], folder: Path) -> None:
     """Add rows to `bench.csv` in `folder`, newer ones for older, and write `bench.md` anew."""
     path = folder / f"{STEM}.csv"
-    known = {row.key: row for row in (*read(path), *rows)}
-    names = [f.name for f in fields(BenchRow)]
+    frame = pd.DataFrame([asdict(row) for row in (*read(path), *rows)], columns=_NAMES)
+    frame = frame.drop_duplicates(_POINT, keep="last")
     folder.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(names)
-        writer.writerows([getattr(row, name) for name in names] for row in known.values())
-    path.with_suffix(".md").write_text(as_markdown(list(known.values())), encoding="utf-8")
+    frame.to_csv(path, index=False)
+    path.with_suffix(".md").write_text(as_markdown(read(path)), encoding="utf-8")
 
 
 def read(path: Path) -> list[BenchRow]:
@@ -109,14 +77,10 @@ def read(path: Path) -> list[BenchRow]:
     """
     if not path.exists():
         return []
-    names = [f.name for f in fields(BenchRow)]
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != names:
-            raise ConfigError(
-                f"{str(path)!r} has columns {reader.fieldnames}, expected {', '.join(names)}"
-            )
-        return [BenchRow(**{k: _parsed(k, v) for k, v in row.items()}) for row in reader]
+    frame = pd.read_csv(path, dtype=_TEXTS, keep_default_na=False)
+    if list(frame) != _NAMES:
+        raise ConfigError(f"{str(path)!r} has columns {[*frame]}, expected {', '.join(_NAMES)}")
+    return [BenchRow(**row) for row in frame.to_dict("records")]
 
 
 def as_markdown(rows: Sequence[BenchRow]) -> str:
@@ -166,11 +130,6 @@ def _line_of(size: int, steps: int, guided: bool, t5: str) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def _parsed(name: str, text: str) -> Any:
-    kind = _NUMBERS.get(name)
-    return {"int": int, "float": float}[str(kind)](text) if kind else text
-
-
 def headline(row: BenchRow) -> str:
     """One line about model and machine."""
     return (
@@ -181,16 +140,17 @@ def headline(row: BenchRow) -> str:
 
 def as_text(row: BenchRow) -> str:
     """A row for people, the boxes below each other."""
-    both = row.encode_s + row.decode_s
+    both, boxes = row.encode_s + row.decode_s, row.seconds_by_box()
+    coding = sum(seconds for box, seconds in boxes.items() if box.endswith("coding"))
     lines = [
         f"\n{row.mode}, {row.size_px}x{row.size_px}, batch {row.batch}, {row.steps} steps, "
         f"guidance {row.guidance:g}, {row.size_bytes} bytes",
         f"  encode {row.encode_s:.3f} s, decode {row.decode_s:.3f} s (medians)",
     ]
-    for box, seconds in row.seconds_by_box().items():
+    for box, seconds in boxes.items():
         lines.append(f"  {box:<24}{seconds:8.3f} s {seconds / both:7.1%}")
     lines += [
-        f"  entropy coding together {row.entropy_share:.1%}",
+        f"  entropy coding together {coding / both:.1%}",
         f"  sampling loop {row.loop_s:.3f} s, {row.loop_tflops:.3g} TFLOP/s, {row.share:.1%} "
         f"of the matrix product; host-device copies: {row.copies}",
         f"  peak memory {row.peak_gib:.2f} GiB",

@@ -31,24 +31,27 @@ settings to add them. Under `accelerate launch` the work is shared out over the 
 """
 
 
-def add_parser(commands: Any, *, report: Report | None = None) -> None:
+def add_parser(commands: Any, *, report: Report) -> None:
     """Register the command; `report` writes the page."""
     parser = commands.add_parser(
         "evaluate", help="measure codecs on a folder of pictures", description=_DESCRIPTION
     )
-    parser.add_argument("data", type=Path, metavar="DIR", help="folder of pictures")
-    parser.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="OUT", help="folder of results"
-    )
-    _add_settings(parser)
-    parser.add_argument(
-        "--metrics",
-        nargs="+",
-        choices=(*METRICS, *SET_METRICS),
-        default=list(METRICS),
-        help="to compute",
-    )
-    parser.add_argument("--native", action="store_true", help="native size, not 512 x 512")
+    add = parser.add_argument
+    add("data", type=Path, metavar="DIR", help="folder of pictures")
+    add("-o", "--out", type=Path, required=True, metavar="OUT", help="folder of results")
+    add("--codecs", nargs="+", default=[], metavar="CODEC", help="classic ones")
+    budgets = "the best that each of --codecs does in so many bytes, over all sizes"
+    add("--budgets", nargs="+", type=int, default=[], metavar="BYTES", help=budgets)
+    add("--modes", nargs="+", default=[], choices=list(MODES))
+    add("--presets", nargs="+", default=[], choices=PRESETS)
+    add("--steps", nargs="+", type=int, default=[])
+    add("--guidance", nargs="+", type=float, default=[])
+    add("--schedules", nargs="+", default=[DEFAULT_SCHEDULE], choices=SCHEDULES)
+    tokens = "hybrid: tokens sent"
+    add("--tokens", nargs="+", type=int, default=[], metavar="K", help=tokens)
+    known = (*METRICS, *SET_METRICS)
+    add("--metrics", nargs="+", choices=known, default=list(METRICS), help="to compute")
+    add("--native", action="store_true", help="native size, not 512 x 512")
     add_machine(parser)
     parser.set_defaults(run=lambda args: run(args, report=report))
 
@@ -74,22 +77,6 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--codecs", nargs="+", default=[], metavar="CODEC", help="classic ones")
-    parser.add_argument(
-        "--budgets", nargs="+", type=int, default=[], metavar="BYTES",
-        help="the best that each of --codecs does in so many bytes, over all sizes",
-    )  # fmt: skip
-    parser.add_argument("--modes", nargs="+", default=[], choices=list(MODES))
-    parser.add_argument("--presets", nargs="+", default=[], choices=PRESETS)
-    parser.add_argument("--steps", nargs="+", type=int, default=[])
-    parser.add_argument("--guidance", nargs="+", type=float, default=[])
-    parser.add_argument("--schedules", nargs="+", default=[DEFAULT_SCHEDULE], choices=SCHEDULES)
-    parser.add_argument(
-        "--tokens", nargs="+", type=int, default=[], metavar="K", help="hybrid: tokens sent"
-    )
-
-
 def build_settings(args: argparse.Namespace) -> list[Setting]:
     """What the command line asks for; every codec and mode if it names none.
 
@@ -111,43 +98,42 @@ def build_settings(args: argparse.Namespace) -> list[Setting]:
     )
 
 
-def run(args: argparse.Namespace, *, report: Report | None) -> None:
+def run(args: argparse.Namespace, *, report: Report) -> None:
     """Evaluate, print the summary and write the report.
 
     Raises:
         ImageError: if a picture could not be measured; the others were.
     """
     # Here and not at the top: the command line must start without torch and pandas.
-    from percov2_core.evaluation.judge import Judge
+    from percov2_core.evaluation.judge import Judge, compare_sets
     from percov2_core.evaluation.protocol import find_pictures
     from percov2_core.evaluation.rows import summarise, write_tables
-    from percov2_core.evaluation.runner import evaluate
-    from percov2_core.evaluation.sets import compare_sets
-    from percov2_core.evaluation.worker import Plan
+    from percov2_core.evaluation.runner import Plan, evaluate
 
     settings = build_settings(args)
     pictures = find_pictures(args.data, square=not args.native)[: args.limit]
-    metrics = tuple(name for name in args.metrics if name in METRICS)
     sets = [name for name in args.metrics if name in SET_METRICS]
     plan = Plan(
         out=args.out,
         data=args.data,
         model=args.model,
         device=args.device,
-        metrics=metrics,
+        metrics=tuple(name for name in args.metrics if name in METRICS),
         keep=bool(sets),
     )
-    notes = [f"{k}: {why}" for k, why in Judge(metrics).unavailable.items()]
+    notes = [f"{k}: {why}" for k, why in Judge(plan.metrics).unavailable.items()]
     frame = evaluate(pictures, settings, plan, processes=args.processes)
-    print(short(summarise(frame)).to_string(index=False, na_rep="-"))
+    table = summarise(frame)
+    wanted = ("key", "pictures", "errors", "size_bytes", "bpp", *METRICS, "decode_s")
+    short = table[[name for name in wanted if name in table]].round(4)
+    print(short.to_string(index=False, na_rep="-"))
     if sets:
         table = compare_sets(frame, pictures, args.out, names=sets)
         write_tables(table, args.out, stem="sets")
         print(table.to_string(index=False, na_rep="-"))
     for note in notes:
         print(note)
-    if report is not None:
-        print(f"report: {report(frame, args.out, pictures, notes)}")
+    print(f"report: {report(frame, args.out, pictures, notes)}")
     name_failures(frame)
 
 
@@ -166,9 +152,3 @@ def name_failures(frame: pd.DataFrame) -> None:
     if len(wrong):
         count, total = wrong["picture"].nunique(), frame["picture"].nunique()
         raise ImageError(f"{count} of {total} pictures could not be measured in full, see above")
-
-
-def short(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns of a summary that fit on a terminal, rounded."""
-    wanted = ("key", "pictures", "errors", "size_bytes", "bpp", *METRICS, "decode_s")
-    return table[[name for name in wanted if name in table]].round(4)

@@ -124,11 +124,6 @@ DISTORTIONS: Mapping[str, Distort] = MappingProxyType(
 )
 
 
-def distort(image: Image.Image, name: str, *, strength: float, seed: int) -> Image.Image:
-    """Apply one distortion; the same arguments give the same picture."""
-    return DISTORTIONS[name](image, strength, np.random.default_rng(seed))
-
-
 def distort_at_random(image: Image.Image, *, seed: int) -> Image.Image:
     """One or two distortions of random kind and strength."""
     rng = np.random.default_rng(seed)

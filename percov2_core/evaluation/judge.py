@@ -1,43 +1,33 @@
-"""All metrics of one decoded picture against its original. H x W pixels."""
+"""All metrics of a decoded picture against its original, and of a whole set. H x W pixels."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
 
-from percov2_core.config import check_choice
 from percov2_core.errors import ImageError, PerCoError, UnavailableError
-from percov2_core.evaluation.protocol import to_tensor
+from percov2_core.evaluation.protocol import Picture, to_tensor
+from percov2_core.evaluation.rows import decoded_path
 from percov2_core.metrics import METRICS, Scores
-from percov2_core.metrics.distortion import ms_ssim, msssim_library, psnr
+from percov2_core.metrics.distortion import ms_ssim, psnr
 from percov2_core.metrics.features import SqueezeNetFeatures, feature_distance
 from percov2_core.metrics.lpips import load_lpips
 from percov2_core.metrics.perceptual import load_picorank
-from percov2_core.metrics.swd import descriptors, sliced_wasserstein
+from percov2_core.metrics.swd import descriptors, set_swd, sliced_wasserstein
 
 logger = logging.getLogger(__name__)
 
 SQUEEZENET_ENVIRONMENT = "PERCOV2_SQUEEZENET_WEIGHTS"
-
-
-class Reference:
-    """An original with what the metrics computed of it, so that each is computed once."""
-
-    def __init__(self, image: Image.Image, device: torch.device) -> None:
-        self.pixels = to_tensor(image).to(device)  # (1, 3, H, W) float in [0, 255]
-        self._kept: dict[str, Any] = {}
-
-    def seen(self, name: str, by: _Metric) -> Any:
-        if name not in self._kept:
-            self._kept[name] = by.see(self.pixels)
-        return self._kept[name]
+MIN_PICTURES = 50  # below that, FID and KID say nothing
+_INCEPTION_FEATURES = 2048
 
 
 class _Metric(NamedTuple):
@@ -45,6 +35,19 @@ class _Metric(NamedTuple):
 
     see: Callable[[Tensor], Any]
     compare: Callable[[Any, Any], Tensor]
+
+
+class Reference:
+    """An original with what the metrics computed of it, so that each is computed once."""
+
+    def __init__(self, image: Image.Image, device: torch.device) -> None:
+        self.pixels = to_tensor(image).to(device)
+        self._kept: dict[str, Any] = {}
+
+    def seen(self, name: str, by: _Metric) -> Any:
+        if name not in self._kept:
+            self._kept[name] = by.see(self.pixels)
+        return self._kept[name]
 
 
 class Judge:
@@ -59,7 +62,6 @@ class Judge:
         self.unavailable: dict[str, str] = {}
         self._metrics: dict[str, _Metric] = {}
         for name in names:
-            check_choice("metric", name, METRICS)
             try:
                 self._metrics[name] = _build(name, self.device)
             except PerCoError as error:
@@ -88,27 +90,11 @@ class Judge:
         return Scores(**values)
 
 
-def squeezenet_weights() -> Path:
-    """The file that PERCOV2_SQUEEZENET_WEIGHTS names.
-
-    Raises:
-        UnavailableError: if the variable is not set.
-    """
-    named = os.environ.get(SQUEEZENET_ENVIRONMENT)
-    if not named:
-        raise UnavailableError(
-            f"feature_distance is unavailable: name squeezenet1_1_features.safetensors in "
-            f"{SQUEEZENET_ENVIRONMENT}"
-        )
-    return Path(named)
-
-
 def _build(name: str, device: torch.device) -> _Metric:
     if name == "psnr":
-        return _Metric(_pixels, psnr)
+        return _Metric(lambda x: x, psnr)
     if name == "ms_ssim":
-        msssim_library()
-        return _Metric(_pixels, ms_ssim)
+        return _Metric(lambda x: x, ms_ssim)
     if name == "patch_swd":
         return _Metric(descriptors, sliced_wasserstein)
     if name == "lpips":
@@ -117,13 +103,87 @@ def _build(name: str, device: torch.device) -> _Metric:
     if name == "picorank":
         picorank = load_picorank().to(device)
         return _Metric(lambda x: picorank.features(_signed(x)), picorank.compare)
-    squeezenet = SqueezeNetFeatures(squeezenet_weights()).to(device)
+    weights = os.environ.get(SQUEEZENET_ENVIRONMENT)
+    if not weights:
+        raise UnavailableError(
+            f"feature_distance is unavailable: name squeezenet1_1_features.safetensors in "
+            f"{SQUEEZENET_ENVIRONMENT}"
+        )
+    squeezenet = SqueezeNetFeatures(Path(weights)).to(device)
     return _Metric(lambda x: squeezenet(_signed(x)), feature_distance)
-
-
-def _pixels(x: Tensor) -> Tensor:
-    return x
 
 
 def _signed(x: Tensor) -> Tensor:
     return x / 127.5 - 1
+
+
+def compare_sets(
+    frame: pd.DataFrame, pictures: Sequence[Picture], out: Path, *, names: Sequence[str]
+) -> pd.DataFrame:
+    """One line per setting of `frame` whose decoded pictures were kept below `out`.
+
+    Args:
+        names: Of set_swd, fid, kid.
+
+    Returns:
+        The columns key, pictures, those of `names`, and note: why a number is missing.
+    """
+    lines = []
+    for key in sorted(set(frame["key"])):
+        files = [(picture, out / decoded_path(key, picture.name)) for picture in pictures]
+        pairs = [(picture, file) for picture, file in files if file.is_file()]
+        if not pairs:
+            continue
+        line: dict[str, Any] = {"key": key, "pictures": len(pairs)}
+        if "set_swd" in names:
+            line["set_swd"] = float(set_swd(list(_originals(pairs)), list(_decoded(pairs))))
+        if "fid" in names or "kid" in names:
+            try:
+                line |= fid_kid(_originals(pairs), _decoded(pairs), count=len(pairs))
+            except PerCoError as error:
+                line["note"] = str(error)
+        lines.append(line)
+    return pd.DataFrame(lines, columns=["key", "pictures", *names, "note"])
+
+
+def _originals(pairs: Sequence[tuple[Picture, Path]]) -> Iterator[Tensor]:
+    return (to_tensor(picture.open()) for picture, _ in pairs)
+
+
+def _decoded(pairs: Sequence[tuple[Picture, Path]]) -> Iterator[Tensor]:
+    for _, file in pairs:
+        with Image.open(file) as image:
+            yield to_tensor(image)
+
+
+def fid_kid(
+    references: Iterable[Tensor], others: Iterable[Tensor], *, count: int
+) -> dict[str, float]:
+    """Compare two sets by torchmetrics -> `fid` and `kid`, the mean over subsets of half of them.
+
+    Args:
+        references, others: `count` pictures (1, 3, H, W) float in [0, 255] each.
+
+    Raises:
+        ImageError: if there are fewer than 50 pictures.
+        UnavailableError: if torchmetrics, torch-fidelity or the Inception weights are missing.
+    """
+    if count < MIN_PICTURES:
+        raise ImageError(f"FID and KID need {MIN_PICTURES} pictures a side, got {count}")
+    # Heavy and optional: only whoever asks for FID pays for it.
+    try:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+        from torchmetrics.image.kid import KernelInceptionDistance
+
+        fid = FrechetInceptionDistance(feature=_INCEPTION_FEATURES)
+        kid = KernelInceptionDistance(feature=_INCEPTION_FEATURES, subset_size=count // 2)
+    except (ImportError, OSError) as error:
+        raise UnavailableError(
+            f"FID and KID are unavailable: pip install torchmetrics torch-fidelity, which "
+            f"fetches Inception's weights ({error})"
+        ) from error
+    for pictures, real in ((references, True), (others, False)):
+        for picture in pictures:
+            fid.update(picture.byte(), real=real)
+            kid.update(picture.byte(), real=real)
+    return {"fid": float(fid.compute()), "kid": float(kid.compute()[0])}

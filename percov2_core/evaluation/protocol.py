@@ -49,17 +49,11 @@ def centre_square(image: Image.Image, side_px: int = SIDE_PX) -> Image.Image:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """One file of the data folder, opened only when a worker gets to it.
+    """One file of the data folder, opened only when a worker gets to it."""
 
-    Attributes:
-        name: Path below the data folder, what rows call it.
-        path: Where it is.
-        square: Reduce to 512 x 512 (the protocol); False leaves the native size.
-    """
-
-    name: str
+    name: str  # path below the data folder, what rows call it
     path: Path
-    square: bool = True
+    square: bool = True  # 512 x 512 (the protocol), or native size
 
     def open(self) -> Image.Image:
         """The picture that codecs get; one larger than they take is reduced first.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,40 +20,24 @@ UNMET = "cannot do it in"  # a budget that no quality meets
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What came of one setting on one picture.
+    """What came of one setting on one picture."""
 
-    Attributes:
-        picture: Path below the data folder.
-        setting: What was run.
-        width, height: Pixels.
-        size_bytes: Length of the real file, everything included.
-        bpp: Bits per pixel of that file.
-        header_bits, caption_bits, token_bits: Our codec only; they add up to the file.
-        caption_text: Our codec only: the text in the file.
-        chosen: Budgets only: the codec and quality that won.
-        encode_s, decode_s: Seconds of wall clock, on whatever ran it.
-        description: Codec, options and versions.
-        thumbnail: Path of a reduced picture below the output folder.
-        error: Why there are no numbers.
-        scores: The metrics.
-    """
-
-    picture: str
+    picture: str  # path below the data folder
     setting: Setting
-    width: int | None = None
+    width: int | None = None  # pixels
     height: int | None = None
-    size_bytes: int | None = None
-    bpp: float | None = None
-    header_bits: int | None = None
+    size_bytes: int | None = None  # length of the real file, everything included
+    bpp: float | None = None  # of that file
+    header_bits: int | None = None  # these three of our codec only; they add up to the file
     caption_bits: int | None = None
     token_bits: int | None = None
-    caption_text: str | None = None
-    chosen: str | None = None
-    encode_s: float | None = None
+    caption_text: str | None = None  # what is in our file
+    chosen: str | None = None  # budgets only: the codec and quality that won
+    encode_s: float | None = None  # seconds of wall clock, on whatever ran it
     decode_s: float | None = None
-    description: str | None = None
-    thumbnail: str | None = None
-    error: str | None = None
+    description: str | None = None  # codec, options and versions
+    thumbnail: str | None = None  # path of a reduced picture below the output folder
+    error: str | None = None  # why there are no numbers
     scores: Scores = field(default_factory=Scores)
 
     def flat(self) -> dict[str, Any]:
@@ -76,9 +60,6 @@ def _digest(text: str) -> str:
 
 
 COLUMNS = tuple(Row(picture="", setting=Setting(codec="")).flat())
-_TEXT = {"picture", "label", "key"} | {
-    f.name for kind in (Row, Setting) for f in fields(kind) if f.type in ("str", "str | None")
-}
 
 
 def append_rows(log: Path, rows: Iterable[Row]) -> None:
@@ -101,8 +82,8 @@ def read_log(folder: Path) -> Iterator[dict[str, Any]]:
 def to_frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """Flat rows -> a table with every column of `Row`, sorted, the last of equal keys kept."""
     frame = pd.DataFrame(list(rows), columns=list(COLUMNS))
-    numeric = [c for c in COLUMNS if c not in _TEXT]
-    frame[numeric] = frame[numeric].apply(pd.to_numeric)
+    empty = [name for name in COLUMNS if frame[name].isna().all()]
+    frame[empty] = float("nan")  # numbers, so that means can be taken
     frame = frame.drop_duplicates(["picture", "key"], keep="last")
     return frame.sort_values(["key", "picture"], ignore_index=True)
 

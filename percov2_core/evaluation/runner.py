@@ -5,28 +5,218 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from accelerate import PartialState
+from PIL import Image
 from torch.multiprocessing.spawn import spawn
 from tqdm import tqdm
 
-from percov2_core.errors import ConfigError
-from percov2_core.evaluation.protocol import Picture
+from percov2_core.baselines.base import Baseline, Remembered, best_within
+from percov2_core.baselines.classic import family_at_all_sizes, find_baseline
+from percov2_core.errors import ConfigError, ImageError, PerCoError
+from percov2_core.evaluation.judge import Judge, Reference
+from percov2_core.evaluation.protocol import Picture, to_tensor
 from percov2_core.evaluation.rows import (
     LOG_FOLDER,
+    UNMET,
+    Row,
     append_rows,
+    decoded_path,
     read_log,
     to_frame,
     write_tables,
 )
-from percov2_core.evaluation.settings import Setting
-from percov2_core.evaluation.worker import Plan, Unit, Worker
+from percov2_core.evaluation.settings import OURS, Setting
+from percov2_core.metrics import METRICS, bits_per_pixel
+from percov2_core.metrics.distortion import psnr
+
+if TYPE_CHECKING:
+    from percov2_core.codec import PerCoV2
 
 SIGNATURE = "run.json"
+THUMBNAIL_PX = 192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What every worker needs to know; it travels to other processes."""
+
+    out: Path  # folder of results
+    data: Path  # folder of the pictures, so that rows of another are not added
+    model: str = "embedded"  # name or folder for `load_codec`
+    device: str = "cpu"
+    metrics: tuple[str, ...] = METRICS
+    captions: Mapping[str, str] = field(default_factory=dict)  # picture stem -> text, for `fixed`
+    budgets: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # name -> mode -> bytes
+    thumbnails: bool = True  # reduced pictures for the report
+    keep: bool = False  # every decoded picture as PNG, for set metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A picture and settings with one `Setting.unit`."""
+
+    picture: Picture
+    settings: tuple[Setting, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    """An encoded picture, and how to decode it at a setting that shares this file."""
+
+    data: bytes
+    decode: Callable[[Setting], Image.Image]
+    encode_s: float
+    read_s: float = 0.0  # of decoding, shared by all settings
+    columns: Mapping[str, Any]  # of `Row`, what the file alone decides
+
+
+class Worker:
+    """Holds the models and the metrics of one process."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.judge = Judge(plan.metrics, device=plan.device)
+
+    @cached_property
+    def codec(self) -> PerCoV2:
+        # Only when a setting asks for it: classic codecs need no model.
+        from percov2_core.weights import load_codec
+
+        return load_codec(self.plan.model, device=self.plan.device)
+
+    def run(self, unit: Unit) -> list[Row]:
+        """All rows of a unit. What a user can cause becomes a row with its error."""
+        rows = [Row(picture=unit.picture.name, setting=setting) for setting in unit.settings]
+        try:
+            image = unit.picture.open()
+        except PerCoError as error:
+            return [replace(row, error=str(error)) for row in rows]
+        reference = Reference(image, self.judge.device)
+        families: list[Baseline] = []
+        files: dict[Setting, _File] = {}
+        for i, row in enumerate(rows):
+            setting = row.setting
+            rows[i] = row = replace(row, width=image.width, height=image.height)
+            try:
+                if setting.has_budget and not families:
+                    families = [Remembered(c) for c in family_at_all_sizes(setting.codec)]
+                if setting.encoding not in files:
+                    files[setting.encoding] = self._encode(setting, image, unit.picture, families)
+                rows[i] = self._decode(row, files[setting.encoding], reference)
+            except PerCoError as error:
+                rows[i] = replace(row, error=str(error))
+        return rows
+
+    def _encode(
+        self, setting: Setting, image: Image.Image, picture: Picture, families: list[Baseline]
+    ) -> _File:
+        if setting.codec == OURS:
+            return self._ours(setting, image, caption=self._caption(setting, picture))
+        begun, chosen = time.perf_counter(), None
+        if setting.has_budget:
+            budget = self._budget(setting, picture)
+            fit = best_within(families, image, size_bytes=budget, score=_psnr)
+            if fit is None:
+                raise ImageError(f"{setting.codec} {UNMET} {budget} bytes")
+            codec, data, chosen = fit.codec, fit.data, f"{fit.codec.name}@{fit.quality}"
+        else:
+            codec = find_baseline(setting.codec)
+            data = codec.encode(image, setting.quality or 0)
+        return _File(
+            data=data,
+            decode=lambda _: codec.decode(data),
+            encode_s=time.perf_counter() - begun,
+            columns={"description": codec.description, "chosen": chosen},
+        )
+
+    def _ours(self, setting: Setting, image: Image.Image, *, caption: str | None) -> _File:
+        assert setting.mode is not None and setting.schedule is not None
+        codec, begun = self.codec, time.perf_counter()  # the model is loaded before the clock runs
+        stream = codec.encode(
+            image, setting.mode, caption=caption, schedule=setting.schedule, tokens=setting.tokens
+        )
+        encoded = time.perf_counter()
+        contents = codec.read(stream)
+        columns = dict(
+            zip(("header_bits", "caption_bits", "token_bits"), contents.bits, strict=True)
+        )
+        about = f"PerCoV2 {codec.name}, model {codec.fingerprint:02x}, {setting.schedule}"
+
+        def decode(at: Setting) -> Image.Image:
+            preset = at.preset or "balanced"
+            *_, last = codec.paint(contents, steps=at.steps, guidance=at.guidance, preset=preset)
+            assert last.picture is not None
+            return last.picture
+
+        return _File(
+            data=stream.to_bytes(),
+            decode=decode,
+            encode_s=encoded - begun,
+            read_s=time.perf_counter() - encoded,
+            columns={"description": about, "caption_text": contents.caption, **columns},
+        )
+
+    def _budget(self, setting: Setting, picture: Picture) -> int:
+        if setting.match is None:
+            return setting.budget_bytes or 0
+        sizes = self.plan.budgets.get(picture.name, {})
+        if setting.match not in sizes:
+            raise ConfigError(f"match={setting.match}: no row of it for {picture.name!r}")
+        return sizes[setting.match]
+
+    def _caption(self, setting: Setting, picture: Picture) -> str | None:
+        if setting.caption == "none":
+            return ""
+        if setting.caption != "fixed":
+            return None
+        stem = picture.path.stem
+        if stem not in self.plan.captions:
+            raise ConfigError(f"caption 'fixed': the table has no line for {stem!r}")
+        return self.plan.captions[stem]
+
+    def _decode(self, row: Row, file: _File, reference: Reference) -> Row:
+        begun = time.perf_counter()
+        decoded = file.decode(row.setting)
+        seconds = file.read_s + time.perf_counter() - begun
+        assert row.width is not None and row.height is not None
+        return replace(
+            row,
+            size_bytes=len(file.data),
+            bpp=bits_per_pixel(len(file.data), row.width, row.height),
+            encode_s=round(file.encode_s, 4),
+            decode_s=round(seconds, 4),
+            scores=self.judge.score(reference, decoded),
+            thumbnail=self._store(row, decoded),
+            **file.columns,
+        )
+
+    def _store(self, row: Row, decoded: Image.Image) -> str | None:
+        if self.plan.keep:
+            decoded.save(self._place(decoded_path(row.setting.key, row.picture)))
+        if not self.plan.thumbnails:
+            return None
+        name = decoded_path(row.setting.key, row.picture, folder="thumbnails", suffix="webp")
+        small = decoded.copy()
+        small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+        small.save(self._place(name), quality=80)
+        return name.as_posix()
+
+    def _place(self, name: Path) -> Path:
+        path = self.plan.out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def _psnr(a: Image.Image, b: Image.Image) -> float:
+    return float(psnr(to_tensor(a), to_tensor(b)))
 
 
 def make_units(
@@ -49,7 +239,6 @@ def evaluate(
     plan: Plan,
     *,
     processes: int = 1,
-    worker: Worker | None = None,
 ) -> pd.DataFrame:
     """Run what is missing, then write `rows.csv` and `rows.parquet` into `plan.out`.
 
@@ -58,7 +247,6 @@ def evaluate(
 
     Args:
         processes: Worker processes of this rank; 1 stays in this process.
-        worker: Use this one instead of making one; needs `processes=1`.
 
     Returns:
         All rows of the output folder, also those of earlier runs.
@@ -77,9 +265,8 @@ def evaluate(
     done = {(row["picture"], row["key"]) for row in read_log(plan.out / LOG_FOLDER)}
     units = make_units(pictures, settings, done=done)[state.process_index :: state.num_processes]
     if processes == 1 or not units:
-        _run_share(0, units, plan, 1, worker)
+        _run_share(0, units, plan, 1)
     else:
-        plan = replace(plan, threads=plan.threads or max(1, (os.cpu_count() or 1) // processes))
         # Spawned, not forked: a forked child of a process that has used torch may hang. On Linux
         # they leave when their parent does, however that came.
         spawn(_run_share, (units, plan, processes), nprocs=processes)  # type: ignore[no-untyped-call]
@@ -107,14 +294,14 @@ def check_device(name: str) -> None:
         raise ConfigError(f"device must be cpu, or one of the {found} GPUs here, got {name!r}")
 
 
-def _run_share(
-    index: int, units: Sequence[Unit], plan: Plan, count: int, worker: Worker | None = None
-) -> None:
+def _run_share(index: int, units: Sequence[Unit], plan: Plan, count: int) -> None:
     """Do every `count`-th unit, from the one at `index`; the first process shows how far it is."""
     share = units[index::count]
     if not share:
         return
-    worker = worker or Worker(plan)
+    if count > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
+    worker = Worker(plan)
     # A log for each process and run: a line that was cut off harms no other.
     log = plan.out / LOG_FOLDER / f"rows-{time.time_ns()}-{os.getpid()}.jsonl"
     total = sum(len(unit.settings) for unit in share)
@@ -127,9 +314,12 @@ def _run_share(
 
 def _sign(plan: Plan, pictures: Sequence[Picture]) -> None:
     """Rows of different protocols or pictures must not end in one table."""
-    square = all(picture.square for picture in pictures)
-    signature = {"model": plan.model, "metrics": list(plan.metrics), "square": square}
-    signature["data"] = str(plan.data.resolve()) if plan.data else None
+    signature = {
+        "model": plan.model,
+        "metrics": list(plan.metrics),
+        "square": all(picture.square for picture in pictures),
+        "data": str(plan.data.resolve()),
+    }
     path = plan.out / SIGNATURE
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -13,8 +13,6 @@ from percov2_core.config import (
     MAX_GUIDANCE,
     MAX_STEPS,
     MODES,
-    PRESETS,
-    SCHEDULES,
     check_choice,
     check_real,
     check_whole,
@@ -27,29 +25,19 @@ CAPTIONS = ("describer", "none", "fixed")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One codec at one operating point. Fields that do not apply are None.
+    """One codec at one operating point. Fields that do not apply are None."""
 
-    Attributes:
-        codec: `percov2`, or a classic codec (`avif/4`), or its family if `budget_bytes` is set.
-        quality: The classic codec's own scale.
-        budget_bytes: The best that the family can do in that many bytes, over all sizes.
-        match: The same, in as many bytes as our codec's file of this picture has in that mode.
-        mode, schedule, preset, steps, guidance: Of our codec; numbers override the preset.
-        tokens: Hybrid only: how many tokens are sent.
-        caption: describer, none (an empty caption) or fixed (from a table).
-    """
-
-    codec: str
-    quality: int | None = None
-    budget_bytes: int | None = None
-    match: str | None = None
-    mode: str | None = None
+    codec: str  # `percov2`, a classic one (`avif/4`), or its family if there is a budget
+    quality: int | None = None  # on the classic codec's own scale
+    budget_bytes: int | None = None  # the best that the family can do in so many, over all sizes
+    match: str | None = None  # the same, in as many as our file of this picture has in that mode
+    mode: str | None = None  # this and what follows: of our codec
     schedule: str | None = None
     preset: str | None = None
-    steps: int | None = None
+    steps: int | None = None  # these two override the preset
     guidance: float | None = None
-    tokens: int | None = None
-    caption: str | None = None
+    tokens: int | None = None  # hybrid only: how many are sent
+    caption: str | None = None  # describer, none (an empty caption) or fixed (from a table)
 
     @property
     def key(self) -> str:
@@ -89,21 +77,17 @@ def classic_settings(specs: Iterable[str]) -> list[Setting]:
             settings += classic_settings([f"{n}{size}" for n in CLASSIC for size in ("", "/2")])
             continue
         name, _, listed = spec.partition("@")
-        codec = find_baseline(name)
-        qualities = _numbers(listed, spec) if listed else LADDERS[name.partition("/")[0]]
+        codec, family = find_baseline(name), name.partition("/")[0]
+        try:
+            qualities = [int(part) for part in listed.split("+")] if listed else LADDERS[family]
+        except ValueError as error:
+            raise ConfigError(f"codec {spec!r}: qualities must be whole numbers and +") from error
         for quality in qualities:
             if quality not in codec.qualities:
                 low, high = min(codec.qualities), max(codec.qualities)
                 raise ConfigError(f"codec {spec!r}: no quality {quality}; it has {low} to {high}")
             settings.append(Setting(codec=name, quality=quality))
     return settings
-
-
-def _numbers(text: str, spec: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split("+"))
-    except ValueError as error:
-        raise ConfigError(f"codec {spec!r}: qualities must be whole numbers and +") from error
 
 
 def budget_settings(families: Sequence[str], budgets: Sequence[int]) -> list[Setting]:
@@ -129,15 +113,8 @@ def our_settings(
         tokens: For the hybrid mode; by default half of the 64 at 512 x 512.
 
     Raises:
-        ConfigError: if a name does not exist or a number is out of range.
+        ConfigError: if a number is out of range.
     """
-    for field, values, known in (
-        ("schedule", schedules, SCHEDULES),
-        ("caption", captions, CAPTIONS),
-        ("preset", presets, PRESETS),
-    ):
-        for value in values:
-            check_choice(field, value, known)
     for number in steps:
         check_whole("steps", number, 1, MAX_STEPS)
     for scale in guidance:
@@ -148,7 +125,7 @@ def our_settings(
         points = [Setting(codec=OURS, steps=s, guidance=g) for s, g in grid]
     settings = []
     for mode, schedule, caption in product(modes, schedules, captions):
-        counts = (tokens or (32,)) if MODES[check_choice("mode", mode, MODES)].partial else (None,)
+        counts = (tokens or (32,)) if MODES[mode].partial else (None,)
         for count, point in product(counts, points):
             chosen = replace(point, mode=mode, schedule=schedule, caption=caption, tokens=count)
             settings.append(chosen)

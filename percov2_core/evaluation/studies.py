@@ -9,15 +9,14 @@ An interrupted study goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shutil
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -27,7 +26,7 @@ from percov2_core.errors import ConfigError, PerCoError
 from percov2_core.evaluation.command import add_machine, name_failures
 from percov2_core.evaluation.protocol import find_pictures
 from percov2_core.evaluation.rows import summarise
-from percov2_core.evaluation.runner import evaluate
+from percov2_core.evaluation.runner import Plan, evaluate
 from percov2_core.evaluation.settings import (
     CAPTIONS,
     Setting,
@@ -35,36 +34,21 @@ from percov2_core.evaluation.settings import (
     classic_settings,
     our_settings,
 )
-from percov2_core.evaluation.worker import Plan
 from percov2_core.metrics import METRICS
 
+_VVC = "vvc@63+60+56+52+48"
 # The rows of the protocol's published table, to check an installation against.
-PROTOCOL = (
-    "jpeg@1+10",
-    "webp@0",
-    "avif@0",
-    "avif/2@0",
-    "avif/4@0",
-    "jpeg2000@800",
-    "vvc@63+60+56+52+48",
-)
+PROTOCOL = ("jpeg@1+10", "webp@0", "avif@0", "avif/2@0", "avif/4@0", "jpeg2000@800", _VVC)
 EQUAL_CODECS = ("jpeg", "j2k", "webp", "jxl", "avif", "vvc")
 BUDGETS_BYTES = (100, 400, 700)
 HYBRID_TOKENS = (0, 4, 8, 16, 24, 32, 40, 48, 56, 64)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Study:
-    """What a study runs.
+class Study(NamedTuple):
+    """What a study runs."""
 
-    Attributes:
-        about: One sentence for `--help` and the JSON.
-        settings: From the parsed command line.
-        metrics: Which metrics it needs.
-    """
-
-    about: str
-    settings: Callable[[argparse.Namespace], list[Setting]]
+    about: str  # for `--help` and the JSON
+    settings: Callable[[argparse.Namespace], list[Setting]]  # from the parsed command line
     metrics: tuple[str, ...] = METRICS
 
 
@@ -157,8 +141,8 @@ def deflate_bits(text: object) -> int | None:
 
 def read_captions(path: Path) -> dict[str, str]:
     """A table with the columns picture (file name without its ending) and caption."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return {row["picture"]: row["caption"] for row in csv.DictReader(file)}
+    captions: dict[str, str] = pd.read_csv(path).set_index("picture")["caption"].to_dict()
+    return captions
 
 
 def sizes_by_picture(path: Path) -> dict[str, dict[str, int]]:
@@ -182,8 +166,7 @@ def _command(name: str, args: argparse.Namespace) -> str:
     for option in ("modes", "steps", "guidance", "codecs", "budgets", "limit"):
         value = getattr(args, option)
         if value != build_parser().get_default(option):
-            listed = value if isinstance(value, list) else [value]
-            words.append(f"--{option} {' '.join(map(str, listed))}")
+            words += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
     return " ".join(words)
 
 
@@ -191,8 +174,9 @@ def _write(frame: pd.DataFrame, study: Study, path: Path, *, command: str) -> No
     path.parent.mkdir(parents=True, exist_ok=True)
     # Seconds say more about the machine and its other work than about a codec: see `bench`.
     frame = frame.drop(columns=["thumbnail", "encode_s", "decode_s"])
-    rows = frame.dropna(axis=1, how="all")
-    rows.to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g")
+    frame.dropna(axis=1, how="all").to_csv(
+        path.with_suffix(".csv"), index=False, float_format="%.6g"
+    )
     table = summarise(frame)
     if "deflate_bits" in frame:
         means = frame.groupby("key")["deflate_bits"].mean()

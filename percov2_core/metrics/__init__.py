@@ -34,21 +34,12 @@ def _called(axis: str) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """One picture's metrics; None where a metric was not asked for or cannot be had.
-
-    Attributes:
-        psnr: dB on 8-bit RGB.
-        ms_ssim: In [0, 1].
-        lpips: AlexNet v0.1.
-        feature_distance: Of SqueezeNet activations, in [0, 4]. The embedded model was trained
-            with it.
-        picorank: The bundled distance.
-        patch_swd: Realism of the detail.
-    """
+    """One picture's metrics; None where a metric was not asked for or cannot be had."""
 
     psnr: float | None = _called("PSNR, dB (higher is better)")
     ms_ssim: float | None = _called("MS-SSIM (higher is better)")
     lpips: float | None = _called("LPIPS AlexNet (lower is better)")
+    # In [0, 4]. The embedded model was trained with it.
     feature_distance: float | None = _called("SqueezeNet feature distance (lower is better)")
     picorank: float | None = _called("PicoRank (lower is better)")
     patch_swd: float | None = _called("patch SWD (lower is better)")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import pytorch_msssim
 import torch
 from torch import Tensor
 
-from percov2_core.errors import UnavailableError
 from percov2_core.metrics import check_side
 
 MS_SSIM_MIN_SIDE_PX = 161  # five scales of an 11 px window
@@ -31,19 +29,6 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     return 10 * torch.log10(255.0**2 / mse)
 
 
-def msssim_library() -> Any:
-    """pytorch-msssim, which nothing but this metric needs.
-
-    Raises:
-        UnavailableError: if it is not installed.
-    """
-    try:
-        import pytorch_msssim
-    except ImportError as error:
-        raise UnavailableError("MS-SSIM is unavailable: pip install pytorch-msssim") from error
-    return pytorch_msssim
-
-
 def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
     """Multi-scale SSIM (Wang et al. 2003) per picture, by pytorch-msssim.
 
@@ -52,9 +37,7 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
 
     Raises:
         ImageError: if the picture is too small for five scales.
-        UnavailableError: if pytorch-msssim is not installed.
     """
     check_side("MS-SSIM", a.shape, least_px=MS_SSIM_MIN_SIDE_PX)
-    library = msssim_library()
-    scores: Tensor = library.ms_ssim(a.float(), b.float(), data_range=255, size_average=False)
+    scores: Tensor = pytorch_msssim.ms_ssim(a.float(), b.float(), 255, size_average=False)
     return scores

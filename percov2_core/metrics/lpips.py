@@ -13,7 +13,6 @@ import urllib.request
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,42 +22,36 @@ from percov2_core.metrics import check_side
 
 ENVIRONMENT = "PERCOV2_LPIPS_WEIGHTS"
 MIN_SIDE_PX = 32  # the trunk's pools need that much
+TRUNK = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+HEADS = (
+    "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master"
+    "/lpips/weights/v0.1/alex.pth"
+)
+_SHA256 = {
+    TRUNK: "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+    HEADS: "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
+}
 _TIMEOUT_S = 60
 _WIDTHS = (64, 192, 384, 256, 256)
 
 
-class WeightsFile(NamedTuple):
-    """A file of the published weights."""
-
-    url: str
-    sha256: str
-
-    @property
-    def name(self) -> str:
-        return self.url.rpartition("/")[2]
-
-
-TRUNK = WeightsFile(
-    "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
-    "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
-)
-HEADS = WeightsFile(
-    "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master"
-    "/lpips/weights/v0.1/alex.pth",
-    "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
-)
-
-
 class Lpips(nn.Module):
-    """Weighted squared distances of unit-length AlexNet activations after each ReLU."""
+    """Weighted squared distances of unit-length AlexNet activations after each ReLU. Frozen.
+
+    Args:
+        trunk: As torchvision names it ("features.0.weight").
+        heads: As lpips names it ("lin0.model.1.weight").
+
+    Raises:
+        WeightsError: if a tensor is missing or has another shape.
+    """
 
     shift: Tensor
     scale: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, trunk: Mapping[str, Tensor], heads: Mapping[str, Tensor]) -> None:
         super().__init__()
         a, b, c, d, e = _WIDTHS
-        # Numbered as torchvision's, so that its weights fit.
         self.features = nn.Sequential(
             *(nn.Conv2d(3, a, 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2)),
             *(nn.Conv2d(a, b, 5, 1, 2), nn.ReLU(), nn.MaxPool2d(3, 2)),
@@ -66,18 +59,7 @@ class Lpips(nn.Module):
             *(nn.Conv2d(c, d, 3, 1, 1), nn.ReLU()),
             *(nn.Conv2d(d, e, 3, 1, 1), nn.ReLU()),
         )
-        self.heads = nn.ParameterList(torch.rand(width) for width in _WIDTHS)
-        shift = torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
-        scale = torch.tensor([0.458, 0.448, 0.450])[:, None, None]
-        self.register_buffer("shift", shift, persistent=False)
-        self.register_buffer("scale", scale, persistent=False)
-
-    def load_published(self, trunk: Mapping[str, Tensor], heads: Mapping[str, Tensor]) -> None:
-        """Take torchvision's trunk ("features.0.weight") and lpips' heads ("lin0.model.1.weight").
-
-        Raises:
-            WeightsError: if a tensor is missing or has another shape.
-        """
+        self.heads = nn.ParameterList(torch.empty(width) for width in _WIDTHS)
         try:
             own = {name: value for name, value in trunk.items() if name.startswith("features.")}
             for i in range(len(_WIDTHS)):
@@ -85,6 +67,11 @@ class Lpips(nn.Module):
             self.load_state_dict(own)
         except (KeyError, RuntimeError) as error:
             raise WeightsError(f"LPIPS weights do not fit: {error}") from error
+        shift = torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
+        scale = torch.tensor([0.458, 0.448, 0.450])[:, None, None]
+        self.register_buffer("shift", shift, persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
+        self.eval().requires_grad_(False)
 
     def taps(self, x: Tensor) -> list[Tensor]:
         """(B, 3, H, W) RGB float in [-1, 1] -> five activations.
@@ -108,46 +95,43 @@ class Lpips(nn.Module):
         ]
         return torch.stack(distances).sum(0)
 
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Two (B, 3, H, W) RGB float in [-1, 1] -> (B,) float >= 0."""
-        return self.compare(self.taps(a), self.taps(b))
-
 
 def _unit(x: Tensor) -> Tensor:
     return x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
 
 
-def find_weights(file: WeightsFile) -> Path:
+def find_weights(url: str) -> Path:
     """The checked file: from PERCOV2_LPIPS_WEIGHTS, else from the cache, else downloaded.
 
     Raises:
         UnavailableError: if it can be had from nowhere.
         WeightsError: if the file has another checksum.
     """
+    name = url.rpartition("/")[2]
     if named := os.environ.get(ENVIRONMENT):
-        path = Path(named) / file.name
+        path = Path(named) / name
         if not path.is_file():
-            raise UnavailableError(f"LPIPS is unavailable: {ENVIRONMENT} holds no {file.name}")
+            raise UnavailableError(f"LPIPS is unavailable: {ENVIRONMENT} holds no {name}")
     else:
         cached = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        path = Path(cached) / "percov2" / "lpips" / file.name
+        path = Path(cached) / "percov2" / "lpips" / name
         if not path.is_file():
-            _download(file, path)
+            _download(url, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != file.sha256:
-        raise WeightsError(f"{path}: SHA-256 must be {file.sha256}, got {digest}")
+    if digest != _SHA256[url]:
+        raise WeightsError(f"{path}: SHA-256 must be {_SHA256[url]}, got {digest}")
     return path
 
 
-def _download(file: WeightsFile, path: Path) -> None:
+def _download(url: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     try:
-        with urllib.request.urlopen(file.url, timeout=_TIMEOUT_S) as response:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
             partial.write_bytes(response.read())
     except OSError as error:
         raise UnavailableError(
-            f"LPIPS is unavailable: {file.url} cannot be reached ({error}); put {file.name} "
+            f"LPIPS is unavailable: {url} cannot be reached ({error}); put {path.name} "
             f"into a folder and name it in {ENVIRONMENT}"
         ) from error
     partial.replace(path)
@@ -155,15 +139,10 @@ def _download(file: WeightsFile, path: Path) -> None:
 
 @cache
 def load_lpips() -> Lpips:
-    """The published metric, frozen.
+    """The published metric.
 
     Raises:
         UnavailableError: if the weights cannot be had here.
     """
-    net = Lpips()
-    trunk, heads = (
-        torch.load(find_weights(file), map_location="cpu", weights_only=True)
-        for file in (TRUNK, HEADS)
-    )
-    net.load_published(trunk, heads)
-    return net.eval().requires_grad_(False)
+    files = [find_weights(url) for url in (TRUNK, HEADS)]
+    return Lpips(*(torch.load(file, map_location="cpu", weights_only=True) for file in files))

@@ -60,12 +60,8 @@ class PicoRank(nn.Module):
         """Two results of `features` -> four (B, H / 2^i, W / 2^i) squared distances in [0, 4]."""
         return [(_unit(x) - _unit(y)).square().sum(1) for x, y in zip(a, b, strict=True)]
 
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Two (B, 3, H, W) RGB float in [-1, 1] -> (B,) float >= 0, 0 for equal pictures."""
-        return self.compare(self.features(a), self.features(b))
-
     def compare(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
-        """`forward` on two results of `features` -> (B,) float."""
+        """Two results of `features` -> (B,) float >= 0, 0 for equal pictures."""
         return combine([m.mean(dim=(1, 2)) for m in self.maps(a, b)])
 
 

@@ -21,12 +21,11 @@ _PATCHES = 2048  # per picture and level
 _DIRECTIONS = 128
 
 
-def descriptors(x: Tensor, *, seed: int = 0) -> list[Tensor]:
-    """Patches at fixed random places of each level, finest first.
+def descriptors(x: Tensor) -> list[Tensor]:
+    """Patches at random places of each level, the same for every picture, finest first.
 
     Args:
         x: (1, 3, H, W) RGB float in [0, 255], both sides at least 16.
-        seed: Where the patches lie; the same for both pictures of a pair.
 
     Returns:
         L tensors (N, P) float.
@@ -35,7 +34,7 @@ def descriptors(x: Tensor, *, seed: int = 0) -> list[Tensor]:
         ImageError: if the picture is smaller than 16 px.
     """
     check_side("patch SWD", x.shape, least_px=MIN_SIDE_PX)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     return [_patches(level, generator) for level in laplacian_pyramid(x.float() / 127.5 - 1)]
 
 
@@ -65,7 +64,7 @@ def _patches(level: Tensor, generator: torch.Generator) -> Tensor:
     return windows[:, where // w, where % w].movedim(0, 1).flatten(1)  # (N, P)
 
 
-def sliced_wasserstein(reference: list[Tensor], other: list[Tensor], *, seed: int = 0) -> Tensor:
+def sliced_wasserstein(reference: list[Tensor], other: list[Tensor]) -> Tensor:
     """Mean over levels and 128 random directions of the 1-D Wasserstein distance, times 1000.
 
     Args:
@@ -75,7 +74,7 @@ def sliced_wasserstein(reference: list[Tensor], other: list[Tensor], *, seed: in
     Returns:
         () float >= 0; 0 for equal sets.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     distances = [_one_level(a, b, generator) for a, b in zip(reference, other, strict=True)]
     return 1000 * torch.stack(distances).mean()
 
@@ -92,10 +91,10 @@ def _one_level(a: Tensor, b: Tensor, generator: torch.Generator) -> Tensor:
     return gap.abs().mean()
 
 
-def set_swd(references: list[Tensor], others: list[Tensor], *, seed: int = 0) -> Tensor:
+def set_swd(references: list[Tensor], others: list[Tensor]) -> Tensor:
     """Patch SWD between two sets of equally many (1, 3, H, W) pictures -> () float."""
-    a, b = (_pool([descriptors(x, seed=seed) for x in side]) for side in (references, others))
-    return sliced_wasserstein(a, b, seed=seed)
+    a, b = (_pool([descriptors(x) for x in side]) for side in (references, others))
+    return sliced_wasserstein(a, b)
 
 
 def _pool(pictures: list[list[Tensor]]) -> list[Tensor]:
