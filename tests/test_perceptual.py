@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from percov2_core.errors import ImageError, WeightsError
+from percov2_core.errors import ImageError
 from percov2_core.evaluation.distortions import DISTORTIONS, distort_at_random
 from percov2_core.evaluation.protocol import to_tensor
 from percov2_core.metrics.features import SqueezeNetFeatures, feature_distance
-from percov2_core.metrics.perceptual import DEFAULT_WEIGHTS, PicoRank, load_picorank
+from percov2_core.metrics.perceptual import WEIGHTS, PicoRank, load_picorank
 from percov2_core.training.perceptual import draw_pairs, loss_of, train
 from percov2_core.training.samples import Photos
 from tests.tiny import picture
@@ -29,7 +29,7 @@ def distance(net: PicoRank, a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def test_the_bundled_network_is_small_and_sees_no_difference_where_there_is_none() -> None:
-    assert DEFAULT_WEIGHTS.stat().st_size <= 2_000_000
+    assert WEIGHTS.stat().st_size <= 2_000_000
     x = signed(picture())
     assert distance(load_picorank(), x, x) == 0
 
@@ -76,11 +76,6 @@ def test_it_ranks_distorted_kodak_pictures_as_the_teacher_does(
 def test_small_pictures_are_refused_by_name() -> None:
     with pytest.raises(ImageError, match="PicoRank needs 32 px a side, got 40x31"):
         load_picorank().features(torch.zeros(1, 3, 31, 40))
-
-
-def test_missing_weights_name_the_file(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="PicoRank weights: no file at"):
-        load_picorank(tmp_path / "absent.safetensors")
 
 
 def test_targets_that_the_network_already_meets_cost_next_to_nothing() -> None:

@@ -88,21 +88,18 @@ class Fit(NamedTuple):
 
 
 class Remembered:
-    """A codec that keeps what it encoded, so that several budgets share the work."""
+    """A codec that keeps the files of its one picture, so that several budgets share the work."""
 
     def __init__(self, codec: Baseline) -> None:
         self._codec = codec
-        self._files: dict[tuple[int, int], bytes] = {}
-        self._images: list[Image.Image] = []  # alive, so that no two share an id
+        self._files: dict[int, bytes] = {}
         self.name, self.description = codec.name, codec.description
         self.qualities, self.decode = codec.qualities, codec.decode
 
     def encode(self, image: Image.Image, quality: int) -> bytes:
-        key = (id(image), quality)
-        if key not in self._files:
-            self._images.append(image)
-            self._files[key] = self._codec.encode(image, quality)
-        return self._files[key]
+        if quality not in self._files:
+            self._files[quality] = self._codec.encode(image, quality)
+        return self._files[quality]
 
 
 def largest_within(codec: Baseline, image: Image.Image, *, size_bytes: int) -> Fit | None:

@@ -25,17 +25,12 @@ from percov2_core.errors import DeployError, PerCoError
 ANSWER_S = 60.0  # for one answer of the Hub, and for one piece of an upload
 CONNECT_S = 10.0
 POLL_S = (1.0, 10.0)  # between two looks at the Space: at first, and at most
-COMMIT_MESSAGE = "Publish from the repository"
 
 # What the Hub itself puts into a new Space.
 _THE_HUBS_OWN = {".gitattributes"}
-_WAITING = {
-    "BUILDING",
-    "RUNNING_BUILDING",
-    "APP_STARTING",
-    "RUNNING_APP_STARTING",
-    "SLEEPING",  # the new files wake it
-}
+# The new files wake a Space that sleeps.
+_BUILDING = ("BUILDING", "RUNNING_BUILDING")
+_WAITING = (*_BUILDING, "APP_STARTING", "RUNNING_APP_STARTING", "SLEEPING")
 _LATER = "try again in a few minutes"
 
 Report = Callable[[str], None]
@@ -89,11 +84,7 @@ def _client() -> httpx2.Client:
 
 
 def _find_or_create(api: HfApi, space: str, plan: Plan) -> None:
-    """Make the Space if there is none.
-
-    Raises:
-        DeployError: if the name is taken by something else: replacing it would destroy that.
-    """
+    """Make the Space if there is none; something else of that name must not be destroyed."""
     try:
         there = set(api.list_repo_files(space, repo_type="space"))
     except RepositoryNotFoundError:
@@ -119,14 +110,13 @@ def _upload(api: HfApi, space: str, plan: Plan) -> str:
     """One commit that makes the Space's files those of the plan; -> its id."""
     with TemporaryDirectory() as folder:
         plan.copy_to(Path(folder))
-        commit = api.upload_folder(
+        return api.upload_folder(
             repo_id=space,
             repo_type="space",
             folder_path=folder,
             delete_patterns="*",
-            commit_message=COMMIT_MESSAGE,
-        )
-    return commit.oid
+            commit_message="Publish from the repository",
+        ).oid
 
 
 def _apply_settings(api: HfApi, space: str, plan: Plan, report: Report) -> None:
@@ -147,12 +137,8 @@ def _apply_settings(api: HfApi, space: str, plan: Plan, report: Report) -> None:
 
 
 def _wait(api: HfApi, space: str, commit: str, startup_s: float) -> None:
-    """Return once the uploaded files run.
-
-    Raises:
-        DeployError: if they do not, or not in time. Building comes before starting and may take
-            as long again.
-    """
+    """Return once the uploaded files run."""
+    # Building comes before starting and may take as long again.
     pause_s, deadline = POLL_S[0], time.monotonic() + 2 * startup_s
     logs = f"read the log at {api.endpoint}/spaces/{space}?logs=container"
     while True:

@@ -98,7 +98,7 @@ def points(
         "device": device_name(codec.device),
         "dtype": str(modules.flow.transformer.dtype).removeprefix("torch."),
         "t5": t5,
-        "matmul_tflops": round(matmul_flops(codec.device) / 1e12, 4),
+        "matmul_tflops": matmul_flops(codec.device) / 1e12,
         "note": note,
     }
     for size, mode, batch in product(sizes, modes, batches):
@@ -142,12 +142,12 @@ def measure(codec: PerCoV2, point: BenchRow, image: Image.Image, *, repeats: int
     loop_s = statistics.median(loop[1:])
     return replace(
         point,
-        encode_s=round(encode_s, 4),
-        decode_s=round(decode_s, 4),
-        loop_s=round(loop_s, 4),
-        loop_tflops=round(flops / loop_s / 1e12, 4),
+        encode_s=encode_s,
+        decode_s=decode_s,
+        loop_s=loop_s,
+        loop_tflops=flops / loop_s / 1e12,
         copies=count_copies(run, codec.device),
-        peak_gib=round(_peak_bytes(codec.device) / 2**30, 2),
+        peak_gib=_peak_bytes(codec.device) / 2**30,
         size_bytes=len(data),
         boxes="; ".join(f"{box}={seconds:.4f}" for box, seconds in boxes.items()),
     )

@@ -63,7 +63,7 @@ def write(rows: Iterable[BenchRow], folder: Path) -> None:
     """Add rows to `bench.csv` in `folder`, newer ones for older, and write `bench.md` anew."""
     path = folder / f"{STEM}.csv"
     frame = pd.DataFrame([asdict(row) for row in (*read(path), *rows)], columns=_NAMES)
-    frame = frame.drop_duplicates(_POINT, keep="last")
+    frame = frame.drop_duplicates(_POINT, keep="last").round({"peak_gib": 2}).round(4)
     folder.mkdir(parents=True, exist_ok=True)
     frame.to_csv(path, index=False)
     path.with_suffix(".md").write_text(as_markdown(read(path)), encoding="utf-8")

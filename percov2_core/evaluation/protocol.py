@@ -71,14 +71,14 @@ class Picture:
 def find_pictures(folder: Path, *, square: bool = True) -> list[Picture]:
     """The pictures of a folder as the protocol takes them (or `square=False`: native size)."""
     return [
-        Picture(name=_name(path.relative_to(folder)), path=path, square=square)
+        # A name can be written into any table, whatever bytes it has.
+        Picture(
+            name=os.fsencode(path.relative_to(folder)).decode("utf-8", "backslashreplace"),
+            path=path,
+            square=square,
+        )
         for path in list_pictures(folder)
     ]
-
-
-def _name(path: Path) -> str:
-    """A path that can be written into any table, whatever bytes its name has."""
-    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -104,9 +104,3 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     counts = groups.agg(pictures=("bpp", "count"), errors=("error", "count"))
     table = pd.concat([first, counts, groups[numbers].mean()], axis=1)
     return table.reset_index().dropna(axis=1, how="all")
-
-
-def failures(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows that something is wrong with: a codec that cannot be so small is a result."""
-    wrong = frame[frame["error"].notna()]
-    return wrong[~wrong["error"].astype(str).str.contains(UNMET, regex=False)]

@@ -16,12 +16,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from percov2_core.errors import WeightsError
 from percov2_core.metrics import check_side
 
-NAME = "PicoRank"
 MIN_SIDE_PX = 32  # two cells at the coarsest tap
-DEFAULT_WEIGHTS = Path(__file__).parents[1] / "models" / "embedded" / "perceptual.safetensors"
+WEIGHTS = Path(__file__).parents[1] / "models" / "embedded" / "perceptual.safetensors"
 # As many teacher layers stand behind each tap: conv1, fire3, fire5, and fire6 to fire9.
 TAP_WEIGHTS = (1 / 7, 1 / 7, 1 / 7, 4 / 7)
 _WIDTHS = (32, 48, 96, 128)
@@ -50,7 +48,7 @@ class PicoRank(nn.Module):
         Raises:
             ImageError: if a side is under 32 px.
         """
-        check_side(NAME, x.shape, least_px=MIN_SIDE_PX)
+        check_side("PicoRank", x.shape, least_px=MIN_SIDE_PX)
         taps = [F.relu(self.stem(x))]
         for block in self.blocks:
             taps.append(block(taps[-1]))
@@ -76,17 +74,8 @@ def combine(per_tap: list[Tensor]) -> Tensor:
 
 
 @cache
-def load_picorank(weights: Path = DEFAULT_WEIGHTS) -> PicoRank:
-    """Read the weights (half precision on disk, float32 in memory), frozen.
-
-    Raises:
-        WeightsError: if the file is missing or holds other tensors.
-    """
-    if not weights.is_file():
-        raise WeightsError(f"{NAME} weights: no file at {str(weights)!r}")
+def load_picorank() -> PicoRank:
+    """The bundled network (half precision on disk, float32 in memory), frozen."""
     net = PicoRank()
-    try:
-        net.load_state_dict({k: v.float() for k, v in load_file(weights).items()}, strict=True)
-    except RuntimeError as error:
-        raise WeightsError(f"{NAME} weights at {str(weights)!r} do not fit: {error}") from error
+    net.load_state_dict({k: v.float() for k, v in load_file(WEIGHTS).items()})
     return net.eval().requires_grad_(False)
