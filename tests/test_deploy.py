@@ -205,15 +205,11 @@ def test_a_space_that_fails_to_build_is_reported_with_its_log(hub: Hub, refusal)
     assert "is in stage BUILD_ERROR: no such package: read the log at" in refusal()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("--hardware", "toaster"), "hardware: expected one of cpu-basic, "),
-        (("--space", "a/b/c"), "--space: expected OWNER/NAME, got 'a/b/c'"),
-    ],
-)
-def test_a_wrong_argument_is_named(refusal, arguments: tuple[str, ...], words: str) -> None:
-    assert words in refusal("--dry-run", *arguments, status=2)
+def test_a_wrong_argument_is_named(refusal) -> None:
+    line = refusal("--dry-run", "--hardware", "toaster", status=2)
+    assert "hardware: expected one of cpu-basic, " in line
+    line = refusal("--dry-run", "--space", "a/b/c", status=2)
+    assert "--space: expected OWNER/NAME, got 'a/b/c'" in line
 
 
 @pytest.mark.parametrize(
@@ -264,28 +260,18 @@ def small_repository(folder: Path, *, upload: list[str] = SMALL) -> Path:
 
 def test_without_git_the_plan_leaves_caches_out(tmp_path: Path) -> None:
     root = small_repository(tmp_path, upload=[*SMALL, "package/"])
+    with pytest.raises(ConfigError, match="no file of 'package/' is in git"):
+        make_plan(read_manifest(root), root)
     for name in ("a.py", "__pycache__/a.pyc", ".hidden"):
         (root / "package" / name).parent.mkdir(parents=True, exist_ok=True)
         (root / "package" / name).write_text("x")
     assert list(make_plan(read_manifest(root), root).files) == sorted([*SMALL, "package/a.py"])
-
-
-@pytest.mark.parametrize(
-    ("upload", "words"),
-    [
-        (SMALL[:3], "expected requirements.txt among the files"),
-        ([*SMALL, "nothing/"], "no file of 'nothing/' is in git"),
-    ],
-)
-def test_an_upload_that_cannot_work_is_refused(
-    tmp_path: Path, upload: list[str], words: str
-) -> None:
-    root = small_repository(tmp_path, upload=upload)
-    with pytest.raises(ConfigError, match=words):
+    (root / "requirements.txt").unlink()
+    with pytest.raises(ConfigError, match=r"no file of 'requirements.txt' is in git"):
         make_plan(read_manifest(root), root)
 
 
-def test_too_much_to_upload_or_a_stale_readme_is_refused(tmp_path: Path) -> None:
+def test_too_much_to_upload_a_stale_readme_or_no_spacefile_is_refused(tmp_path: Path) -> None:
     root = small_repository(tmp_path)
     with (root / "app.py").open("wb") as file:
         file.truncate(MAX_TOTAL_BYTES)
@@ -294,11 +280,9 @@ def test_too_much_to_upload_or_a_stale_readme_is_refused(tmp_path: Path) -> None
     (root / "README.md").write_text("---\ntitle: other\n---\n\n# Title\n")
     with pytest.raises(ConfigError, match=r"README.md: its front matter .* --update-readme"):
         make_plan(read_manifest(root), root)
-
-
-def test_a_missing_or_broken_spacefile_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Spacefile: none in"):
-        read_manifest(tmp_path)
-    (tmp_path / "Spacefile").write_text("a: [")
+    (root / "Spacefile").write_text("a: [")
     with pytest.raises(ConfigError, match="Spacefile: no YAML"):
-        read_manifest(tmp_path)
+        read_manifest(root)
+    (root / "Spacefile").unlink()
+    with pytest.raises(ConfigError, match="Spacefile: none in"):
+        read_manifest(root)

@@ -1,5 +1,7 @@
 """Metrics against closed forms and properties."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from percov2_core.evaluation.protocol import to_tensor
 from percov2_core.metrics import bits_per_pixel
 from percov2_core.metrics.distortion import ms_ssim, psnr, to_8bit
 from percov2_core.metrics.features import feature_distance
+from percov2_core.metrics.perceptual import load_picorank
 from percov2_core.metrics.structure import structure_distance, structure_maps
 from percov2_core.metrics.swd import descriptors, set_swd, sliced_wasserstein
 from tests.tiny import picture
@@ -48,12 +51,6 @@ def test_ms_ssim_falls_with_noise_from_one() -> None:
     assert 1 > values[0] > values[1] > values[2] > 0
 
 
-def test_ms_ssim_names_the_side_that_is_too_small() -> None:
-    x = torch.zeros(1, 3, 160, 200)
-    with pytest.raises(ImageError, match="MS-SSIM needs 161 px a side, got 200x160"):
-        ms_ssim(x, x)
-
-
 def test_whole_grey_levels_survive_the_way_to_floats() -> None:
     levels = torch.arange(256.0).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
     assert torch.equal(to_8bit(levels / 127.5 - 1), levels)
@@ -64,11 +61,6 @@ def test_feature_distance_is_two_minus_twice_the_cosine() -> None:
     b = [torch.tensor([3.0, 3.0])[None, :, None, None]]
     assert feature_distance(a, b).item() == pytest.approx(2 - 2**0.5, abs=1e-5)
     assert feature_distance(a, a).item() == pytest.approx(0, abs=1e-5)
-
-
-def test_patch_swd_of_a_picture_with_itself_is_zero() -> None:
-    x = to_tensor(textured())
-    assert patch_swd(x, x).item() == 0
 
 
 @pytest.mark.parametrize(
@@ -83,7 +75,7 @@ def test_patch_swd_of_a_picture_with_itself_is_zero() -> None:
 def test_patch_swd_rises_with_the_strength_of_a_distortion(distort) -> None:
     image = textured()
     values = [patch_swd(to_tensor(image), to_tensor(distort(image, s))).item() for s in (1, 2, 4)]
-    assert 0 < values[0] < values[1] < values[2]
+    assert patch_swd(to_tensor(image), to_tensor(image)) == 0 < values[0] < values[1] < values[2]
 
 
 def test_patch_swd_prefers_detail_elsewhere_to_no_detail() -> None:
@@ -103,23 +95,23 @@ def test_the_order_of_a_set_does_not_matter_to_its_swd() -> None:
     assert set_swd(a[:2], [a[1], b[0]]).item() > 1
 
 
-def test_patches_are_drawn_at_the_same_places_each_time() -> None:
-    x = to_tensor(textured())
-    assert all(torch.equal(a, b) for a, b in zip(descriptors(x), descriptors(x), strict=True))
+@pytest.mark.parametrize(
+    ("measure", "words"),
+    [
+        (lambda x: ms_ssim(x, x), "MS-SSIM needs 161 px a side, got 40x15"),
+        (descriptors, "patch SWD needs 16 px a side, got 40x15"),
+        (load_picorank().features, "PicoRank needs 32 px a side, got 40x15"),
+    ],
+)
+def test_a_side_that_is_too_small_is_named(measure, words) -> None:
+    with pytest.raises(ImageError, match=words):
+        measure(torch.zeros(1, 3, 15, 40))
 
 
-def test_patch_swd_names_the_side_that_is_too_small() -> None:
-    with pytest.raises(ImageError, match="patch SWD needs 16 px a side, got 40x15"):
-        descriptors(torch.zeros(1, 3, 15, 40))
-
-
-def test_fid_of_a_few_pictures_is_refused() -> None:
+def test_fid_needs_many_pictures_and_its_library(monkeypatch) -> None:
     with pytest.raises(ImageError, match="FID and KID need 50 pictures a side, got 24"):
         fid_kid([], [], count=24)
-
-
-def test_fid_without_its_library_is_unavailable_in_words(monkeypatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "torchmetrics.image.fid", None)
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
     with pytest.raises(UnavailableError, match="pip install torchmetrics torch-fidelity"):
         fid_kid([], [], count=50)
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from percov2_core.errors import ImageError
 from percov2_core.evaluation.distortions import DISTORTIONS, distort_at_random
 from percov2_core.evaluation.protocol import to_tensor
 from percov2_core.metrics.features import SqueezeNetFeatures, feature_distance
@@ -37,23 +36,14 @@ def test_the_bundled_network_is_small_and_sees_no_difference_where_there_is_none
 @pytest.mark.parametrize("name", sorted(DISTORTIONS))
 def test_the_distance_rises_with_the_strength_of_each_distortion(name: str) -> None:
     # A picture with detail of its own: on a smooth one a blur does nothing.
-    detail = seeded(3).normal(0, 25, (160, 160, 3))
+    detail = seeded(3).normal(0, 25, (150, 160, 3))
     image = Image.fromarray(
-        np.clip(np.asarray(picture(160, 160)) + detail, 0, 255).astype(np.uint8)
+        np.clip(np.asarray(picture(160, 150)) + detail, 0, 255).astype(np.uint8)
     )
-    weak, strong = (
-        distance(load_picorank(), signed(image), signed(DISTORTIONS[name](image, s, seeded(5))))
-        for s in (0.1, 0.9)
-    )
-    assert 0 < weak < strong
-
-
-@pytest.mark.parametrize("name", sorted(DISTORTIONS))
-def test_a_distortion_depends_on_its_arguments_only_and_keeps_the_size(name: str) -> None:
-    image = picture(97, 64)
-    one, two = (DISTORTIONS[name](image, 0.5, seeded(7)) for _ in range(2))
-    assert one.size == image.size
-    assert one.tobytes() == two.tobytes()
+    weak, strong, again = (DISTORTIONS[name](image, s, seeded(5)) for s in (0.1, 0.9, 0.9))
+    assert strong.tobytes() == again.tobytes() and strong.size == image.size
+    far, further = (distance(load_picorank(), signed(image), signed(x)) for x in (weak, strong))
+    assert 0 < far < further
 
 
 def test_it_ranks_distorted_kodak_pictures_as_the_teacher_does(
@@ -71,11 +61,6 @@ def test_it_ranks_distorted_kodak_pictures_as_the_teacher_does(
                 got.append(distance(net, a, b))
     ranks = pd.DataFrame({"wanted": wanted, "got": got}).corr("spearman")
     assert ranks.loc["wanted", "got"] >= 0.95
-
-
-def test_small_pictures_are_refused_by_name() -> None:
-    with pytest.raises(ImageError, match="PicoRank needs 32 px a side, got 40x31"):
-        load_picorank().features(torch.zeros(1, 3, 31, 40))
 
 
 def test_targets_that_the_network_already_meets_cost_next_to_nothing() -> None:

@@ -54,6 +54,7 @@ def test_rate_distortion_joins_the_means_of_a_codec_by_rising_rate(frame) -> Non
     line = trace(plots.rate_distortion(frame), "jpeg")
     assert list(line.x) == pytest.approx([90 / 32768, 300 / 32768])
     assert list(line.y) == [21, 30]
+    assert line.marker.color == plots.colour("jpeg/4") != plots.colour("vvc")
 
 
 def test_presets_are_labelled_and_rates_are_colours(frame) -> None:
@@ -80,19 +81,11 @@ def test_schedule_bars_stack_the_parts_of_the_file(frame) -> None:
     }
 
 
-def test_a_metric_without_values_is_an_error_that_names_it(frame) -> None:
+def test_only_what_was_measured_is_drawn(frame) -> None:
+    titles = [figure.layout.title.text for figure in plots.report_figures(frame)]
+    assert "Rate and psnr" in titles and "Rate and lpips" not in titles
     with pytest.raises(ConfigError, match="figure: no row has a value for 'lpips'"):
         plots.rate_distortion(frame, metric="lpips")
-
-
-def test_a_codec_has_one_colour_at_every_size() -> None:
-    assert plots.colour("avif/4") == plots.colour("avif") != plots.colour("vvc")
-
-
-def test_a_report_draws_only_what_was_measured(frame) -> None:
-    titles = [figure.layout.title.text for figure in plots.report_figures(frame)]
-    assert "Rate and psnr" in titles
-    assert "Rate and lpips" not in titles
 
 
 def test_the_report_loads_nothing_and_escapes_names(frame, tmp_path: Path) -> None:
