@@ -160,13 +160,8 @@ def write_report(
 ) -> Path:
     """Write `out/report.html`: every figure that the rows allow, the table, a picture wall.
 
-    Args:
-        frame: Rows; thumbnails are looked for below `out`.
-        pictures: The originals.
-        notes: Sentences to show above the table, such as metrics that cannot be had.
-
-    Returns:
-        The file. It loads nothing from anywhere.
+    The file loads nothing from anywhere; its thumbnails are looked for below `out`. `notes` are
+    sentences to show above the table, such as metrics that cannot be had.
     """
     # Responsive: the grid's columns are narrower once the page has its scroll bar.
     drawn = {"include_plotlyjs": False, "full_html": False, "config": {"responsive": True}}

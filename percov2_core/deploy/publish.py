@@ -37,13 +37,9 @@ Report = Callable[[str], None]
 
 
 def publish(plan: Plan, *, report: Report) -> str:
-    """Create or update the Space, and wait until it runs.
+    """Create or update the Space, and wait until it runs; -> the address of its page on the Hub.
 
-    Args:
-        report: Is told each step, in one line.
-
-    Returns:
-        The address of the Space's page on the Hub.
+    `report` is told each step, in one line.
 
     Raises:
         DeployError: in one line that says what to do.

@@ -148,15 +148,12 @@ class Plan:
         yield f"hardware  {self.hardware}"
         asleep = "as the host decides" if self.sleep_time_s is None else f"{self.sleep_time_s} s"
         yield f"sleeps    {asleep}"
-        yield from (
-            f"variable  {name}={value}" for name, value in self.manifest.settings.variables.items()
-        )
-        yield from (
-            f"secret    {name}: {what}" for name, what in self.manifest.settings.secrets.items()
-        )
+        settings = self.manifest.settings
+        yield from (f"variable  {name}={value}" for name, value in settings.variables.items())
+        yield from (f"secret    {name}: {what}" for name, what in settings.secrets.items())
         yield from (f"{size:>10,}  {path}" for path, size in self.files.items())
-        count = f"{len(self.files)} files"
-        yield f"{self.total_bytes:>10,}  bytes in {count}; at most {MAX_TOTAL_BYTES:,}"
+        limit = f"at most {MAX_TOTAL_BYTES:,}"
+        yield f"{self.total_bytes:>10,}  bytes in {len(self.files)} files; {limit}"
         yield from (f"left out: {path}: git does not track it" for path in self.untracked)
 
     def copy_to(self, folder: Path) -> None:
@@ -169,11 +166,7 @@ class Plan:
 def make_plan(
     manifest: Manifest, root: Path, *, space: str | None = None, hardware: str | None = None
 ) -> Plan:
-    """List what publishing would do, from the files as they are on disk.
-
-    Args:
-        space: Takes the place of the Spacefile's name.
-        hardware: Takes the place of the Spacefile's hardware.
+    """List what publishing would do, from the files on disk; two options go before the Spacefile.
 
     Raises:
         ConfigError: if the name or the hardware is none, a listed file is missing, README.md is

@@ -82,11 +82,7 @@ def points(
     steps: Sequence[int] | None,
     guidance: Sequence[float] | None,
 ) -> Iterator[BenchRow]:
-    """Every combination, with nothing measured but the matrix product.
-
-    Args:
-        steps, guidance: What is not given comes from the preset `balanced`.
-    """
+    """Every combination (by default of the preset `balanced`), with only the product measured."""
     modules = next(iter(codec.rates.values()))
     t5 = "-"
     if isinstance(modules.text, SD3TextEncoder):
@@ -117,8 +113,7 @@ def points(
 def measure(codec: PerCoV2, point: BenchRow, image: Image.Image, *, repeats: int) -> BenchRow:
     """The point with everything measured: boxes of one picture, then the loop of a batch.
 
-    Args:
-        repeats: After a first time that warms up; seconds are medians.
+    Seconds are medians of `repeats`, after a first time that warms up.
     """
     if codec.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(codec.device)

@@ -146,10 +146,7 @@ def as_text(row: BenchRow) -> str:
         f"\n{row.mode}, {row.size_px}x{row.size_px}, batch {row.batch}, {row.steps} steps, "
         f"guidance {row.guidance:g}, {row.size_bytes} bytes",
         f"  encode {row.encode_s:.3f} s, decode {row.decode_s:.3f} s (medians)",
-    ]
-    for box, seconds in boxes.items():
-        lines.append(f"  {box:<24}{seconds:8.3f} s {seconds / both:7.1%}")
-    lines += [
+        *(f"  {box:<24}{s:8.3f} s {s / both:7.1%}" for box, s in boxes.items()),
         f"  entropy coding together {coding / both:.1%}",
         f"  sampling loop {row.loop_s:.3f} s, {row.loop_tflops:.3g} TFLOP/s, {row.share:.1%} "
         f"of the matrix product; host-device copies: {row.copies}",

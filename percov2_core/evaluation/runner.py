@@ -252,8 +252,7 @@ def evaluate(
         All rows of the output folder, also those of earlier runs.
 
     Raises:
-        ConfigError: if there is no such device, or if the output folder holds rows of other
-            pictures, another model, metric list or size.
+        ConfigError: if there is no such device, or the folder holds rows of something else.
     """
     check_device(plan.device)
     state = PartialState(cpu=plan.device == "cpu")
