@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -299,6 +300,8 @@ def _run_share(index: int, units: Sequence[Unit], plan: Plan, count: int) -> Non
     if not share:
         return
     if count > 1:
+        # What a worker hears when its parent is gone; shells make background jobs deaf to it.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
     worker = Worker(plan)
     # A log for each process and run: a line that was cut off harms no other.
