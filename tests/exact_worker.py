@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,7 +22,9 @@ from percov2_core.config import RATES
 from percov2_core.entropy.coder import SymbolReader, SymbolWriter
 from percov2_core.entropy.exact import ExactModel
 from percov2_core.entropy.prior import TokenPrior
-from percov2_core.weights import EMBEDDED_DIR, ENTROPY_FILE, LANGUAGE_FILE
+
+# Not from `weights`, which takes longer to import than all that is done here.
+MODEL = Path(__file__).parents[1] / "percov2_core" / "models" / "embedded"
 
 
 def digest(prior: TokenPrior, language, tokens: np.ndarray, caption: str) -> str:
@@ -43,8 +46,8 @@ def digest(prior: TokenPrior, language, tokens: np.ndarray, caption: str) -> str
 
 
 def main(path: str, *ways: str) -> None:
-    language = load_language(EMBEDDED_DIR / LANGUAGE_FILE)
-    priors = {r: TokenPrior(ExactModel.load(EMBEDDED_DIR / r / ENTROPY_FILE)) for r in RATES}
+    language = load_language(MODEL / "caption_language.npz")
+    priors = {r: TokenPrior(ExactModel.load(MODEL / r / "entropy.safetensors")) for r in RATES}
     with np.load(path) as arrays:
         jobs = [
             (priors[rate], language, grid, str(caption))
