@@ -55,48 +55,46 @@ class Study(NamedTuple):
 STUDIES: Mapping[str, Study] = MappingProxyType(
     {
         "protocol": Study(
-            about="classic codecs at the settings of the protocol's table",
-            settings=lambda args: classic_settings(PROTOCOL),
+            "classic codecs at the settings of the protocol's table",
+            lambda args: classic_settings(PROTOCOL),
         ),
         "classic": Study(
-            about="the best that each classic codec does in N bytes, over all reduced sizes",
-            settings=lambda args: budget_settings(args.codecs or EQUAL_CODECS, args.budgets),
+            "the best that each classic codec does in N bytes, over all reduced sizes",
+            lambda args: budget_settings(args.codecs or EQUAL_CODECS, args.budgets),
         ),
         "presets": Study(
-            about="our modes at their presets",
-            settings=lambda args: our_settings(args.modes, presets=PRESETS),
+            "our modes at their presets",
+            lambda args: our_settings(args.modes, presets=PRESETS),
         ),
         "equal": Study(
-            about="classic codecs in as many bytes as our file of the same picture (after presets)",
-            settings=lambda args: [
+            "classic codecs in as many bytes as our file of the same picture (after presets)",
+            lambda args: [
                 Setting(codec=codec, match=mode)
                 for codec in args.codecs or EQUAL_CODECS
                 for mode in args.modes
             ],
         ),
         "sweep": Study(
-            about="distortion against perception: steps x guidance per mode",
-            settings=lambda args: our_settings(
-                args.modes, steps=args.steps, guidance=args.guidance
-            ),
+            "distortion against perception: steps x guidance per mode",
+            lambda args: our_settings(args.modes, steps=args.steps, guidance=args.guidance),
         ),
         "schedules": Study(
-            about="bits of the tokens under each schedule",
-            settings=lambda args: our_settings(
+            "bits of the tokens under each schedule",
+            lambda args: our_settings(
                 [m for m in args.modes if not MODES[m].partial],
                 steps=(1,),
                 guidance=(1.0,),
                 schedules=SCHEDULES,
             ),
-            metrics=("psnr",),
+            ("psnr",),
         ),
         "hybrid": Study(
-            about="hybrid mode over the number of tokens sent",
-            settings=lambda args: our_settings(["hybrid"], tokens=HYBRID_TOKENS),
+            "hybrid mode over the number of tokens sent",
+            lambda args: our_settings(["hybrid"], tokens=HYBRID_TOKENS),
         ),
         "captions": Study(
-            about="no caption, the describer's, and a person's; language model against deflate",
-            settings=lambda args: our_settings(args.modes, captions=CAPTIONS),
+            "no caption, the describer's, and a person's; language model against deflate",
+            lambda args: our_settings(args.modes, captions=CAPTIONS),
         ),
     }
 )
