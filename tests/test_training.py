@@ -47,7 +47,7 @@ def losses(out):
 @pytest.fixture(scope="module")
 def vae(photos, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "ae"
-    recipes.run_autoencoder(job(photos, out, steps=3, recipe=AE_RECIPE))
+    recipes.STAGES["autoencoder"](job(photos, out, steps=3, recipe=AE_RECIPE))
     return out / "vae"
 
 
@@ -76,11 +76,11 @@ def test_a_resumed_run_ends_at_the_loss_of_an_unbroken_one(
 ):
     recipe = tiny_recipe(rate)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    recipes.run_rate(job(photos, whole, vae=vae, steps=4, recipe=recipe), rate)
+    recipes.STAGES[rate](job(photos, whole, vae=vae, steps=4, recipe=recipe))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(PhotoCrops, "draw", breaking_at(2, PhotoCrops.draw))
-        recipes.run_rate(job(photos, broken, vae=vae, steps=4, recipe=recipe), rate)
-    recipes.run_rate(job(photos, broken, vae=vae, steps=4, recipe=recipe, resume=True), rate)
+        recipes.STAGES[rate](job(photos, broken, vae=vae, steps=4, recipe=recipe))
+    recipes.STAGES[rate](job(photos, broken, vae=vae, steps=4, recipe=recipe, resume=True))
     assert losses(whole) == losses(broken)
     a, b = (load_part(HyperEncoder, f / "parts/hyper_encoder", CPU) for f in (whole, broken))
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
@@ -89,9 +89,9 @@ def test_a_resumed_run_ends_at_the_loss_of_an_unbroken_one(
 def test_frozen_tokens_stay_as_they_are_while_the_decoder_learns(photos, vae, tmp_path):
     recipe = tiny_recipe("extreme")
     first, then = tmp_path / "first", tmp_path / "then"
-    recipes.run_rate(job(photos, first, vae=vae, steps=2, recipe=recipe), "extreme")
+    recipes.STAGES["extreme"](job(photos, first, vae=vae, steps=2, recipe=recipe))
     frozen = {**recipe, "loss": {"freeze_tokens": True, "tune_painter": True}}
-    recipes.run_rate(job(photos, then, vae=vae, init=first, steps=2, recipe=frozen), "extreme")
+    recipes.STAGES["extreme"](job(photos, then, vae=vae, init=first, steps=2, recipe=frozen))
     for kind, name, same in (
         (HyperEncoder, "hyper_encoder", True),
         (VectorQuantizer, "quantizer", True),
@@ -104,7 +104,7 @@ def test_frozen_tokens_stay_as_they_are_while_the_decoder_learns(photos, vae, tm
 def test_the_autoencoder_stage_resumes_and_saves_what_loads(photos, vae, tmp_path):
     assert open_vae(vae).encode(torch.zeros(1, 3, 64, 64)).shape == (1, 16, 8, 8)
     with pytest.raises(ConfigError, match="resume: no checkpoint at"):
-        recipes.run_autoencoder(job(photos, tmp_path, steps=1, resume=True, recipe=AE_RECIPE))
+        recipes.STAGES["autoencoder"](job(photos, tmp_path, steps=1, resume=True, recipe=AE_RECIPE))
 
 
 def well_separated(count, steps):
@@ -166,10 +166,8 @@ class Line(torch.nn.Module):
 def test_a_group_learns_at_its_own_multiple_of_the_rate(tmp_path):
     config = LoopConfig(steps=1, lr=1e-3, warmup_steps=1, device="cpu", ema=0.0)
 
-    def groups(module):
-        return [{"params": [module.slow]}, {"params": [module.fast], "lr_scale": 10.0}]
-
     line = Line()
+    groups = [{"params": [line.slow]}, {"params": [line.fast], "lr_scale": 10.0}]
     run(line, lambda step: None, tmp_path, config=config, groups=groups)
     assert line.slow.item() == pytest.approx(-1e-3) and line.fast.item() == pytest.approx(-1e-2)
 

@@ -104,7 +104,7 @@ def test_two_processes_cache_their_halves_and_train_a_low_rank_difference(work, 
     cached = Cache(work / "cache")
     assert {side: len(found) for side, found in cached.drawn.items()} == {64: 8, 128: 4}
     said = stage1(["-m", "percov2_core"], work, tmp_path / "run", rank=4)
-    assert said.count("cost: 32 samples, 8 in a step") == 1  # one process speaks
+    assert said.count("cost: ") == 1  # one process speaks
 
 
 @pytest.mark.slow

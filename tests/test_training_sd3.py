@@ -15,10 +15,10 @@ from percov2_core.flow.text import TextEmbedding
 from percov2_core.flow.transformer import Conditions, FlowConfig, FlowModel, extend_patch_embedding
 from percov2_core.hyper.networks import HyperEncoder, VectorQuantizer
 from percov2_core.training import cache as cached
-from percov2_core.training import checkpoint, recipes, samples
+from percov2_core.training import checkpoint, masked, recipes
 from percov2_core.training import rate as stage
 from percov2_core.training.cache import Cache, read_info
-from percov2_core.training.loop import LoopConfig, count_cost
+from percov2_core.training.loop import LoopConfig, memory_bytes
 from percov2_core.training.stage1 import Stage1, Stage1Loss, draw_times, mean_scores
 from percov2_core.training.stage1 import parameter_groups as groups
 from percov2_core.weights import load_codec, rates
@@ -39,7 +39,8 @@ MASKED = {
         "width": 16, "heads": 2, "content_layers": 1, "query_layers": 1, "hidden": 16,
         "code_width": 8,
     },
-    "loop": {"batch_tokens": 64, "held_out": 2, "min_crop": 1, "validate_minutes": 0.0},
+    "loop": {"save_every_s": 0.0, "evaluate_every_s": 0.0},
+    "tuning": {"batch_tokens": 64, "held_out": 2, "min_crop": 1},
 }  # fmt: skip
 PLAN = {"plan": {"sides": [64, 128], "counts": [8, 4]}}
 
@@ -96,9 +97,7 @@ def stage1(model, cache, out, rate="extreme", recipe=STAGE1, **values):
 
 def test_every_stage_then_a_file_and_back(model, cache, tmp_path):
     for rate in ("extreme", "ultra-low"):
-        lines = []
-        stage1(model, cache, tmp_path / rate, rate=rate, report=lines.append)
-        assert lines[0].startswith("cost: 20 samples, 4 in a step")
+        stage1(model, cache, tmp_path / rate, rate=rate)
         words = {"steps": 5, "model": f"sd3-medium:{model}", "cache": cache}
         recipes.STAGES[f"masked-{rate}"](job(tmp_path / f"m-{rate}", recipe=MASKED, **words))
     codec = load_codec(f"sd3-medium:{model}", device="cpu")
@@ -111,11 +110,12 @@ def test_every_stage_then_a_file_and_back(model, cache, tmp_path):
         assert codec.decode(back, steps=1, guidance=3.0).size == image.size
 
 
-def test_what_was_trained_is_what_the_codec_loads(model, cache, tmp_path):
-    before, lines = load_codec(f"sd3-medium:{model}", device="cpu").rates, []
+def test_what_was_trained_is_what_the_codec_loads(model, cache, tmp_path, capsys):
+    before = load_codec(f"sd3-medium:{model}", device="cpu").rates
     quiet = {**STAGE1, "loop": {"warmup_steps": 1}}
-    stage1(model, cache, tmp_path / "run", recipe=quiet, steps=21, report=lines.append)
-    assert len(lines) == 2 and "steps/s" in lines[1]
+    stage1(model, cache, tmp_path / "run", recipe=quiet, steps=21)
+    counted, measured = (s for s in capsys.readouterr().out.splitlines() if s.startswith("cost:"))
+    assert "GiB a process" in counted and "steps/s (measured); 21 take 0.0" in measured
     scores = rows(tmp_path / "run" / "scores.csv")
     assert set(scores[-1]) == {"step", "seconds", "flow_0.2", "flow_0.5", "flow_0.8", "flow_1"}
     after = load_codec(f"sd3-medium:{model}", device="cpu").rates
@@ -157,9 +157,9 @@ def system(model, cache, loss=None, **values):
     tuning = stage.Tuning(**{"warmup": 0, "batch_px": 2 * 64 * 64, "held_out": 0, **values})
     loss = Stage1Loss(**{"times": "logistic", **(loss or {})})
     loop = LoopConfig(device="cpu")
-    return stage.rate_over_base(
+    return stage.build_over_base(
         "extreme", opened(cache), model, loss=loss, tuning=tuning, loop=loop
-    ).build()
+    )
 
 
 def opened(cache):
@@ -295,7 +295,9 @@ def test_a_cache_that_was_broken_off_is_completed_to_the_same_bytes(cache, photo
     recipes.STAGES["cache"](job(copy, data=photos, recipe=PLAN, **words))
     assert shard.read_bytes() == whole
     other = {"plan": {**PLAN["plan"], "counts": [9, 4]}}
-    with pytest.raises(ConfigError, match=r"counts is \(8, 4\), this run has \(9, 4\)"):
+    with pytest.raises(
+        ConfigError, match=r"made with .*counts=\(8, 4\).* this run has .*counts=\(9, 4\)"
+    ):
         recipes.STAGES["cache"](job(copy, data=photos, recipe=other, **words))
 
 
@@ -304,13 +306,12 @@ def test_a_grid_larger_than_the_entropy_models_tile_is_cut(cache, tmp_path, monk
         "encoder": HyperEncoder(widths=(8,), depths=(1,), code_dim=4),
         "quantizer": VectorQuantizer(16, 4),
     }
-    whole = samples.write_grids(Cache(cache), tmp_path / "whole", **parts)
-    monkeypatch.setattr(samples, "MAX_TILE", 4)
-    cut = samples.write_grids(Cache(cache), tmp_path / "cut", **parts)
-    large, small = (np.load(paths[1]) for paths in (whole, cut))
-    assert large["tokens"].shape == (4, 8, 8) and small["tokens"].shape == (16, 4, 4)
-    assert np.array_equal(small["tokens"][1], large["tokens"][0, :4, 4:])
-    assert list(small["captions"][:4]) == [large["captions"][0]] * 4
+    large = masked.token_sets(Cache(cache), tmp_path / "whole", **parts)[1]
+    monkeypatch.setattr(masked, "MAX_TILE", 4)
+    small = masked.token_sets(Cache(cache), tmp_path / "cut", **parts)[1]
+    assert large.tokens.shape == (4, 8, 8) and small.tokens.shape == (16, 4, 4)
+    assert np.array_equal(small.tokens[1], large.tokens[0, :4, 4:])
+    assert small.captions[:4] == [large.captions[0]] * 4
 
 
 def test_a_damaged_shard_is_named(cache, tmp_path):
@@ -327,18 +328,6 @@ def test_a_damaged_shard_is_named(cache, tmp_path):
         Cache(copy)
 
 
-def test_the_cost_is_counted_and_then_measured():
-    module = torch.nn.Linear(10, 10)
-    module.bias.requires_grad_(False)
-    cost = count_cost(module, 100, batch=4, processes=8)
-    assert (cost.per_step, cost.trained, cost.frozen) == (32, 100, 10)
-    # 110 weights, and gradient, average and two averages of AdamW of the 100 that learn.
-    assert cost.memory_bytes == 4 * (110 + 4 * 100)
-    assert cost.describe().startswith("cost: 3,200 samples, 32 in a step")
-    said = "cost: 2 steps/s, 64 samples/s (measured); 100 steps take 0.01 h"
-    assert cost.measured(0.5) == said
-
-
 @pytest.mark.parametrize(("rank", "shards", "gib"), [(64, 1, "5.1"), (0, 1, "38.0"), (0, 8, "4.7")])
 def test_the_memory_that_the_readme_names_is_what_is_counted(rank, shards, gib, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", str(shards > 1).lower())
@@ -353,7 +342,7 @@ def test_the_memory_that_the_readme_names_is_what_is_counted(rank, shards, gib, 
     text = stage.CachedText(empty)
     modules = rates.build(SD3["extreme"], transformer=network, text=text)
     built = Stage1(modules, Stage1Loss(), mean_use=1.0, empty=empty)
-    found = count_cost(built, None, batch=1, processes=shards).memory_bytes
+    found = memory_bytes(built, shards)
     assert f"{found / 2**30:.1f}" == gib
     assert f"{gib} GiB" in (Path(__file__).parents[1] / "README.md").read_text()
 

@@ -47,9 +47,7 @@ def train(args: argparse.Namespace) -> None:
     from percov2_core.training import recipes
 
     said = {name: value for name, value in vars(args).items() if hasattr(recipes.RunOptions, name)}
-    options = recipes.RunOptions(
-        **said, recipe=recipes.read_recipe(args.config), t5=not args.no_t5, report=print
-    )
+    options = recipes.RunOptions(**said, recipe=recipes.read_recipe(args.config), t5=not args.no_t5)
     recipes.STAGES[args.stage](options)
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderDC
@@ -23,8 +23,11 @@ from percov2_core.config import LATENT_CHANNELS
 from percov2_core.evaluation.protocol import load_512
 from percov2_core.metrics.distortion import ms_ssim, psnr, to_8bit
 from percov2_core.metrics.features import SqueezeNetFeatures, feature_distance
-from percov2_core.training.loop import LoopConfig, StepLoss, processes, run
+from percov2_core.training.loop import StepLoss, processes, run
 from percov2_core.training.samples import CropPlan, Photos, crop_batch, to_float
+
+if TYPE_CHECKING:
+    from percov2_core.training.recipes import RunOptions
 
 EMBEDDED = {
     "latent_channels": LATENT_CHANNELS,
@@ -36,18 +39,16 @@ EMBEDDED = {
     "decoder_qkv_multiscales": ((), (), (), ()),
 }
 NOISE = 0.25  # standard deviation of the latent noise while training
+PERCEPTUAL = 0.3  # weight of the feature distance
 SHRINK = 5e-3  # keeps latents near unit variance against that noise
 
 
 class AutoencoderSystem(nn.Module):
     """Autoencoder and its loss."""
 
-    def __init__(
-        self, config: dict[str, Any], features: SqueezeNetFeatures | None, *, perceptual: float
-    ) -> None:
+    def __init__(self, config: dict[str, Any], features: SqueezeNetFeatures | None) -> None:
         super().__init__()
         self.vae = AutoencoderDC(**config).to(memory_format=torch.channels_last)
-        self.perceptual = perceptual
         self._features = [features]  # in a list: frozen, not part of the checkpoint
 
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -58,52 +59,44 @@ class AutoencoderSystem(nn.Module):
     def forward(self, batch: NDArray[Any], progress: float) -> StepLoss:
         x = to_float(batch).to(next(self.parameters()).device)
         z = self.vae.encode(x).latent
-        y = self.vae.decode(z + NOISE * torch.randn_like(z)).sample
-        y = y.float()
+        y = self.vae.decode(z + NOISE * torch.randn_like(z)).sample.float()
         mse, mae = F.mse_loss(y, x), F.l1_loss(y, x)
         loss = 20 * mse + mae + SHRINK * z.float().square().mean()
         logs = {"mse": mse.item(), "std": z.detach().float().std().item()}
         features = self._features[0]
-        if features is not None and self.perceptual:
+        if features is not None:
             with torch.no_grad():
                 target = features(x)
             distance = feature_distance(features(y), target).mean()
-            loss = loss + self.perceptual * distance
+            loss = loss + PERCEPTUAL * distance
             logs["fd"] = distance.item()
         return StepLoss(loss, logs)
 
 
-def train_autoencoder(
-    photos: Photos,
-    out: Path,
-    *,
-    loop: LoopConfig,
-    plan: CropPlan,
-    features: SqueezeNetFeatures | None = None,
-    scorer: Scorer | None = None,
-    model_config: dict[str, Any] = EMBEDDED,
-    perceptual: float = 0.3,
-    resume: bool = False,
-) -> None:
-    """Train, then write the averaged weights to `out/vae` by `save_pretrained`."""
+def train_autoencoder(options: RunOptions) -> None:
+    """Train, then write the averaged weights to OUT/vae by `save_pretrained`."""
+    options.refuse_base("autoencoder")
+    photos, loop, scorer = options.photos(), options.loop(lr=1e-3), options.scorer()
+    plan = options.settings(CropPlan, "plan", sides=(192,), weights=(1.0,), batch_px=16 * 192 * 192)
+    features = options.features()
     if features:
         features = features.to(processes(loop.device).device)
-    system = AutoencoderSystem(model_config, features, perceptual=perceptual)
+    system = AutoencoderSystem({**EMBEDDED, **options.recipe.get("model", {})}, features)
 
-    def evaluate(module: nn.Module, step: int) -> dict[str, float]:
-        assert scorer is not None and isinstance(module, AutoencoderSystem)
-        return scorer.score(module.reconstruct, out / f"sheet-{step:06d}.jpg")
+    def evaluate(module: AutoencoderSystem, step: int) -> dict[str, float]:
+        assert scorer
+        return scorer.score(module.reconstruct, options.out / f"sheet-{step:06d}.jpg")
 
     run(
         system,
         lambda step: crop_batch(photos, plan, seed=loop.seed, step=step),
-        out,
+        options.out,
         config=loop,
-        resume=resume,
+        resume=options.resume,
         evaluate=evaluate if scorer else None,
     )
     system.vae.register_to_config(scaling_factor=_scaling(system, photos, plan))
-    system.vae.half().save_pretrained(out / "vae")
+    system.vae.half().save_pretrained(options.out / "vae")
 
 
 @torch.inference_mode()
@@ -122,41 +115,22 @@ class Scorer:
         self.pictures = load_512(folder)
         self.features = features
 
-    def score(
-        self, reconstruct: Callable[[Tensor], Tensor], sheet: Path | None
-    ) -> dict[str, float]:
-        """Mean PSNR, MS-SSIM and feature distance of `reconstruct` ((1, 3, H, W) -> same)."""
-        rows, tiles = [], []
+    def score(self, reconstruct: Callable[[Tensor], Tensor], sheet: Path) -> dict[str, float]:
+        """Mean PSNR, MS-SSIM and feature distance of `reconstruct` ((1, 3, H, W) -> same).
+
+        Each picture and what became of it stand beside each other on `sheet`.
+        """
+        rows: list[dict[str, float]] = []
+        pairs = []
         for x in torch.split(self.pictures, 1):
             a, b = to_8bit(x), to_8bit(reconstruct(x).float().to(x.device))
-            rows.append(self._compare(a, b))
-            tiles.append(torch.cat([a, b], dim=2)[0])
-        if sheet:
-            _contact_sheet(tiles, sheet)
-        mean = np.mean(rows, axis=0)
-        return {
-            n: round(float(v), 4) for n, v in zip(("psnr", "ms_ssim", "fd"), mean, strict=False)
-        }
-
-    def _compare(self, a: Tensor, b: Tensor) -> list[float]:
-        # Reconstructing may be in half precision, scoring may not.
-        with torch.autocast(a.device.type, enabled=False):
-            row = [psnr(a, b).item(), ms_ssim(a, b).item()]
-            if self.features:
-                fa, fb = self.features(a / 127.5 - 1), self.features(b / 127.5 - 1)
-                row.append(feature_distance(fa, fb).item())
-            return row
-
-
-def _contact_sheet(tiles: list[Tensor], path: Path, *, columns: int = 8, scale: int = 2) -> None:
-    """Write (3, H, W) pictures of 0..255 in rows of `columns`, reduced `scale` times."""
-    images = [
-        Image.fromarray(t.to(torch.uint8).movedim(0, -1).cpu().numpy()).reduce(scale) for t in tiles
-    ]
-    w, h = images[0].size
-    rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (w * min(columns, len(images)), h * rows))
-    for i, image in enumerate(images):
-        sheet.paste(image, (i % columns * w, i // columns * h))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, quality=90)
+            # Reconstructing may be in half precision, scoring may not.
+            with torch.autocast(x.device.type, enabled=False):
+                rows.append({"psnr": psnr(a, b).item(), "ms_ssim": ms_ssim(a, b).item()})
+                if self.features:
+                    seen = (self.features(v / 127.5 - 1) for v in (a, b))
+                    rows[-1]["fd"] = feature_distance(*seen).item()
+            pairs.append(torch.cat([a, b], dim=3)[0])
+        pixels = torch.cat(pairs, dim=1).to(torch.uint8).movedim(0, -1)
+        Image.fromarray(pixels.numpy()).reduce(2).save(sheet, quality=90)
+        return {name: round(fmean(row[name] for row in rows), 4) for name in rows[0]}

@@ -26,27 +26,34 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from percov2_core.caption.captioner import Captioner
+from percov2_core.caption.captioner import get_captioner
 from percov2_core.errors import ConfigError
 from percov2_core.flow.text import TextEmbedding
+from percov2_core.training.loop import processes
 from percov2_core.training.samples import (
     AT_ONCE_PX,
     EncodedPhotos,
+    GridPlan,
     PlannedCrop,
     Samples,
     planned_crops,
 )
-from percov2_core.weights.base import SD3Base
+from percov2_core.weights.base import SD3Base, load_base
+from percov2_core.weights.files import write_json
+from percov2_core.weights.places import find_base
+from percov2_core.weights.residency import Residency
+from percov2_core.weights.sizes import T5_TOKENS
+
+if TYPE_CHECKING:
+    from percov2_core.training.recipes import RunOptions
 
 FORMAT = 1
 PER_SHARD = 256  # samples
@@ -131,32 +138,41 @@ class Cache:
         return max(1, self.batch_px // side**2)
 
 
-def write_cache(source: EncodedPhotos, out: Path, *, base: SD3Base, captioner: Captioner) -> None:
-    """Write a cache folder, sample by sample; shards that are there already stay.
+def write_cache(options: RunOptions) -> None:
+    """Write latents and text embeddings of photos, shard by shard; those that are there stay.
 
     Under `accelerate launch` each process writes its part of the samples.
 
     Raises:
-        ConfigError: if `out` holds a cache that was made differently.
+        ConfigError: if OUT holds a cache that was made differently.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    (name, _), photos, out = options.over(), options.photos(), options.out
+    state = processes(options.device)
+    home = Residency.from_environment(device=str(state.device))
+    captioner = get_captioner(options.captioner, device=str(home.target))
+    t5 = T5_TOKENS if options.t5 else 0
+    place = find_base(name, t5=t5 > 0)
+    base = load_base(place, name=name, residency=home, transformer=False, t5_tokens=t5)
+    plan = options.settings(GridPlan, "plan", sides=(512,), counts=(len(photos),))
+    source = EncodedPhotos(photos, plan, base.vae, captioner)
     with torch.inference_mode():
         empty = base.text.encode([""])
     info = CacheInfo(
         base=base.name,
         text_tokens=empty.sequence.shape[1],
         captioner=captioner.name,
-        sides=source.plan.sides,
-        counts=source.plan.counts,
+        sides=plan.sides,
+        counts=plan.counts,
         seed=source.seed,
     )
-    _agree(info, out)
-    state = PartialState()
+    if (out / _INFO_FILE).is_file() and (found := read_info(out)) != info:
+        raise ConfigError(f"cache {str(out)!r} was made with {found}, this run has {info}")
+    out.mkdir(parents=True, exist_ok=True)
     if state.is_main_process:
         named = {name: value.cpu().contiguous() for name, value in empty._asdict().items()}
         save_file(named, out / _EMPTY_FILE)
-        (out / _INFO_FILE).write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")
-    planned = planned_crops(source.plan, len(source.photos), seed=source.seed)
+        write_json(out / _INFO_FILE, asdict(info))
+    planned = planned_crops(plan, len(photos), seed=source.seed)
     mine = islice(planned, state.process_index, None, state.num_processes)
     bar = tqdm(desc=out.name, unit=" shards", disable=None)
     for number, chunk in enumerate(iter(lambda: list(islice(mine, PER_SHARD)), [])):
@@ -205,21 +221,15 @@ def _members(
 
 
 def _half(value: Tensor) -> bytes:
-    return _to_npy(value.to(torch.float16).cpu().numpy())
-
-
-def _agree(info: CacheInfo, folder: Path) -> None:
-    if not (folder / _INFO_FILE).is_file():
-        return
-    other = read_info(folder)
-    for name, value in asdict(info).items():
-        if (found := getattr(other, name)) != value:
-            raise ConfigError(f"cache {str(folder)!r}: {name} is {found!r}, this run has {value!r}")
+    """As the bytes of a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, value.to(torch.float16).cpu().numpy(), allow_pickle=False)
+    return buffer.getvalue()
 
 
 def _read(records: Sequence[_Record]) -> Samples:
     def stacked(suffix: str) -> Tensor:
-        arrays = [_from_npy(_read_member(record, suffix)) for record in records]
+        arrays = [np.load(io.BytesIO(_read_member(record, suffix))) for record in records]
         return torch.from_numpy(np.stack(arrays).astype(np.float32))
 
     return Samples(
@@ -288,16 +298,3 @@ def _read_member(record: _Record, suffix: str) -> bytes:
     if len(data) != size:
         raise ConfigError(f"shard {str(record.archive)!r} ends inside sample {record.name!r}")
     return data
-
-
-def _to_npy(array: NDArray[Any]) -> bytes:
-    """An array as the bytes of a .npy file."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _from_npy(data: bytes) -> NDArray[Any]:
-    """The array in the bytes of a .npy file."""
-    array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
-    return array

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,10 @@ from percov2_core.caption.ngram import (
 )
 from percov2_core.errors import ConfigError
 from percov2_core.evaluation.protocol import list_pictures
+from percov2_core.weights.about import LANGUAGE_FILE
+
+if TYPE_CHECKING:
+    from percov2_core.training.recipes import RunOptions
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -58,24 +63,18 @@ _GRAMMAR_ORDER, _GRAMMAR_GAIN = 6, 4.0
 _LETTERS_ORDER, _LETTERS_GAIN = 5, 4.0
 
 
-def train_caption_language(captions_gz: Path, photos_dir: Path, out_file: Path) -> CaptionLanguage:
-    """Fit the three models and write them. The same data gives the same file.
-
-    Args:
-        captions_gz: One caption per line, UTF-8, gzip.
-        photos_dir: Photos whose random crops are described.
-        out_file: Gets the tables (.npz).
-    """
-    captions = read_captions(captions_gz)[:-HELD_OUT]
-    photos = [p for i, p in enumerate(list_pictures(photos_dir)) if i % _HELD_OUT_PHOTOS]
-    sentences = described_crops(photos)
-    language = build_language(captions, sentences)
-    save_language(language, out_file)
-    return language
+def train_caption_language(options: RunOptions) -> None:
+    """Fit the three models and write their tables. The same data gives the same file."""
+    options.refuse_base("caption")
+    captions = read_captions(options.needs("captions"))[:-HELD_OUT]
+    photos = list_pictures(options.needs("data"))
+    sentences = described_crops(p for i, p in enumerate(photos) if i % _HELD_OUT_PHOTOS)
+    options.out.mkdir(parents=True, exist_ok=True)
+    save_language(build_language(captions, sentences), options.out / LANGUAGE_FILE)
 
 
 def read_captions(captions_gz: Path) -> list[str]:
-    """All lines, each text once.
+    """All lines of a gzipped text, each once.
 
     Raises:
         ConfigError: if there are too few to hold some out.
@@ -87,7 +86,7 @@ def read_captions(captions_gz: Path) -> list[str]:
     return lines
 
 
-def described_crops(paths: Iterable[Path], *, crops: int = _CROPS) -> list[str]:
+def described_crops(paths: Iterable[Path]) -> list[str]:
     """Sentences about each photo: the whole of it, its mirror image, then random crops."""
     sentences = []
     for number, path in enumerate(paths):
@@ -95,7 +94,7 @@ def described_crops(paths: Iterable[Path], *, crops: int = _CROPS) -> list[str]:
         with Image.open(path) as file:
             photo = file.convert("RGB")
         sentences += [describe(photo), describe(ImageOps.mirror(photo))]
-        sentences += [describe(_crop(photo, dice)) for _ in range(crops - 2)]
+        sentences += [describe(_crop(photo, dice)) for _ in range(_CROPS - 2)]
     return sentences
 
 

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -25,13 +25,6 @@ from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_f
 from percov2_core.errors import ConfigError
 
 _AVERAGE, _MODEL, _PARTIAL = "average.safetensors", "model.safetensors", "checkpoint.partial"
-
-
-class Reached(NamedTuple):
-    """How far a run has come."""
-
-    step: int
-    elapsed_s: float
 
 
 def kept(module: nn.Module) -> dict[str, Tensor]:
@@ -109,19 +102,19 @@ class Checkpoints:
         accelerator.register_save_state_pre_hook(self._save_what_is_kept)
         accelerator.register_load_state_pre_hook(self._load_what_is_kept)
 
-    def save(self, reached: Reached) -> None:
+    def save(self, step: int, elapsed_s: float) -> None:
         """Write a checkpoint in place of the one before it; a broken write leaves the old one.
 
         Every process has to call this, since gathering takes them all; one of them writes.
         """
-        folder, partial = self.out / f"checkpoint-{reached.step:08d}", self.out / _PARTIAL
+        folder, partial = self.out / f"checkpoint-{step:08d}", self.out / _PARTIAL
         if folder.exists():
             return
         self.accelerator.save_state(str(partial))
         values = {**kept(self.average.module), **self.average.named()}
         whole = {name: _whole(value) for name, value in values.items()}
         if self.accelerator.is_main_process:
-            told = {name: repr(value) for name, value in reached._asdict().items()}
+            told = {"step": str(step), "elapsed_s": repr(elapsed_s)}
             save_file(whole, partial / _AVERAGE, metadata=told)
             older = _found(self.out)
             partial.rename(folder)
@@ -129,8 +122,8 @@ class Checkpoints:
                 shutil.rmtree(path)
         self.accelerator.wait_for_everyone()
 
-    def load(self) -> Reached:
-        """Go on from the last checkpoint.
+    def load(self) -> tuple[int, float]:
+        """Go on from the last checkpoint: its step, and the seconds that it took.
 
         Raises:
             ConfigError: if there is none, or it is one of another module.
@@ -140,9 +133,9 @@ class Checkpoints:
         self.accelerator.load_state(str(found[-1]))
         with safe_open(found[-1] / _AVERAGE, framework="pt") as file:
             told = file.metadata()
-        reached = Reached(int(told["step"]), float(told["elapsed_s"]))
-        self.average.load(load_file(found[-1] / _AVERAGE), reached.step)
-        return reached
+        step = int(told["step"])
+        self.average.load(load_file(found[-1] / _AVERAGE), step)
+        return step, float(told["elapsed_s"])
 
     def _save_what_is_kept(self, _models: Any, weights: list[dict[str, Tensor]], _to: str) -> None:
         if not weights:  # under FSDP, Accelerate gathers and writes them itself

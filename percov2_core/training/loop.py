@@ -10,7 +10,7 @@ import csv
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from percov2_core.errors import ConfigError
-from percov2_core.training.checkpoint import Average, Checkpoints, Reached
+from percov2_core.training.checkpoint import Average, Checkpoints
 
 LOG_EVERY = 20  # steps
 LOSSES, SCORES = "losses.csv", "scores.csv"
@@ -33,10 +33,9 @@ _COPIES = 4  # of each trained number beside itself: gradient, two averages of A
 _FLOAT_BYTES = 4
 _AHEAD, _READERS = 3, 4  # batches made before they are needed, threads that make them
 
-Batch = Any  # whatever the stage's module takes; its length, if it is asked for, in samples
-Evaluate = Callable[[nn.Module, int], dict[str, float]]
-Groups = Callable[[nn.Module], Iterable[dict[str, Any]]]
-Report = Callable[[str], None]
+Batch = Any  # whatever the stage's module takes
+Evaluate = Callable[[Any, int], dict[str, float]]  # of the module, at this step
+Groups = list[dict[str, Any]]
 
 
 class StepLoss(NamedTuple):
@@ -110,7 +109,6 @@ def run(
     resume: bool = False,
     evaluate: Evaluate | None = None,
     groups: Groups | None = None,
-    report: Report | None = None,
 ) -> None:
     """Train `system` and leave the averaged weights in it.
 
@@ -121,7 +119,6 @@ def run(
         evaluate: Named scores of the averaged weights, every `evaluate_every_s` and at the end.
         groups: Parameter groups of AdamW, each with `lr_scale` or `weight_decay` of its own;
             without it, one group of everything that requires a gradient.
-        report: Told what the run costs: counted before it starts, measured on its first steps.
 
     Raises:
         ConfigError: if there is nothing to resume from.
@@ -131,53 +128,17 @@ def run(
     trainer = _Trainer(system, out, config, groups)
     if resume:
         trainer.step, trainer.elapsed = trainer.checkpoints.load()
-    trainer.train(make_batch, evaluate, report)
+    trainer.train(make_batch, evaluate)
     trainer.average.move_in()
 
 
-class Cost(NamedTuple):
-    """What is known of a run before its first step."""
-
-    steps: int | None  # None if it runs for a time
-    per_step: int  # samples of one step, on all processes
-    trained: int  # parameters that change
-    frozen: int  # parameters that do not
-    memory_bytes: int  # of weights, gradients, AdamW and average, on each process
-
-    def describe(self) -> str:
-        """Lines for people."""
-        length = "for a time" if self.steps is None else f"{self.steps * self.per_step:,} samples"
-        return (
-            f"cost: {length}, {self.per_step} in a step; {self.trained / 1e6:.1f} M parameters "
-            f"trained, {self.frozen / 1e6:.1f} M frozen\n"
-            f"cost: {self.memory_bytes / 2**30:.2f} GiB a process for weights, gradients, AdamW "
-            f"and average (counted; activations come on top, see after {MEASURED_STEPS} steps)"
-        )
-
-    def measured(self, seconds_a_step: float) -> str:
-        """What the first steps say about the run."""
-        speed = 1 / seconds_a_step
-        text = f"cost: {speed:.3g} steps/s, {speed * self.per_step:.3g} samples/s (measured)"
-        if self.steps is not None:
-            text += f"; {self.steps} steps take {self.steps / speed / 3600:.2f} h"
-        if torch.cuda.is_available():
-            text += f"; peak memory {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB (measured)"
-        return text
-
-
-def count_cost(system: nn.Module, steps: int | None, *, batch: int, processes: int = 1) -> Cost:
-    """Count before the run; exact but for activations, which are measured."""
+def memory_bytes(system: nn.Module, processes: int = 1) -> int:
+    """Weights, gradients, AdamW and average on each process; activations come on top."""
     parameters = list(system.parameters())
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
     own = sum(p.numel() * p.element_size() for p in parameters)
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
     memory = own + _COPIES * _FLOAT_BYTES * trained
-    return Cost(
-        steps,
-        batch * processes,
-        trained,
-        sum(p.numel() for p in parameters) - trained,
-        memory // processes if sharded() else memory,
-    )
+    return memory // processes if sharded() else memory
 
 
 class _Trainer:
@@ -189,7 +150,7 @@ class _Trainer:
         self.out, self.config = out, config
         self.accelerator = Accelerator(cpu=on_cpu(config.device), mixed_precision="bf16")
         optimizer = torch.optim.AdamW(
-            groups(system) if groups else [p for p in system.parameters() if p.requires_grad],
+            groups or [p for p in system.parameters() if p.requires_grad],
             lr=config.lr,
             weight_decay=config.weight_decay,
             betas=(0.9, 0.98),
@@ -206,32 +167,23 @@ class _Trainer:
             return self.step / self.config.steps
         return self.elapsed / (60 * self.config.minutes)
 
-    def train(
-        self, make_batch: Callable[[int], Batch], evaluate: Evaluate | None, report: Report | None
-    ) -> None:
+    def train(self, make_batch: Callable[[int], Batch], evaluate: Evaluate | None) -> None:
         """Take steps to the end of the run."""
+        self._tell_memory()
         began, before, first = self._clock(), self.elapsed, self.step
-        cost, warm, saved, scored = None, began, began, began
+        warm = saved = scored = began
         bar = tqdm(total=self.config.steps, initial=first, desc=self.out.name, disable=None)
         for batch in prefetch(make_batch, self._numbers()):
             if self.progress >= 1:
                 break
-            if report and cost is None:
-                cost = count_cost(
-                    self.module,
-                    self.config.steps,
-                    batch=len(batch),
-                    processes=self.accelerator.num_processes,
-                )
-                report(cost.describe())
             result, norm = self.take_step(batch)
             now = self._clock()
             self.elapsed = before + now - began
             bar.update()
             self._log(result, norm, bar)
             warm = now if self.step == first + 1 else warm  # the first step is slower than others
-            if report and cost and self.step == first + MEASURED_STEPS:
-                report(cost.measured((now - warm) / (MEASURED_STEPS - 1)))
+            if self.step == first + MEASURED_STEPS:
+                self._tell_speed((MEASURED_STEPS - 1) / (now - warm))
             if now - saved > self.config.save_every_s:
                 self.save()
                 saved = now
@@ -261,7 +213,7 @@ class _Trainer:
         return result, float(norm or 0.0)
 
     def save(self) -> None:
-        self.checkpoints.save(Reached(self.step, self.elapsed))
+        self.checkpoints.save(self.step, self.elapsed)
 
     def score(self, evaluate: Evaluate) -> None:
         """Evaluate with the averaged weights, then put the raw ones back."""
@@ -282,6 +234,22 @@ class _Trainer:
         if self.accelerator.is_main_process:
             row = {"step": self.step, "seconds": round(self.elapsed, 1), **values}
             _append(self.out / name, row)
+
+    def _tell_memory(self) -> None:
+        memory = memory_bytes(self.module, self.accelerator.num_processes) / 2**30
+        trained = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
+        self.accelerator.print(
+            f"cost: {trained / 1e6:.1f} M parameters trained; {memory:.2f} GiB a process for "
+            "weights, gradients, AdamW and average (counted; activations come on top)"
+        )
+
+    def _tell_speed(self, steps_a_second: float) -> None:
+        text = f"cost: {steps_a_second:.3g} steps/s (measured)"
+        if self.config.steps:
+            text += f"; {self.config.steps} take {self.config.steps / steps_a_second / 3600:.2f} h"
+        if torch.cuda.is_available():
+            text += f"; peak memory {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB"
+        self.accelerator.print(text)
 
     def _numbers(self) -> Iterator[int]:
         """Numbers of this process's batches."""

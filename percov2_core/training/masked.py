@@ -1,25 +1,25 @@
-"""Train the masked image model on token grids and their captions.
+"""Train the masked image model of a rate on its token grids and their captions.
 
-The averaged model that comes out is what `entropy.exporter` turns into the integer twin.
+The averaged model that comes out is turned into its integer twin (`entropy.exporter`).
 S grids in a file, h x w tokens in each, B grids in a batch, W words of a caption.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from percov2_core.entropy.exporter import export
 from percov2_core.entropy.masked_model import (
     UNKNOWN_WORD,
     MaskedImageModel,
@@ -29,18 +29,46 @@ from percov2_core.entropy.masked_model import (
     word_ids,
 )
 from percov2_core.entropy.schedule import MAX_TILE, Grid, stages
-from percov2_core.errors import ConfigError, WeightsError
-from percov2_core.training.loop import LoopConfig, StepLoss, run
+from percov2_core.errors import ConfigError
+from percov2_core.hyper.networks import HyperEncoder, VectorQuantizer
+from percov2_core.training.cache import Cache
+from percov2_core.training.checkpoint import fill, load_average
+from percov2_core.training.loop import LoopConfig, StepLoss, processes, run
+from percov2_core.training.rate import check_pair, model_over_base, open_vae
+from percov2_core.training.samples import EncodedPhotos, GridPlan
+from percov2_core.weights.about import ENTROPY_FILE, read_about, write_about
+from percov2_core.weights.files import load_part
+
+if TYPE_CHECKING:
+    from percov2_core.training.recipes import RunOptions
 
 _WIDTHS = {"width": 160, "heads": 5, "query_layers": 3}
-EMBEDDED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+SIZES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "extreme": {**_WIDTHS, "content_layers": 1, "hidden": 320},
         "ultra-low": {**_WIDTHS, "content_layers": 2, "dropout": 0.1},
     }
 )
-MODEL_NAME = "masked.safetensors"
-_FLOOR = 0.01  # share of the learning rate that is left at the end
+_GRIDS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "extreme": {"sides": (384, 512), "counts": (3000, 1000)},
+        "ultra-low": {"sides": (384, 512), "counts": (1500, 2500)},
+    }
+)
+LOOP: Mapping[str, float] = MappingProxyType(
+    {
+        "lr": 2e-3,
+        "floor": 0.01,
+        "warmup_steps": 60,
+        "weight_decay": 0.05,
+        "ema": 0.995,
+        "evaluate_every_s": 120.0,
+    }
+)
+WORDS_FILE = "words.txt"
+_CROP_SHARE = 0.7  # of the batches: cut from the grids at a random place and size
+_CAPTION_DROP = 0.1  # of the grids are shown without a caption
+_WORD_DROP = 0.03  # of the words of captions are made unknown
 _HELD_OUT_AT_ONCE = 8  # grids
 LEAST_GRIDS = 4
 _STAGE_NAMES = ("qlds", "quincunx", "var", "checkerboard", "chance")
@@ -48,40 +76,18 @@ _STAGE_SHARES = (0.5, 0.12, 0.12, 0.06, 0.2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MaskedTraining:
-    """How long and how to train.
+class MaskedTuning:
+    """What the steps see of the grids.
 
     Attributes:
-        minutes: Wall-clock budget over all sittings; the learning rate falls with it.
-        steps: Length in steps instead (repeatable runs), or None.
         batch_tokens: Tokens in one step; grids per batch follow from their size.
-        learning_rate: Peak of AdamW.
-        weight_decay: Of AdamW, on matrices only.
-        warmup_steps: Steps until the peak.
-        ema: Share of the old average kept in one step.
-        crop_share: Share of batches cut from the grids at a random place and size.
         min_crop: Shortest side of a cut, in tokens.
-        caption_drop: Share of grids shown without a caption.
-        word_drop: Share of caption words made unknown.
         held_out: Last grids of each file, used for validation only; at most a quarter of them.
-        validate_minutes: Time between validations and checkpoints.
-        seed: Of the order of everything.
     """
 
-    minutes: float
-    steps: int | None = None
     batch_tokens: int = 6144
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
-    warmup_steps: int = 60
-    ema: float = 0.995
-    crop_share: float = 0.7
     min_crop: int = 8
-    caption_drop: float = 0.1
-    word_drop: float = 0.03
     held_out: int = 32
-    validate_minutes: float = 2.0
-    seed: int = 0
 
 
 class TokenSet(NamedTuple):
@@ -97,48 +103,85 @@ class GridBatch(NamedTuple):
     stage_map: Tensor  # (h, w) int64
 
 
-def train_masked(
-    files: Sequence[Path],
-    out_dir: Path,
+def train_masked(options: RunOptions, name: str) -> None:
+    """The entropy model of one rate, on the tokens that its hyper-encoder gives.
+
+    Raises:
+        ConfigError: if there are several processes: the model is too small for more than one; if
+            there is nothing to resume from, or the sizes differ from those of `--init`.
+    """
+    state = processes(options.device)
+    if state.num_processes > 1:
+        raise ConfigError(f"stage masked-{name} runs in 1 process, got {state.num_processes}")
+    source: Cache | EncodedPhotos
+    if options.model:
+        model, source = model_over_base(options), Cache(options.needs("cache"))
+        check_pair(model, source)
+        modules, target, minutes = model / name, model / name, 60.0
+    else:
+        modules, target, minutes = options.needs("parts"), options.out, 12.0
+        plan = options.settings(GridPlan, "plan", **_GRIDS[name])
+        vae = open_vae(options.needs("vae")).to(state.device)
+        source = EncodedPhotos(options.photos(), plan, vae)
+    sets = token_sets(
+        source,
+        options.out / "tokens",
+        encoder=load_part(HyperEncoder, modules / "hyper_encoder", state.device),
+        quantizer=load_part(VectorQuantizer, modules / "quantizer", state.device),
+    )
+    trained = fit(
+        sets,
+        options.out,
+        config=options.settings(MaskedModelConfig, "model", **SIZES[name]),
+        tuning=options.settings(MaskedTuning, "tuning"),
+        loop=options.loop(minutes=minutes, **LOOP),
+        init=options.init,
+        resume=options.resume,
+    )
+    export(trained).save(target / ENTROPY_FILE)
+    if options.model:
+        write_about(read_about(model), model)
+
+
+def fit(
+    sets: Sequence[TokenSet],
+    out: Path,
     *,
     config: MaskedModelConfig,
-    settings: MaskedTraining,
-    device: str = "cpu",
+    tuning: MaskedTuning,
+    loop: LoopConfig,
     init: Path | None = None,
     resume: bool = False,
 ) -> MaskedImageModel:
-    """Train to the end of the budget; write and return the averaged model, on the CPU.
+    """Train on these grids; return the averaged model, on the CPU.
 
     Args:
-        files: What `load_grids` reads. An empty vocabulary in `config` is filled from them.
-        out_dir: Receives what `loop.run` writes and `masked.safetensors`.
-        init: Folder of an earlier run to start from, of the same sizes; it gives the vocabulary.
-        resume: Go on from the checkpoint in `out_dir`.
-
-    Raises:
-        ConfigError: if there is nothing to resume from, or the sizes differ from those of `init`.
-        WeightsError: if `init` holds no model.
+        out: Receives what `loop.run` writes, and the words that the model knows.
+        config: An empty vocabulary is filled from `init`, or else from the captions.
+        init: Folder of an earlier run to start from, of the same sizes.
+        resume: Go on from the checkpoint in `out`.
     """
-    sets = [load_grids(path) for path in files]
-    start = load_model(init / MODEL_NAME) if init else None
     if not config.vocabulary:
-        words = [caption for s in sets for caption in s.captions]
-        vocabulary = start.config.vocabulary if start else collect_vocabulary(words)
-        config = replace(config, vocabulary=vocabulary)
-    system = MaskedSystem(_fresh(config, settings.seed, start))
-    batches = BatchMaker(sets, config, settings)
+        captions = [caption for s in sets for caption in s.captions]
+        known = (init / WORDS_FILE).read_text().split() if init else collect_vocabulary(captions)
+        config = replace(config, vocabulary=tuple(known))
+    torch.manual_seed(loop.seed)
+    system = MaskedSystem(MaskedImageModel(config))
+    if init and not resume:
+        fill(system, load_average(init))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / WORDS_FILE).write_text("\n".join(config.vocabulary))
+    batches = BatchMaker(sets, config, tuning, seed=loop.seed)
     run(
         system,
         batches.draw,
-        out_dir,
-        config=_loop_config(settings, device),
+        out,
+        config=loop,
         resume=resume,
         evaluate=lambda module, step: held_out_bits(system.model, batches.held_out),
-        groups=lambda module: _groups(module, settings.weight_decay),
+        groups=_groups(system, loop.weight_decay),
     )
-    model = system.model.cpu().eval().requires_grad_(False)
-    save_model(model, out_dir / MODEL_NAME)
-    return model
+    return system.model.cpu().eval().requires_grad_(False)
 
 
 class MaskedSystem(nn.Module):
@@ -170,37 +213,7 @@ def held_out_bits(model: MaskedImageModel, held_out: Sequence[GridBatch]) -> dic
     return found
 
 
-def _fresh(
-    config: MaskedModelConfig, seed: int, start: MaskedImageModel | None
-) -> MaskedImageModel:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = MaskedImageModel(config)
-    if start is not None:
-        if replace(start.config, dropout=config.dropout) != config:
-            raise ConfigError(f"init: the earlier run has {start.config}, this one {config}")
-        model.load_state_dict(start.state_dict(), strict=True)
-    return model
-
-
-def _loop_config(settings: MaskedTraining, device: str) -> LoopConfig:
-    pause = 60 * settings.validate_minutes
-    return LoopConfig(
-        minutes=settings.minutes,
-        steps=settings.steps,
-        lr=settings.learning_rate,
-        floor=_FLOOR,
-        warmup_steps=settings.warmup_steps,
-        weight_decay=settings.weight_decay,
-        ema=settings.ema,
-        seed=settings.seed,
-        device=device,
-        save_every_s=pause,
-        evaluate_every_s=pause,
-    )
-
-
-def _groups(module: nn.Module, weight_decay: float) -> Iterable[dict[str, Any]]:
+def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay; biases, gains and the like do not."""
     parameters = list(module.parameters())
     return [
@@ -209,58 +222,48 @@ def _groups(module: nn.Module, weight_decay: float) -> Iterable[dict[str, Any]]:
     ]
 
 
-def save_model(model: MaskedImageModel, path: Path) -> None:
-    """Write weights and config to one safetensors file."""
-    weights = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    save_file(weights, path, metadata={"config": json.dumps(asdict(model.config))})
+@torch.inference_mode()
+def token_sets(
+    source: Cache | EncodedPhotos, folder: Path, *, encoder: nn.Module, quantizer: VectorQuantizer
+) -> list[TokenSet]:
+    """The grids of each side, kept in `folder` as one .npz per side for the next time.
 
-
-def load_model(path: Path) -> MaskedImageModel:
-    """Read what `save_model` wrote.
-
-    Raises:
-        WeightsError: if the file is absent or does not fit.
+    Grids that are larger than the entropy model's tile are cut as the codec cuts them.
     """
-    if not path.exists():
-        raise WeightsError(f"masked model {path.name} is missing")
-    with safe_open(path, framework="pt") as file:
-        settings = json.loads(file.metadata()["config"])
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    settings["vocabulary"] = tuple(settings["vocabulary"])
-    model = MaskedImageModel(MaskedModelConfig(**settings))
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise WeightsError(f"masked model {path.name} does not fit its config: {error}") from error
-    return model.eval()
+    folder.mkdir(parents=True, exist_ok=True)
+    device = next(encoder.parameters()).device
+    found = []
+    for side in source.sides:
+        path = folder / f"tokens-{side}.npz"
+        if not path.exists():
+            grids: list[NDArray[np.uint8]] = []
+            captions: list[str] = []
+            for samples in tqdm(source.every(side), desc=path.stem, disable=None):
+                assert samples.latent is not None
+                tokens = quantizer.tokens(encoder(samples.latent.to(device))).to(torch.uint8).cpu()
+                for grid, caption in zip(tokens, samples.captions, strict=True):
+                    cut = list(_tiles(grid.numpy()))
+                    grids += cut
+                    captions += [caption] * len(cut)
+            np.savez_compressed(path, tokens=np.stack(grids), captions=np.array(captions))
+        with np.load(path) as arrays:
+            found.append(TokenSet(arrays["tokens"], arrays["captions"].tolist()))
+    return found
 
 
-def load_grids(path: Path) -> TokenSet:
-    """Read an .npz with "tokens" (S, h, w) uint8 and "captions" (S,) text.
-
-    Raises:
-        ConfigError: if an array is missing or has another shape.
-    """
-    with np.load(path, allow_pickle=False) as arrays:
-        if missing := {"tokens", "captions"} - set(arrays.files):
-            raise ConfigError(f"{path.name} has no array {sorted(missing)[0]!r}")
-        tokens, captions = arrays["tokens"], [str(text) for text in arrays["captions"]]
-    if tokens.ndim != 3 or len(captions) != len(tokens) or max(tokens.shape[1:]) > MAX_TILE:
-        raise ConfigError(
-            f"{path.name}: tokens must be (S, h, w) with sides up to {MAX_TILE} and one caption "
-            f"each, got {tokens.shape} and {len(captions)} captions"
-        )
-    return TokenSet(tokens, captions)
+def _tiles(grid: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    """Equal parts of at most `MAX_TILE` a side; what does not fill one is left out."""
+    h, w = (min(MAX_TILE, n) for n in grid.shape)
+    for y in range(0, grid.shape[0] - h + 1, h):
+        for x in range(0, grid.shape[1] - w + 1, w):
+            yield grid[y : y + h, x : x + w]
 
 
 def collect_vocabulary(
     captions: Sequence[str], *, least: int = 3, most: int = 2000
 ) -> tuple[str, ...]:
     """The commonest words that occur at least `least` times, most frequent first."""
-    counts: dict[str, int] = {}
-    for caption in captions:
-        for word in split_words(caption):
-            counts[word] = counts.get(word, 0) + 1
+    counts = Counter(word for caption in captions for word in split_words(caption))
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return tuple(word for word, count in ranked[:most] if count >= least)
 
@@ -282,10 +285,15 @@ class BatchMaker:
     """Draws batches; step i of a seed is the same in every sitting."""
 
     def __init__(
-        self, sets: Sequence[TokenSet], config: MaskedModelConfig, settings: MaskedTraining
+        self,
+        sets: Sequence[TokenSet],
+        config: MaskedModelConfig,
+        tuning: MaskedTuning,
+        *,
+        seed: int = 0,
     ) -> None:
-        self.settings = settings
-        ends = [_end_of_training(s, settings.held_out) for s in sets]
+        self.tuning, self.seed = tuning, seed
+        ends = [_end_of_training(s, tuning.held_out) for s in sets]
         self.sets = [
             TokenSet(s.tokens[:end], s.captions) for s, end in zip(sets, ends, strict=True)
         ]
@@ -300,12 +308,12 @@ class BatchMaker:
 
     def draw(self, step: int) -> GridBatch:
         """The batch of a step."""
-        rng = np.random.default_rng([self.settings.seed, step])
+        rng = np.random.default_rng([self.seed, step])
         which = int(rng.choice(len(self.sets), p=self.shares))
         tokens = self.sets[which].tokens
         full = (tokens.shape[1], tokens.shape[2])
         grid = self._cut_size(full, rng)
-        count = max(1, self.settings.batch_tokens // (grid[0] * grid[1]))
+        count = max(1, self.tuning.batch_tokens // (grid[0] * grid[1]))
         chosen = rng.integers(0, len(tokens), count)
         rows = rng.integers(0, full[0] - grid[0] + 1, count)
         columns = rng.integers(0, full[1] - grid[1] + 1, count)
@@ -316,7 +324,7 @@ class BatchMaker:
             ]
         )
         # The caption tells of the whole picture: the less of it is left, the less it fits.
-        kept = grid[0] * grid[1] / (full[0] * full[1]) * (1 - self.settings.caption_drop)
+        kept = grid[0] * grid[1] / (full[0] * full[1]) * (1 - _CAPTION_DROP)
         words = [
             self._blur(self.words[which][i], rng) if rng.random() < kept else [] for i in chosen
         ]
@@ -324,13 +332,13 @@ class BatchMaker:
 
     def _blur(self, words: list[int], rng: np.random.Generator) -> list[int]:
         """Replace some words by the unknown word, which captions of training hardly hold."""
-        hidden = rng.random(len(words)) < self.settings.word_drop
+        hidden = rng.random(len(words)) < _WORD_DROP
         return [UNKNOWN_WORD if drop else word for word, drop in zip(words, hidden, strict=True)]
 
     def _cut_size(self, full: Grid, rng: np.random.Generator) -> Grid:
-        if rng.random() >= self.settings.crop_share:
+        if rng.random() >= _CROP_SHARE:
             return full
-        least = [min(self.settings.min_crop, side) for side in full]
+        least = [min(self.tuning.min_crop, side) for side in full]
         most = [max(low, side * 3 // 4) for low, side in zip(least, full, strict=True)]
         sides = [int(rng.integers(low, high + 1)) for low, high in zip(least, most, strict=True)]
         return sides[0], sides[1]

@@ -8,9 +8,11 @@ and nothing of a base.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderDC
@@ -25,19 +27,30 @@ from percov2_core.flow.text import TextEmbedding
 from percov2_core.flow.transformer import TOLD_MAX
 from percov2_core.latent import LatentAutoencoder
 from percov2_core.metrics.distortion import to_8bit
-from percov2_core.metrics.features import SqueezeNetFeatures
 from percov2_core.training.autoencoder import Scorer
-from percov2_core.training.cache import Cache
+from percov2_core.training.cache import Cache, read_info
 from percov2_core.training.checkpoint import fill, kept, load_average
 from percov2_core.training.loop import Evaluate, Groups, LoopConfig, on_cpu, processes, run, sharded
-from percov2_core.training.samples import PhotoCrops
+from percov2_core.training.samples import CropPlan, PhotoCrops
 from percov2_core.training.stage1 import Stage1, Stage1Loss, mean_scores, parameter_groups
 from percov2_core.weights import rates
-from percov2_core.weights.about import ENTROPY_FILE, read_about, write_about
+from percov2_core.weights.about import ABOUT_FILE, ENTROPY_FILE, read_about, write_about
+from percov2_core.weights.fresh import write_fresh_checkpoint
 from percov2_core.weights.lora import is_lora
 from percov2_core.weights.places import find_base
 from percov2_core.weights.residency import Residency
-from percov2_core.weights.sizes import CLIP_TOKENS, Sizes
+from percov2_core.weights.sizes import CLIP_TOKENS, EMBEDDED, Sizes
+
+if TYPE_CHECKING:
+    from percov2_core.training.recipes import RunOptions
+
+_CROPS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "extreme": {"sides": (192, 256, 384), "weights": (0.55, 0.3, 0.15)},
+        "ultra-low": {"sides": (256, 384, 512), "weights": (0.5, 0.25, 0.25)},
+    }
+)
+_LORA_RANK = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,59 +85,103 @@ class CachedText:
         return self.empty
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rate:
-    """Where the modules of one rate come from, what they are trained on, where they go.
-
-    Attributes:
-        build: The modules with their loss, as they are before the run.
-        save: Writes such modules, the averaged weights in them.
-    """
-
-    build: Callable[[], Stage1]
-    source: PhotoCrops | Cache
-    save: Callable[[Stage1], None]
-    evaluate: Evaluate | None
-    groups: Groups | None = None
-
-
-def train_rate(
-    rate: Rate,
-    out: Path,
-    *,
-    loop: LoopConfig,
-    init: Path | None = None,
-    resume: bool = False,
-    report: Callable[[str], None] | None = None,
-) -> None:
-    """Train a rate on its source, and save it with the averaged weights.
-
-    Args:
-        init: Folder of another run to start from.
+def train_rate(options: RunOptions, name: str) -> None:
+    """Stage 1 of one rate.
 
     Raises:
-        ConfigError: if there is nothing to resume from, or `init` holds no checkpoint that fits.
+        ConfigError: if there is nothing to resume from, or `--init` holds no checkpoint that fits.
     """
+    (_train_over_base if options.model else _train_embedded)(options, name)
+
+
+def _train_embedded(options: RunOptions, name: str) -> None:
+    """Fresh modules around a frozen autoencoder; they go to OUT/parts."""
+    loop = options.loop(lr=8e-4)
+    plan = options.settings(CropPlan, "plan", **_CROPS[name])
+    loss = options.settings(Stage1Loss, "loss")
+    known = {f.name: getattr(EMBEDDED[name], f.name) for f in fields(Sizes)}
+    sizes = options.settings(Sizes, "model", **known)
+    vae, features, scorer = options.needs("vae"), options.features(), options.scorer()
+    device = processes(loop.device).device
+
+    def build() -> Stage1:
+        return Stage1(
+            rates.build(sizes),
+            loss,
+            mean_use=_mean_use(name, plan.batch_px, loop),
+            vae=open_vae(vae).to(device),
+            features=features.to(device) if features else None,
+        )
+
+    def save(system: Stage1) -> None:
+        rates.save(system.rate_modules, options.out / "parts", packed=True)
+        if loss.tune_painter:
+            system.vae.vae.half().save_pretrained(options.out / "vae")
+
+    def evaluate(system: Stage1, step: int) -> dict[str, float]:
+        assert scorer
+        return _score(system, scorer, options.out, step)
+
+    crops = PhotoCrops(options.photos(), plan, loop.seed)
+    _train(options, loop, crops, build=build, save=save, evaluate=evaluate if scorer else None)
+
+
+def _train_over_base(options: RunOptions, name: str) -> None:
+    """RATE/ of a model folder over Stable Diffusion 3, on cached samples; it goes back there."""
+    model, tuning = model_over_base(options), options.settings(Tuning, "tuning")
+    # Of the paper where it says so (learning rate, decay, a constant rate), else our choice.
+    loop = options.loop(
+        lr=1e-5, floor=1.0, warmup_steps=500, steps=100_000,
+        save_every_s=900.0, evaluate_every_s=1800.0,
+    )  # fmt: skip
+    cache = Cache(
+        options.needs("cache"), batch_px=tuning.batch_px, seed=loop.seed, held_out=tuning.held_out
+    )
+    check_pair(model, cache)
+    shift = read_about(model).shift
+    loss = options.settings(Stage1Loss, "loss", times="logistic", pixel_share=0.0, shift=shift)
+    held_out = cache.held_out()
+    _train(
+        options,
+        loop,
+        cache,
+        build=lambda: build_over_base(name, cache, model, loss=loss, tuning=tuning, loop=loop),
+        save=lambda system: _put_back(system.rate_modules, model / name, cache.info.captioner),
+        evaluate=(lambda system, step: mean_scores(system, held_out)) if held_out else None,
+        groups=lambda system: parameter_groups(system, new_scale=tuning.new_scale),
+    )
+
+
+def _train(
+    options: RunOptions,
+    loop: LoopConfig,
+    source: PhotoCrops | Cache,
+    *,
+    build: Callable[[], Stage1],
+    save: Callable[[Stage1], None],
+    evaluate: Evaluate | None,
+    groups: Callable[[Stage1], Groups] | None = None,
+) -> None:
+    """Train what `build` gives on a source, and save it with the averaged weights."""
     torch.manual_seed(loop.seed)
-    system = rate.build()
-    if init is not None and not resume:
-        _continue_from(system, load_average(init))
+    system = build()
+    if options.init and not options.resume:
+        _continue_from(system, load_average(options.init))
     run(
         system,
-        rate.source.draw,
-        out,
+        source.draw,
+        options.out,
         config=loop,
-        resume=resume,
-        evaluate=rate.evaluate,
-        groups=rate.groups,
-        report=report,
+        resume=options.resume,
+        evaluate=evaluate,
+        groups=groups(system) if groups else None,
     )
     state = processes(loop.device)
     if state.is_main_process:
         # Built anew: those of the run may be in pieces on several processes.
-        trained = rate.build()
-        fill(trained, load_average(out))
-        rate.save(trained)
+        trained = build()
+        fill(trained, load_average(options.out))
+        save(trained)
     state.wait_for_everyone()
 
 
@@ -134,67 +191,38 @@ def open_vae(folder: Path) -> LatentAutoencoder:
     return LatentAutoencoder(vae.to(memory_format=torch.channels_last))
 
 
-def embedded_rate(
-    name: str,
-    source: PhotoCrops,
-    out: Path,
-    *,
-    vae: Path,
-    sizes: Sizes,
-    loss: Stage1Loss,
-    loop: LoopConfig,
-    features: SqueezeNetFeatures | None,
-    scorer: Scorer | None,
-) -> Rate:
-    """Fresh modules around a frozen autoencoder."""
-    state = processes(loop.device)
-
-    def build() -> Stage1:
-        return Stage1(
-            rates.build(sizes),
-            loss,
-            mean_use=_mean_use(name, source.plan.batch_px, loop),
-            vae=open_vae(vae).to(state.device),
-            features=features.to(state.device) if features else None,
-        )
-
-    def save(system: Stage1) -> None:
-        rates.save(system.rate_modules, out / "parts", packed=True)
-        if loss.tune_painter:
-            system.vae.vae.half().save_pretrained(out / "vae")
-
-    def evaluate(system: torch.nn.Module, step: int) -> dict[str, float]:
-        assert scorer is not None and isinstance(system, Stage1)
-        return _score(system, scorer, out, step)
-
-    return Rate(build=build, source=source, save=save, evaluate=evaluate if scorer else None)
-
-
-def rate_over_base(
+def build_over_base(
     name: str, cache: Cache, model: Path, *, loss: Stage1Loss, tuning: Tuning, loop: LoopConfig
-) -> Rate:
-    """RATE/ of a model folder over Stable Diffusion 3, on cached samples.
+) -> Stage1:
+    """RATE/ of a model folder over Stable Diffusion 3 with its loss."""
+    modules = _load(model / name, cache.empty, loop)
+    mean_use = _mean_use(name, tuning.batch_px, loop)
+    if tuning.gradient_checkpointing:
+        modules.flow.transformer.enable_gradient_checkpointing()
+    return Stage1(modules, loss, mean_use=mean_use, warmup=tuning.warmup, empty=cache.empty)
+
+
+def model_over_base(options: RunOptions) -> Path:
+    """The model folder; a fresh one is written if there is none.
 
     Raises:
-        ConfigError: if cache and model do not belong together.
+        ConfigError: if it is there, and a rank for a new one is given.
     """
-    check_pair(model, cache)
-    held_out = cache.held_out()
-
-    def build() -> Stage1:
-        modules = _load(model / name, cache.empty, loop)
-        mean_use = _mean_use(name, tuning.batch_px, loop)
-        if tuning.gradient_checkpointing:
-            modules.flow.transformer.enable_gradient_checkpointing()
-        return Stage1(modules, loss, mean_use=mean_use, warmup=tuning.warmup, empty=cache.empty)
-
-    return Rate(
-        build=build,
-        source=cache,
-        save=lambda system: _put_back(system.rate_modules, model / name, cache.info.captioner),
-        evaluate=(lambda system, step: mean_scores(system, held_out)) if held_out else None,
-        groups=lambda system: parameter_groups(system, new_scale=tuning.new_scale),
-    )
+    (base, folder), state = options.over(), processes(options.device)
+    made = (folder / ABOUT_FILE).is_file()
+    if state.is_main_process and made and options.lora_rank is not None:
+        raise ConfigError(f"--lora-rank is for a new checkpoint, {str(folder)!r} is there")
+    if state.is_main_process and not made:
+        info = read_info(options.needs("cache"))
+        write_fresh_checkpoint(
+            folder,
+            find_base(base, t5=False),
+            base_name=base,
+            lora_rank=_LORA_RANK if options.lora_rank is None else options.lora_rank,
+            t5_tokens=info.text_tokens - CLIP_TOKENS,
+        )
+    state.wait_for_everyone()
+    return folder
 
 
 def check_pair(model: Path, cache: Cache) -> None:

@@ -1,33 +1,29 @@
-"""Photos -> crops -> latents -> token grids: what the stages are trained on.
+"""Photos -> crops -> latents: what the stages are trained on.
 
 A photo is read when a crop of it is wanted, and not kept. Stage 1 sees crops as they are drawn, or
-the samples of a `cache`; the entropy model sees the tokens of planned crops, written once.
-S grids in a file, h x w tokens in each; B batch, H x W pixels of a crop.
+the samples of a `cache`; the entropy model sees the tokens of planned crops. B batch, H x W pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
 from percov2_core import image_io
 from percov2_core.caption.describer import describe
 from percov2_core.config import MAX_SIDE_PX
-from percov2_core.entropy.schedule import MAX_TILE
 from percov2_core.errors import ConfigError
 from percov2_core.evaluation.protocol import list_pictures
 from percov2_core.flow.text import TextEmbedding
-from percov2_core.hyper.networks import VectorQuantizer
 from percov2_core.latent import LatentAutoencoder
 
 AT_ONCE_PX = 8 * 512 * 512  # pixels that the autoencoder encodes together
@@ -142,17 +138,6 @@ class Samples:
         return len(self.captions)
 
 
-class Encoded(Protocol):
-    """What the entropy model is trained on: latents with captions, each once."""
-
-    @property
-    def sides(self) -> Sequence[int]:
-        """Of the crops, in pixels."""
-
-    def every(self, side: int) -> Iterator[Samples]:
-        """All samples of a side, a few at a time."""
-
-
 @dataclass(frozen=True, slots=True)
 class PhotoCrops:
     """Crops of photos, others in each step, with the describer's captions."""
@@ -187,60 +172,12 @@ class EncodedPhotos:
     @torch.inference_mode()
     def encode(self, planned: Iterable[PlannedCrop]) -> Iterator[tuple[list[PlannedCrop], Samples]]:
         """Read, cut, describe and encode crops, neighbours of the same side together."""
-        planned = iter(planned)
-        group = list(islice(planned, 1))
-        while group:
-            following: list[PlannedCrop] = []
-            for crop in planned:
-                if crop.side != group[0].side or (len(group) + 1) * crop.side**2 > AT_ONCE_PX:
-                    following = [crop]
-                    break
-                group.append(crop)
-            pixels = np.stack([crop.cut(self.photos, seed=self.seed) for crop in group])
-            captions = [self.captioner(Image.fromarray(p)) for p in pixels]
-            yield (
-                group,
-                Samples(captions, latent=self.vae.encode(to_float(pixels).to(self.vae.device))),
-            )
-            group = following
-
-
-@torch.inference_mode()
-def write_grids(
-    source: Encoded, out: Path, *, encoder: nn.Module, quantizer: VectorQuantizer
-) -> list[Path]:
-    """Write one .npz per side with "tokens" (S, h, w) uint8 and "captions" (S,).
-
-    Grids that are larger than the entropy model's tile are cut as the codec cuts them. Files that
-    are there already stay.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    device = next(encoder.parameters()).device
-    files = []
-    for side in source.sides:
-        path = out / f"tokens-{side}.npz"
-        files.append(path)
-        if path.exists():
-            continue
-        grids: list[NDArray[np.uint8]] = []
-        captions: list[str] = []
-        for samples in tqdm(source.every(side), desc=path.stem, disable=None):
-            assert samples.latent is not None
-            tokens = quantizer.tokens(encoder(samples.latent.to(device)))
-            for grid, caption in zip(tokens.to(torch.uint8).cpu(), samples.captions, strict=True):
-                cut = list(_tiles(grid.numpy()))
-                grids += cut
-                captions += [caption] * len(cut)
-        np.savez_compressed(path, tokens=np.stack(grids), captions=np.array(captions))
-    return files
-
-
-def _tiles(grid: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    """Equal parts of at most `MAX_TILE` a side; what does not fill one is left out."""
-    h, w = (min(MAX_TILE, n) for n in grid.shape)
-    for y in range(0, grid.shape[0] - h + 1, h):
-        for x in range(0, grid.shape[1] - w + 1, w):
-            yield grid[y : y + h, x : x + w]
+        for side, crops in groupby(planned, key=lambda crop: crop.side):
+            while group := list(islice(crops, max(1, AT_ONCE_PX // side**2))):
+                pixels = np.stack([crop.cut(self.photos, seed=self.seed) for crop in group])
+                captions = [self.captioner(Image.fromarray(p)) for p in pixels]
+                latent = self.vae.encode(to_float(pixels).to(self.vae.device))
+                yield group, Samples(captions, latent=latent)
 
 
 def to_float(pixels: NDArray[Any] | Tensor) -> Tensor:

@@ -12,7 +12,7 @@ the whole trade between distortion and perception. B batch, H x W pixels, h x w 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -325,7 +325,7 @@ def mean_scores(system: nn.Module, batches: Sequence[Samples]) -> dict[str, floa
     return {name: round(total / count, 5) for name, total in totals.items()}
 
 
-def parameter_groups(module: nn.Module, *, new_scale: float) -> Iterable[dict[str, Any]]:
+def parameter_groups(module: nn.Module, *, new_scale: float) -> list[dict[str, Any]]:
     """A base's own weights at the run's learning rate, what starts fresh at a multiple of it."""
     base: list[nn.Parameter] = []
     new: list[nn.Parameter] = []
