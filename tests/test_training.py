@@ -23,7 +23,7 @@ from percov2_core.weights.sizes import EMBEDDED, Sizes
 from tests.tiny import TINY_VAE, picture, tiny_sizes
 
 CPU = torch.device("cpu")
-PLAN = {"sides": [64, 128], "weights": [1.0, 1.0], "batch_px": 2 * 128 * 128}
+PLAN = {"sides": [64, 128], "weights": [1.0, 1.0], "batch_px": 128 * 128}
 AE_RECIPE = {"model": TINY_VAE, "plan": PLAN}
 
 

@@ -55,21 +55,11 @@ _GRIDS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "ultra-low": {"sides": (384, 512), "counts": (1500, 2500)},
     }
 )
-LOOP: Mapping[str, float] = MappingProxyType(
-    {
-        "lr": 2e-3,
-        "floor": 0.01,
-        "warmup_steps": 60,
-        "weight_decay": 0.05,
-        "ema": 0.995,
-        "evaluate_every_s": 120.0,
-    }
-)
 WORDS_FILE = "words.txt"
 _CROP_SHARE = 0.7  # of the batches: cut from the grids at a random place and size
 _CAPTION_DROP = 0.1  # of the grids are shown without a caption
 _WORD_DROP = 0.03  # of the words of captions are made unknown
-_HELD_OUT_AT_ONCE = 8  # grids
+_AT_ONCE = 8  # held-out grids
 LEAST_GRIDS = 4
 _STAGE_NAMES = ("qlds", "quincunx", "var", "checkerboard", "chance")
 _STAGE_SHARES = (0.5, 0.12, 0.12, 0.06, 0.2)
@@ -129,12 +119,16 @@ def train_masked(options: RunOptions, name: str) -> None:
         encoder=load_part(HyperEncoder, modules / "hyper_encoder", state.device),
         quantizer=load_part(VectorQuantizer, modules / "quantizer", state.device),
     )
+    loop = options.loop(
+        minutes=minutes, lr=2e-3, floor=0.01, warmup_steps=60, weight_decay=0.05, ema=0.995,
+        evaluate_every_s=120.0,
+    )  # fmt: skip
     trained = fit(
         sets,
         options.out,
         config=options.settings(MaskedModelConfig, "model", **SIZES[name]),
         tuning=options.settings(MaskedTuning, "tuning"),
-        loop=options.loop(minutes=minutes, **LOOP),
+        loop=loop,
         init=options.init,
         resume=options.resume,
     )
@@ -204,10 +198,9 @@ def held_out_bits(model: MaskedImageModel, held_out: Sequence[GridBatch]) -> dic
     # Precisely, as the integer twin will compute.
     with torch.autocast(device.type, enabled=False):
         for i, (tokens, words, stage_map) in enumerate(held_out):
-            chunks = zip(*(torch.split(t, _HELD_OUT_AT_ONCE) for t in (tokens, words)), strict=True)
             parts = [
-                model.bits(t.to(device), w.to(device), stage_map.to(device)).flatten()
-                for t, w in chunks
+                model.bits(*(t.to(device) for t in (*chunk, stage_map))).flatten()
+                for chunk in zip(*(torch.split(t, _AT_ONCE) for t in (tokens, words)), strict=True)
             ]
             found[f"held_out_{i}"] = round(float(torch.cat(parts).mean()), 4)
     return found

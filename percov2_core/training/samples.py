@@ -95,9 +95,12 @@ class PlannedCrop:
         return f"{self.side:04d}-{self.number:09d}"
 
     def cut(self, photos: Photos, *, seed: int) -> NDArray[np.uint8]:
-        """(side, side, 3) uint8, the same in any process."""
+        """(side, side, 3) uint8, the same in any process: half of the time of a reduced photo."""
         rng = np.random.default_rng((seed, self.side, self.number))
-        return _shrunk_crop(photos[self.photo], self.side, rng)
+        photo = photos[self.photo]
+        if min(photo.shape[:2]) > self.side and rng.random() < 0.5:
+            photo = _resized(photo, self.side)
+        return random_crop(photo, self.side, rng)
 
 
 def planned_crops(plan: GridPlan, photos: int, *, seed: int) -> Iterator[PlannedCrop]:
@@ -197,15 +200,6 @@ def random_crop(photo: NDArray[np.uint8], side: int, rng: np.random.Generator) -
     y, x = int(rng.integers(h - side + 1)), int(rng.integers(w - side + 1))
     crop = photo[y : y + side, x : x + side]
     return np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)
-
-
-def _shrunk_crop(
-    photo: NDArray[np.uint8], side: int, rng: np.random.Generator
-) -> NDArray[np.uint8]:
-    """A random crop, half of the time of a photo that was reduced to about that side."""
-    if min(photo.shape[:2]) > side and rng.random() < 0.5:
-        photo = _resized(photo, side)
-    return random_crop(photo, side, rng)
 
 
 def _resized(photo: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
