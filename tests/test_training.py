@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 from types import SimpleNamespace
@@ -20,7 +19,7 @@ from percov2_core.training.samples import CropPlan, PhotoCrops, Photos
 from percov2_core.training.stage1 import Stage1Loss
 from percov2_core.weights import EMBEDDED_DIR, load_part
 from percov2_core.weights.sizes import EMBEDDED, Sizes
-from tests.tiny import TINY_VAE, picture, tiny_sizes
+from tests.tiny import TINY_VAE, drawing_within, picture, rows, tiny_sizes
 
 CPU = torch.device("cpu")
 PLAN = {"sides": [64, 128], "weights": [1.0, 1.0], "batch_px": 128 * 128}
@@ -40,8 +39,7 @@ def job(photos, out, **values):
 
 
 def losses(out):
-    with (out / "losses.csv").open(newline="") as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]
+    return [float(row["loss"]) for row in rows(out / "losses.csv")]
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +59,6 @@ def tiny_recipe(rate):
     }
 
 
-def breaking_at(stop, draw):
-    def drawn(self, step):
-        if step >= stop:
-            raise KeyboardInterrupt
-        return draw(self, step)
-
-    return drawn
-
-
 @pytest.mark.parametrize("rate", ["extreme", "ultra-low"])
 def test_a_resumed_run_ends_at_the_loss_of_an_unbroken_one(
     rate, photos, vae, tmp_path, monkeypatch
@@ -78,7 +67,7 @@ def test_a_resumed_run_ends_at_the_loss_of_an_unbroken_one(
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     recipes.STAGES[rate](job(photos, whole, vae=vae, steps=4, recipe=recipe))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(PhotoCrops, "draw", breaking_at(2, PhotoCrops.draw))
+        patch.setattr(PhotoCrops, "draw", drawing_within(0, 2, PhotoCrops.draw))
         recipes.STAGES[rate](job(photos, broken, vae=vae, steps=4, recipe=recipe))
     recipes.STAGES[rate](job(photos, broken, vae=vae, steps=4, recipe=recipe, resume=True))
     assert losses(whole) == losses(broken)

@@ -1,6 +1,5 @@
 """The masked image model learns from grids of its own, and its batches hold what they should."""
 
-import csv
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +17,7 @@ from percov2_core.training.masked import (
     fit,
     random_stages,
 )
+from tests.tiny import drawing_within, rows
 
 CONFIG = MaskedModelConfig(
     codebook_size=8, width=16, heads=2, content_layers=1, query_layers=1, hidden=16,
@@ -29,8 +29,8 @@ LOOP = LoopConfig(warmup_steps=5, lr=1e-2, floor=0.01, ema=0.995, device="cpu")
 
 def grids():
     rng = np.random.default_rng(0)
-    rows = np.arange(6)[None, :, None] // 2 + rng.integers(0, 3, (20, 1, 1))
-    tokens = np.broadcast_to(rows, (20, 6, 6)).astype(np.uint8)
+    lines = np.arange(6)[None, :, None] // 2 + rng.integers(0, 3, (20, 1, 1))
+    tokens = np.broadcast_to(lines, (20, 6, 6)).astype(np.uint8)
     return TokenSet(tokens, ["red sky", "blue sea"] * 10)
 
 
@@ -48,11 +48,6 @@ def train(out, *, config=CONFIG, init=None, resume=False, **loop):
     )  # fmt: skip
 
 
-def last(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))[-1]
-
-
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "first"
@@ -60,7 +55,7 @@ def first(tmp_path_factory):
 
 
 def test_the_bits_fall_far_below_uniform(first):
-    assert float(last(first[0] / "scores.csv")["held_out_0"]) < 2.0
+    assert float(rows(first[0] / "scores.csv")[-1]["held_out_0"]) < 2.0
 
 
 def test_training_goes_on_after_a_break_as_if_there_had_been_none(tmp_path, monkeypatch):
@@ -70,21 +65,12 @@ def test_training_goes_on_after_a_break_as_if_there_had_been_none(tmp_path, monk
         train(tmp_path / "broken", steps=6, save_every_s=0.0)
     monkeypatch.setattr(BatchMaker, "draw", drawing_within(3, 20, BatchMaker.draw))
     then = train(tmp_path / "broken", steps=6, save_every_s=0.0, resume=True)
-    a, b = (last(tmp_path / out / "losses.csv")["loss"] for out in ("whole", "broken"))
+    a, b = (rows(tmp_path / out / "losses.csv")[-1]["loss"] for out in ("whole", "broken"))
     assert a == b
     assert len(list((tmp_path / "broken").glob("checkpoint-*"))) == 1
     assert all(
         torch.equal(x, y) for x, y in zip(whole.parameters(), then.parameters(), strict=True)
     )
-
-
-def drawing_within(first, end, draw):
-    def drawn(self, step):
-        if not first <= step < end:
-            raise KeyboardInterrupt
-        return draw(self, step)
-
-    return drawn
 
 
 def test_a_run_starts_where_an_earlier_one_ended(first, tmp_path):

@@ -1,6 +1,5 @@
 """Several processes: the shipped configs of Accelerate, and training on two CPU processes."""
 
-import csv
 import json
 import os
 import socket
@@ -16,7 +15,7 @@ from percov2_core.training.cache import Cache
 from percov2_core.training.checkpoint import load_average
 from percov2_core.weights.fresh import write_fresh_checkpoint
 from percov2_core.weights.sizes import TINY
-from tests.tiny import picture
+from tests.tiny import picture, rows
 from tests.tiny_sd3 import tiny_sd3_folder
 
 ROOT = Path(__file__).parents[1]
@@ -94,8 +93,7 @@ def stage1(entry, work, out, *, rank, steps=4, more=()):
 
 
 def last_loss(out):
-    with (out / "losses.csv").open(newline="") as file:
-        return float(list(csv.DictReader(file))[-1]["loss"])
+    return float(rows(out / "losses.csv")[-1]["loss"])
 
 
 @pytest.mark.slow

@@ -1,4 +1,3 @@
-import csv
 import shutil
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from percov2_core.weights.fresh import write_fresh_checkpoint
 from percov2_core.weights.lora import add_lora
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import SD3, TINY, TRANSFORMER
-from tests.tiny import picture
+from tests.tiny import drawing_within, picture, rows
 from tests.tiny_sd3 import tiny_sd3_folder
 
 STAGE1 = {
@@ -85,11 +84,6 @@ def model(fresh, tmp_path):
     return shutil.copytree(fresh, tmp_path / "model")
 
 
-def rows(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def stage1(model, cache, out, rate="extreme", recipe=STAGE1, **values):
     values = {"steps": 5, "model": f"sd3-medium:{model}", "cache": cache, **values}
     recipes.STAGES[rate](job(out, recipe=recipe, **values))
@@ -135,22 +129,13 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(fresh, cache, tmp_path, m
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     stage1(models[0], cache, whole)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Cache, "draw", drawing({0, 1, 2}, Cache.draw))
+        patch.setattr(Cache, "draw", drawing_within(0, 3, Cache.draw))
         stage1(models[1], cache, broken)
-    monkeypatch.setattr(Cache, "draw", drawing(set(range(3, 20)), Cache.draw))
+    monkeypatch.setattr(Cache, "draw", drawing_within(3, 20, Cache.draw))
     stage1(models[1], cache, broken, resume=True)
     assert rows(whole / "losses.csv")[-1]["loss"] == rows(broken / "losses.csv")[-1]["loss"]
     a, b = (checkpoint.load_average(out) for out in (whole, broken))
     assert all(torch.equal(a[k], b[k]) for k in a)
-
-
-def drawing(allowed, draw):
-    def drawn(self, step):
-        if step not in allowed:
-            raise KeyboardInterrupt
-        return draw(self, step)
-
-    return drawn
 
 
 def system(model, cache, loss=None, **values):

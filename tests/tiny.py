@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from functools import cache
 from pathlib import Path
@@ -42,6 +43,23 @@ def picture(width: int = 160, height: int = 96, *, seed: int = 0) -> Image.Image
     """A smooth random picture, the same for the same arguments."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """What training wrote into a CSV."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def drawing_within(first: int, end: int, draw):
+    """A method `draw(self, step)` that breaks a run off outside of these steps."""
+
+    def drawn(self, step: int):
+        if not first <= step < end:
+            raise KeyboardInterrupt
+        return draw(self, step)
+
+    return drawn
 
 
 def tiny_sizes(rate: str) -> Sizes:
