@@ -263,8 +263,9 @@ class MaskedImageModel(nn.Module):
 
     def read_words(self, words: Tensor) -> Tensor:
         """(B, W) word ids -> (B, W, D), each word together with its neighbours."""
-        padded = F.pad(words, (WORD_REACH, WORD_REACH), value=PAD_WORD)
-        windows = padded.unfold(1, 2 * WORD_REACH + 1, 1)
+        # One more at the end, so that captions without any word have a window to cut off.
+        padded = F.pad(words, (WORD_REACH, WORD_REACH + 1), value=PAD_WORD)
+        windows = padded.unfold(1, 2 * WORD_REACH + 1, 1)[:, : words.shape[1]]
         place = self.word_places.weight[: words.shape[1]]
         phrase: Tensor = self.mix_words(self.words(windows).flatten(2)) + place
         return phrase
