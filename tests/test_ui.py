@@ -14,7 +14,7 @@ from percov2_core.config import MODES, PRESETS, SCHEDULES
 from percov2_core.errors import BitstreamError, ConfigError
 from percov2_core.metrics import Scores
 from percov2_core.ui import border, invented, results, settings, text
-from percov2_core.ui.device import Frame, Look
+from percov2_core.ui.device import Look
 from percov2_core.ui.tradeoff import Measured, Measurements, figure, run_of, runs_csv, runs_table
 from tests.tiny import picture, tiny_codec
 
@@ -27,8 +27,8 @@ def stream() -> Stream:
 
 
 def a_run(stream: Stream, number: int = 1, **scores: float) -> Measured:
-    contents, frame = tiny_codec().read(stream), Frame(2, 2, picture(), 0.1, finished=True)
-    run = results.Run("sea", contents, Look(2, 1.5), "<b>", frame, picture(), number)
+    contents, look = tiny_codec().read(stream), Look(2, 1.5)
+    run = results.Run("sea", contents, look, "<b>", picture(), 0.1, picture(), number)
     return Measured(run, Scores(**scores))
 
 

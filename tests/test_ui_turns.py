@@ -27,7 +27,10 @@ pytestmark = [  # gradio leaves sockets and event loops to the garbage collector
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 VISITOR: Any = SimpleNamespace(session_hash="a", headers={})
-CHOICES = ("ultra-low", "the sea", "describer", "qlds", 0, None, 1024, 3, 1.0, 0)
+CHOICES = {
+    "mode": "ultra-low", "caption": "the sea", "captioner": "describer", "schedule": "qlds",
+    "tokens": 0, "target": None, "side": 1024, "steps": 3, "guidance": 1.0, "seed": 0,
+}  # fmt: skip
 
 
 class Counting:
@@ -150,7 +153,7 @@ def test_visitors_cancel_only_their_own(turns: Turns) -> None:
 def test_painting_ends_with_the_decoded_picture(contents: Contents) -> None:
     codec, turn = tiny_codec(), Turn("a", 1)
     frames = list(paint(codec, contents, Look(3, 1.0), turn))
-    assert [(frame.step, frame.finished) for frame in frames] == [(1, 0), (2, 0), (3, 1)]
+    assert [(f.step, f.picture is None) for f in frames] == [(1, 1), (2, 1), (3, 0)]
     assert frames[-1].picture == codec.decode(contents.stream, steps=3, guidance=1.0)
 
 
@@ -159,14 +162,14 @@ def test_previews_are_painted_when_they_are_due(
 ) -> None:
     def pictures() -> list[Any]:
         frames = paint(tiny_codec(), contents, Look(3, 1.0), Turn("a", 1))
-        return [frame.picture and frame.picture.size for frame in frames]
+        return [frame.preview and frame.preview.size for frame in frames]
 
     size = (contents.stream.width, contents.stream.height)
     monkeypatch.setattr(device, "PREVIEW_SHARE", math.inf)
     monkeypatch.setattr(device, "FIRST_PREVIEW_S", -1.0)
     assert pictures() == [size] * 3
     monkeypatch.setattr(device, "FIRST_PREVIEW_S", math.inf)
-    assert pictures() == [None, None, size]
+    assert pictures() == [None] * 3
 
 
 def test_a_visitor_who_leaves_frees_the_device_within_a_step(
@@ -200,7 +203,7 @@ def test_a_picture_that_is_announced_twice_is_read_once(
 ) -> None:
     cleared, ready, captioned = tab.choose(sea, "describer", None)
     chosen = ready[tab.chosen]
-    assert cleared[tab.chosen] is None and chosen and captioned[tab.caption]
+    assert cleared[tab.chosen] is None and chosen and captioned[tab.settings.caption]
     (kept,) = tab.choose(sea, "describer", chosen)
     assert kept == {tab.chosen: gr.skip()}
     (gone,) = tab.choose(None, "describer", chosen)
@@ -221,15 +224,18 @@ def test_a_missing_captioner_does_not_cost_the_picture(
         next(intakes)
 
 
-def press(tab: CompressTab, chosen: Chosen, number: int) -> list[Any]:
-    tab.press(chosen, number, 1024, VISITOR)
-    return list(tab.compress(chosen, number, [], VISITOR, *CHOICES))
+def start(tab: CompressTab, chosen: Chosen, number: int, **choices: Any) -> Iterator[Any]:
+    """What Compress begins, once it was pressed."""
+    given = {tab.chosen: chosen, tab.presses: number, tab.done: []}
+    given |= {getattr(tab.settings, name): v for name, v in {**CHOICES, **choices}.items()}
+    return tab.compress(given, VISITOR)
 
 
 def test_a_click_reads_its_file_once_and_ends_with_a_run(
     tab: CompressTab, codec: Counting, chosen: Chosen
 ) -> None:
-    nothing, *views = press(tab, chosen, 1)
+    tab.press(chosen, 1, 1024, VISITOR)
+    nothing, *views = start(tab, chosen, 1)
     assert nothing == {tab.stage: gr.skip()}
     run = views[-1][tab.run]
     assert views[-1][tab.done] == [run]
@@ -243,7 +249,7 @@ def test_cancelling_at_any_moment_is_confirmed(
     tab: CompressTab, codec: Counting, chosen: Chosen, seen: int
 ) -> None:
     tab.press(chosen, 1, 1024, VISITOR)
-    views = tab.compress(chosen, 1, [], VISITOR, *CHOICES)
+    views = start(tab, chosen, 1)
     for _ in range(seen):
         next(views)
     assert text.CANCELLED in tab.cancel(1, VISITOR)[tab.headline]
@@ -256,13 +262,13 @@ def test_cancelling_at_any_moment_is_confirmed(
 def test_what_is_cancelled_while_it_waits_never_starts(tab: CompressTab, chosen: Chosen) -> None:
     tab.press(chosen, 1, 1024, VISITOR)
     tab.cancel(1, VISITOR)
-    _, only = tab.compress(chosen, 1, [], VISITOR, *CHOICES)
+    _, only = start(tab, chosen, 1)
     assert text.CANCELLED in only[tab.headline]
     with pytest.raises(gr.Error, match="Cancelled"):
         tab.press(chosen, 1, 1024, VISITOR)
     tab.press(chosen, 2, 1024, VISITOR)
     tab.press(chosen, 3, 1024, VISITOR)
-    assert list(tab.compress(chosen, 2, [], VISITOR, *CHOICES)) == [{tab.stage: gr.skip()}]
+    assert list(start(tab, chosen, 2)) == [{tab.stage: gr.skip()}]
 
 
 def test_visitors_read_how_many_are_before_them(
@@ -280,7 +286,7 @@ def test_visitors_read_how_many_are_before_them(
 
 def test_an_error_leaves_an_empty_stage_and_a_message(tab: CompressTab, chosen: Chosen) -> None:
     tab.press(chosen, 1, 1024, VISITOR)
-    views = tab.compress(chosen, 1, [], VISITOR, *CHOICES[:5], 5, *CHOICES[6:])
+    views = start(tab, chosen, 1, target=5)
     next(views)
     assert "Encoding" in next(views)[tab.stage]
     assert text.EMPTY_STAGE in next(views)[tab.stage]

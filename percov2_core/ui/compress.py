@@ -16,43 +16,16 @@ from percov2_core.config import MODES, PRESETS, check_choice
 from percov2_core.errors import PerCoError
 from percov2_core.ui import border, results, text
 from percov2_core.ui.border import Chosen, Payload
-from percov2_core.ui.device import (
-    DEVICE,
-    FREE,
-    INTAKE,
-    MAX_WAITING,
-    Turn,
-    Turns,
-    paint,
-    visitor_state,
-)
+from percov2_core.ui.device import DEVICE, FREE, INTAKE, MAX_WAITING, Turn, Turns, paint
 from percov2_core.ui.host import page_address
 from percov2_core.ui.results import Run
-from percov2_core.ui.settings import Advanced, Settings, tokens_of
+from percov2_core.ui.settings import Given, Settings, tokens_of
 from percov2_core.ui.text import data_uri, empty, plain_html
 
 EXAMPLES_DIR = Path(__file__).parents[2] / "assets" / "examples"
 _THUMB_PX = 112
 Answer = dict[Any, Any]  # component -> its new value
 _KEEP: Any = gr.skip()
-
-# Pictures are also pasted anywhere on this tab. Not through gr.Image: its own button asks for a
-# permission first, and a picture that is shown would have to be removed before.
-_PICK_JS = """
-element.addEventListener('click', (event) => {
-  const button = event.target.closest('button');
-  if (button) trigger('pick', {name: button.dataset.name});
-});
-document.addEventListener('paste', async (event) => {
-  const picture = [...event.clipboardData.files].find((file) => file.type.startsWith('image/'));
-  if (!picture || !element.offsetParent) return;
-  event.preventDefault();
-  const file = await upload(picture).catch(() => null);
-  trigger('paste', {path: file?.path ?? ''});
-});"""
-
-# The browser counts, so that Cancel is understood even if it arrives before Compress.
-_PRESS_JS = "(chosen, _, side) => [chosen, ++window.percov.presses, side]"
 
 
 class CompressTab:
@@ -70,14 +43,15 @@ class CompressTab:
         self.turns = turns
         self.run = run
         self.examples = {path.stem: path for path in sorted(EXAMPLES_DIR.glob("*.jpg"))}
-        self.chosen, self.done = visitor_state(None), visitor_state([])
+        self.chosen = gr.State(None, time_to_live=border.KEEP_FILES_S)
+        self.done = gr.State([], time_to_live=border.KEEP_FILES_S)
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=280, elem_id="pc-controls"):
                 self._controls()
                 with gr.Accordion("Advanced", open=False, elem_id="pc-advanced"):
-                    self.advanced = Advanced(codec)
+                    self.settings.advanced(codec)
             with gr.Column(scale=8, min_width=280, elem_id="pc-result"):
-                self.headline = plain_html(results.empty_headline(), elem_id="pc-head")
+                self.headline = plain_html(results.plain_headline(), elem_id="pc-head")
                 self.stage = plain_html(empty(text.EMPTY_STAGE), elem_id="pc-stage")
         with gr.Tabs(elem_id="pc-details-tabs"):
             with gr.Tab("Where bits went"):
@@ -94,20 +68,11 @@ class CompressTab:
             sources=["upload", "clipboard", "webcam"], buttons=[], elem_id="pc-image",
         )  # fmt: skip
         self.picks = plain_html(
-            thumbnails(self.examples), elem_id="pc-examples", js_on_load=_PICK_JS
+            thumbnails(self.examples),
+            elem_id="pc-examples",
+            js_on_load="percov.examples(element, trigger, upload)",
         )
-        self.side = gr.Radio(
-            list(text.SIZES.items()), value=border.COMFORTABLE_SIDE_PX, label=text.SIZE_INFO,
-            visible="hidden",
-        )  # fmt: skip
-        self.mode = gr.Radio(
-            list(text.MODES.items()), value="extreme", label="Mode", info=text.MODE_INFO,
-            elem_id="pc-mode",
-        )  # fmt: skip
-        self.caption = gr.Textbox(
-            label=text.CAPTION_LABEL, placeholder=text.CAPTION_PLACEHOLDER, lines=4, max_lines=4,
-            elem_id="pc-caption-box",
-        )  # fmt: skip
+        self.settings = Settings()
         self.cost = gr.Markdown(text.CAPTION_COST_EMPTY, elem_id="pc-cost")
         with gr.Row(elem_id="pc-buttons"):
             self.button = gr.Button(
@@ -117,46 +82,38 @@ class CompressTab:
         self.presses = gr.Number(0, precision=0, visible="hidden")
 
     def _connect(self) -> None:
-        more = self.advanced
+        more = self.settings
         self.picks.pick(self.pick, outputs=self.image, **FREE)
         self.picks.paste(self.paste, outputs=self.image, **FREE)
         self.image.change(
             self.choose,
             [self.image, more.captioner, self.chosen],
-            [self.chosen, self.caption, self.cost, self.button, self.side, more.tokens],
+            [self.chosen, more.caption, self.cost, self.button, more.side, more.tokens],
             preprocess=False,  # gradio would open the file itself, and fail without words
             trigger_mode="always_last",
             **INTAKE,
         )
         more.captioner.input(
-            self.recaption, [self.chosen, more.captioner], [self.caption, self.cost], **INTAKE
+            self.recaption, [self.chosen, more.captioner], [more.caption, self.cost], **INTAKE
         )
-        self.caption.input(
-            self.caption_cost, self.caption, self.cost, trigger_mode="always_last", **FREE
+        more.caption.input(
+            self.caption_cost, more.caption, self.cost, trigger_mode="always_last", **FREE
         )
-        gr.on(
-            [more.preset.input, self.mode.input],
-            self.apply_preset,
-            [self.mode, more.preset],
-            [more.steps, more.guidance],
-            **FREE,
-        )
-        settings = [
-            self.mode, self.caption, more.captioner, more.schedule, more.tokens, more.target,
-            self.side, more.steps, more.guidance, more.seed,
-        ]  # fmt: skip
+        presets, painted = [more.mode, more.preset], [more.steps, more.guidance]
+        gr.on([one.input for one in presets], self.apply_preset, presets, painted, **FREE)
         pressed = self.button.click(
             self.press,
-            [self.chosen, self.presses, self.side],
+            [self.chosen, self.presses, more.side],
             [self.presses, self.stage],
-            js=_PRESS_JS,
+            # The browser counts, so that Cancel is understood even if it arrives before Compress.
+            js="(chosen, _, side) => [chosen, ++window.percov.presses, side]",
             queue=False,
             **FREE,
         )
         self.compressed = pressed.success(
             self.compress,
-            [self.chosen, self.presses, self.done, *settings],
-            [self.headline, self.stage, self.caption, self.run, self.done],
+            {self.chosen, self.presses, self.done, *vars(more).values()},
+            [self.headline, self.stage, more.caption, self.run, self.done],
             trigger_mode="multiple",  # a newer press replaces the older one: none may be skipped
             **DEVICE,
         )
@@ -172,9 +129,8 @@ class CompressTab:
     def pick(self, event: gr.EventData) -> str:
         """A click on a thumbnail -> the path of the example."""
         with border.shown_to_user():
-            return str(
-                self.examples[check_choice("example", border.told(event, "name"), self.examples)]
-            )
+            name = check_choice("example", border.told(event, "key"), self.examples)
+            return str(self.examples[name])
 
     def paste(self, event: gr.EventData) -> str:
         """A picture was pasted, and uploaded by the browser -> its path."""
@@ -187,14 +143,12 @@ class CompressTab:
         """Read what was uploaded, and caption it at once. `payload` is gradio's own file data."""
         with border.shown_to_user():
             if payload and before and border.uploaded(payload).path == before.source:
-                yield {
-                    self.chosen: _KEEP
-                }  # gradio says everything twice; the visitor may be typing
+                yield {self.chosen: _KEEP}  # told twice by gradio; the visitor may be typing
                 return
         # What was chosen before must not be compressed in place of what is shown now.
         yield {
             self.chosen: None,
-            self.caption: "",
+            self.settings.caption: "",
             self.cost: text.CAPTION_COST_EMPTY,
             self.button: gr.Button(interactive=False),
         }
@@ -206,8 +160,8 @@ class CompressTab:
         ready: Answer = {
             self.chosen: chosen,
             self.button: gr.Button(interactive=True),
-            self.side: gr.Radio(visible=True if chosen.large else "hidden"),
-            self.advanced.tokens: gr.Slider(maximum=tokens_of(chosen.quick.image)),
+            self.settings.side: gr.Radio(visible=True if chosen.large else "hidden"),
+            self.settings.tokens: gr.Slider(maximum=tokens_of(chosen.quick.image)),
         }
         yield ready  # a captioner that cannot be had is no reason to refuse the picture
         if captioner != "fixed":
@@ -216,12 +170,12 @@ class CompressTab:
 
     def _described(self, chosen: Chosen, captioner: str) -> Answer:
         caption = self.codec.describe(chosen.image, captioner=captioner)
-        return {self.caption: caption, self.cost: self.caption_cost(caption)}
+        return {self.settings.caption: caption, self.cost: self.caption_cost(caption)}
 
     def recaption(self, chosen: Chosen | None, captioner: str) -> Answer:
         """Another captioner was picked."""
         if chosen is None or captioner == "fixed":
-            return {self.caption: _KEEP}
+            return {self.cost: _KEEP}
         with border.shown_to_user():
             return self._described(chosen, captioner)
 
@@ -255,22 +209,16 @@ class CompressTab:
         size = chosen.at(border.count(side_px)).image.size
         return border.count(pressed), results.painting(size, note=text.waiting(before))
 
-    def compress(
-        self,
-        chosen: Chosen | None,
-        pressed: float,
-        done: list[Run],
-        request: gr.Request,
-        *values: Any,
-    ) -> Iterator[Answer]:
-        """Encode, say how small it is, then paint. `done`: the visitor's runs so far."""
-        if chosen is None:
+    def compress(self, given: Given, request: gr.Request) -> Iterator[Answer]:
+        """Encode, say how small it is, then paint."""
+        if given[self.chosen] is None:
             raise gr.Error(border.CHOOSE_FIRST, print_exception=False)
         yield {self.stage: _KEEP}
-        with self.turns.take(request.session_hash or "", border.count(pressed)) as turn:
+        number = border.count(given[self.presses])
+        with self.turns.take(request.session_hash or "", number) as turn:
             try:
                 if not turn.dropped.is_set():
-                    yield from self._compress(chosen, Settings(*values), turn, done)
+                    yield from self._compress(given, given[self.chosen], turn)
                 if turn.dropped.is_set() and self.turns.newest(turn.session) <= turn.number:
                     yield self._nothing(text.CANCELLED) | {self.run: None}
             except PerCoError as error:
@@ -278,25 +226,27 @@ class CompressTab:
                 with border.shown_to_user():
                     raise error
 
-    def _compress(
-        self, chosen: Chosen, settings: Settings, turn: Turn, done: list[Run]
-    ) -> Iterator[Answer]:
-        image, png_bytes = chosen.at(border.count(settings.side_px))
-        look = settings.look(image)
-        yield {self.stage: results.painting(image.size, note=text.ENCODING)}
-        stream = settings.encode(self.codec, image)
+    def _compress(self, given: Given, chosen: Chosen, turn: Turn) -> Iterator[Answer]:
+        image, png_bytes = chosen.at(border.count(given[self.settings.side]))
+        look = self.settings.look(given, image)
+        yield {self.stage: results.painting(image.size, note="Encoding…")}
+        stream = self.settings.encode(given, self.codec, image)
         contents = self.codec.read(stream)
         if turn.dropped.is_set():
             return
         headline = results.headline(stream, chosen, png_bytes)
-        same = contents.caption == settings.caption  # else it would jump while one types
-        yield {self.headline: headline} | ({} if same else {self.caption: contents.caption})
+        box, said = self.settings.caption, contents.caption
+        # The same once more would make it jump while one types.
+        yield {self.headline: headline} | ({} if said == given[box] else {box: said})
         for frame in paint(self.codec, contents, look, turn):
-            if not frame.finished:
+            if frame.picture is None:
                 yield {self.stage: results.painting(image.size, frame=frame)}
             elif self.turns.finish(turn):
-                run = Run(chosen.name, contents, look, headline, frame, image, turn.number)
-                done = [*done, run][-border.KEEP_RUNS :]
+                run = Run(
+                    chosen.name, contents, look, headline, frame.picture, frame.step_s, image,
+                    turn.number,
+                )  # fmt: skip
+                done = [*given[self.done], run][-border.KEEP_RUNS :]
                 yield {self.stage: results.compare_run(run), self.run: run, self.done: done}
 
     def cancel(self, pressed: float, request: gr.Request) -> Answer:
@@ -306,7 +256,7 @@ class CompressTab:
         return {self.stage: _KEEP}
 
     def _nothing(self, said: str = "") -> Answer:
-        headline = results.plain_headline(said, "") if said else results.empty_headline()
+        headline = results.plain_headline(*([said, ""] if said else ()))
         return {self.headline: headline, self.stage: empty(text.EMPTY_STAGE)}
 
     def explain(self, run: Run | None, request: gr.Request) -> tuple[Any, Any]:
@@ -320,7 +270,7 @@ class CompressTab:
 def thumbnails(examples: dict[str, Path]) -> str:
     """Buttons with the pictures inside the page, so that they are there at once."""
     buttons = "".join(
-        f'<button type="button" data-name="{escape(name)}" title="{escape(name)}">'
+        f'<button type="button" data-key="{escape(name)}" title="{escape(name)}">'
         f'<img src="{_thumbnail(path)}" alt="Example {escape(name)}" width="56" height="56">'
         "</button>"
         for name, path in examples.items()

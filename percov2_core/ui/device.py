@@ -21,37 +21,28 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, NamedTuple, cast
 
-import gradio as gr
 from PIL import Image
 
 from percov2_core.codec import Contents, PerCoV2, Step
 from percov2_core.errors import PerCoError
 from percov2_core.ui import host
-from percov2_core.ui.border import KEEP_FILES_S
 
-# One queue for everything that needs the model.
-DEVICE: dict[str, Any] = {
-    "concurrency_id": "device",
-    "concurrency_limit": 1,
-    "api_visibility": "private",
-    "show_progress": "hidden",
-}
+# Options of gradio's listeners: callbacks that wait for nobody;
+FREE: dict[str, Any] = {
+    "concurrency_limit": None, "api_visibility": "private", "show_progress": "hidden",
+}  # fmt: skip
+# one queue for everything that needs the model.
+DEVICE: dict[str, Any] = {**FREE, "concurrency_id": "device", "concurrency_limit": 1}
 # Reading and describing a picture need not wait for what others paint.
 INTAKE: dict[str, Any] = {**DEVICE, "concurrency_id": "intake"}
 # Measuring may wait for nobody, and nobody for it; least of all for the slow classic codecs.
 MEASURE: dict[str, Any] = {**DEVICE, "concurrency_id": "measure"}
 CLASSICS: dict[str, Any] = {**DEVICE, "concurrency_id": "classics"}
-FREE: dict[str, Any] = {
-    "concurrency_limit": None,
-    "api_visibility": "private",
-    "show_progress": "hidden",
-}
 MAX_QUEUE = 200  # events that wait, of all visitors and kinds together
 MAX_WAITING = 60  # visitors who wait for a picture; the next one is told that the demo is full
 
 PREVIEW_SHARE = 0.25  # of the painting time that previews may take
 FIRST_PREVIEW_S = 0.6
-
 
 # Seconds to borrow the GPU for. Allowances, not measurements: asking for too much costs the visitor
 # a place in the host's queue, asking for too little ends the call half-way.
@@ -65,11 +56,6 @@ _BORROWING = ("encode", "read", "truncate", "describe")
 _NO_GPU = ("describer", "fixed")  # captioners that run where the page runs
 
 
-def visitor_state(value: Any) -> gr.State:
-    """State of one visitor, forgotten with the visit."""
-    return gr.State(value, time_to_live=KEEP_FILES_S)
-
-
 class Look(NamedTuple):
     """How to paint: the settings that are not in the file."""
 
@@ -79,18 +65,13 @@ class Look(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """One step of a painting, or the finished picture.
-
-    Attributes:
-        picture: The newest preview, None where none was due yet; at the end the picture itself.
-        step_s: Seconds that a step takes, previews not counted.
-    """
+    """One step of a painting; the last one has the picture."""
 
     step: int
     total: int
+    preview: Image.Image | None  # the newest, None where none was due yet
     picture: Image.Image | None
-    step_s: float
-    finished: bool
+    step_s: float  # seconds that a step takes, previews not counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +91,7 @@ class Turn:
 def paint(
     codec: PerCoV2, contents: Contents, look: Look, turn: Turn
 ) -> Generator[Frame, None, None]:
-    """Paint step by step; ends without a finished frame once nobody wants the picture.
+    """Paint step by step; ends without a picture once nobody wants it.
 
     Gradio closes it when the visitor's connection ends: then the device is free as well.
 
@@ -130,8 +111,7 @@ def paint(
                 began = time.monotonic()
                 preview = step.preview()
                 previews_s += time.monotonic() - began
-            shown, finished = step.picture or preview, step.picture is not None
-            yield Frame(step.index, step.total, shown, steps_s / step.index, finished)
+            yield Frame(step.index, step.total, preview, step.picture, steps_s / step.index)
             began = time.monotonic()  # what the page does with a frame takes no time of ours
 
 
@@ -251,16 +231,6 @@ def with_shared_gpu(codec: PerCoV2) -> PerCoV2:
     return cast(PerCoV2, SharedGpuCodec(codec, import_module("spaces").GPU))
 
 
-class Painted(NamedTuple):
-    """One step of a painting, as it travels back from the GPU."""
-
-    step: int = 0
-    total: int = 0
-    shown: Image.Image | None = None  # a preview
-    picture: Image.Image | None = None
-    error: PerCoError | None = None
-
-
 class SharedGpuCodec:
     """Has the methods of `PerCoV2`; those that need its device borrow it."""
 
@@ -274,7 +244,7 @@ class SharedGpuCodec:
             except PerCoError as error:
                 return error
 
-        def paint(contents: Contents, options: dict[str, Any]) -> Iterator[Painted]:
+        def paint(contents: Contents, options: dict[str, Any]) -> Iterator[Step | PerCoError]:
             yield from _painted(codec, contents, options)
 
         self._call = gpu(duration=call_s)(call)
@@ -296,28 +266,28 @@ class SharedGpuCodec:
 
     def paint(self, contents: Contents, **options: Any) -> Generator[Step, None, None]:
         """As `PerCoV2.paint`; previews come at the first step and then once a second."""
-        latest: Image.Image | None = None
         with closing(self._paint(contents, options)) as painting:
-            for painted in painting:
-                if painted.error is not None:
-                    raise painted.error
-                latest = painted.shown or latest
-                preview = cast(Callable[[], Image.Image], lambda shown=latest: shown)
-                yield Step(painted.step, painted.total, preview, painted.picture)
+            for step in painting:
+                if isinstance(step, PerCoError):
+                    raise step
+                yield step
 
 
-def _painted(codec: PerCoV2, contents: Contents, options: dict[str, Any]) -> Iterator[Painted]:
+def _painted(
+    codec: PerCoV2, contents: Contents, options: dict[str, Any]
+) -> Iterator[Step | PerCoError]:
     """Paint, with previews: they are made here, where the GPU is. Closing it ends the painting."""
-    shown_s = -PREVIEW_EVERY_S
+    shown, shown_s = None, -PREVIEW_EVERY_S
     try:
         with closing(codec.paint(contents, **options)) as steps:
             for step in steps:
-                preview = None
                 if step.picture is None and time.monotonic() - shown_s >= PREVIEW_EVERY_S:
-                    preview, shown_s = step.preview(), time.monotonic()
-                yield Painted(step.index, step.total, preview, step.picture)
+                    shown, shown_s = step.preview(), time.monotonic()
+                shown = shown or step.picture
+                # A method of the picture, since what travels has to be pickled.
+                yield Step(step.index, step.total, cast(Image.Image, shown).copy, step.picture)
     except PerCoError as error:
-        yield Painted(error=error)
+        yield error
 
 
 def painting_s(contents: Contents, options: dict[str, Any]) -> float:

@@ -42,15 +42,9 @@ class InventedTab:
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=280):
                 tokens = gr.Slider(
-                    0,
-                    1,
-                    0,
-                    step=1,
-                    label="Tokens sent",
-                    info=text.RESEND_INFO,
-                    interactive=False,
+                    0, 1, 0, step=1, label="Tokens sent", info=text.RESEND_INFO, interactive=False,
                     elem_id="pc-resend",
-                )
+                )  # fmt: skip
             with gr.Column(scale=8, min_width=280):
                 resent = plain_html(empty(text.EMPTY_RESENT), elem_id="pc-resent")
         vary.click(self.vary, run, grid, **DEVICE)
@@ -77,9 +71,9 @@ class InventedTab:
             for seed in range(1, SEEDS + 1):
                 look = run.look._replace(seed=seed)
                 for frame in paint(self.codec, run.contents, look, turn):
-                    if frame.finished and frame.picture:
+                    if frame.picture:
                         pictures.append(frame.picture)
-                    yield variations_grid(pictures) if frame.finished else gr.skip()
+                    yield variations_grid(pictures) if frame.picture else gr.skip()
 
     def resend(self, run: Run | None, tokens: float, request: gr.Request) -> Iterator[Any]:
         """The first tokens of the same file."""
@@ -93,16 +87,10 @@ class InventedTab:
             size = bytes_in_words(sum(part.sizes))
             tag = f"{part.tokens_sent} of {part.tokens_total} tokens, {size}"
             for frame in paint(self.codec, self.codec.read(part), run.look, turn):
-                if frame.finished and frame.picture:
-                    yield results.compare(
-                        run.decoded,
-                        frame.picture,
-                        tag=tag,
-                        caption=run.contents.caption,
-                        left=text.ALL_TOKENS,
-                    )
-                else:
-                    yield gr.skip()
+                yield gr.skip() if frame.picture is None else results.compare(
+                    run.decoded, frame.picture, tag=tag, caption=run.contents.caption,
+                    left="All its tokens",
+                )  # fmt: skip
 
 
 def can_be_shorter(run: Run) -> bool:
@@ -129,11 +117,9 @@ def brightest(values: NDArray[np.float64]) -> float:
 
 def heat(values: NDArray[np.float64]) -> Image.Image:
     """(H, W) levels -> RGB: dark blue where all agree, yellow where they differ most."""
-    at = np.clip(values / brightest(values), 0, 1) * (len(_STOPS) - 1)
-    low = np.minimum(at.astype(int), len(_STOPS) - 2)
-    share = (at - low)[..., None]
-    colours = _STOPS[low] * (1 - share) + _STOPS[low + 1] * share
-    return Image.fromarray(np.rint(colours).astype(np.uint8))
+    at = values / brightest(values) * (len(_STOPS) - 1)
+    colours = [np.interp(at, range(len(_STOPS)), channel) for channel in _STOPS.T]
+    return Image.fromarray(np.rint(np.stack(colours, axis=-1)).astype(np.uint8))
 
 
 def variations_grid(pictures: Sequence[Image.Image]) -> str:

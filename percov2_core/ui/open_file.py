@@ -82,11 +82,10 @@ class OpenTab:
         yield {self.headline: headline}
         with self.turns.take(request.session_hash or "") as turn:
             for frame in paint(self.codec, contents, look, turn):
-                if not frame.finished:
+                if frame.picture is None:
                     size = (stream.width, stream.height)
                     yield {self.stage: results.painting(size, frame=frame)}
                 elif self.turns.finish(turn):
-                    run = Run(name, contents, look, headline, frame)
-                    details = results.bits_panel(run)
-                    stage = results.compare_run(run)
+                    run = Run(name, contents, look, headline, frame.picture, frame.step_s)
+                    details, stage = results.bits_panel(run), results.compare_run(run)
                     yield {self.stage: stage, self.details: details, self.run: run}

@@ -156,6 +156,38 @@
     }
   });
 
+  // A click on a button inside a piece of the page's HTML is an event of that piece.
+  const buttons = (element, trigger, name) =>
+    element.addEventListener("click", (event) => {
+      const button = event.target.closest("button");
+      if (button) trigger(name, { key: button.dataset.key });
+    });
+
+  // Pictures are also pasted anywhere on the tab of the examples. Not through gr.Image: its own
+  // button asks for a permission first, and a picture that is shown would have to be removed before.
+  const examples = (element, trigger, upload) => {
+    buttons(element, trigger, "pick");
+    document.addEventListener("paste", async (event) => {
+      const picture = [...event.clipboardData.files].find((file) => file.type.startsWith("image/"));
+      if (!picture || !element.offsetParent) return;
+      event.preventDefault();
+      const file = await upload(picture).catch(() => null);
+      trigger("paste", { path: file?.path ?? "" });
+    });
+  };
+
+  // gr.Plot tells nobody about clicks: a piece of HTML beside it listens in its place.
+  const points = (trigger) =>
+    setInterval(() => {
+      const plot = document.querySelector("#pc-plot .js-plotly-plot");
+      if (!plot || !plot.on || plot.listened) return;
+      plot.listened = true;
+      plot.on("plotly_click", (event) => {
+        const key = event.points[0].customdata?.[1];
+        if (key) trigger(key.startsWith("run:") ? "back" : "take", { key });
+      });
+    }, 300);
+
   // On a phone the result is below the controls.
   document.addEventListener("click", (event) => {
     const head = document.querySelector("#pc-head");
@@ -164,5 +196,7 @@
     }
   });
 
-  window.percov = { presses: 0, split, zoom, full, save, copy, show, tokens, stage, play };
+  window.percov = {
+    presses: 0, split, zoom, full, save, copy, show, tokens, stage, play, buttons, examples, points,
+  };
 })();

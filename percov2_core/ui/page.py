@@ -28,7 +28,7 @@ from percov2_core.metrics import bits_per_pixel
 from percov2_core.ui import border, text
 from percov2_core.ui.border import KEEP_FILES_S, MAX_UPLOAD_BYTES, Payload
 from percov2_core.ui.compress import CompressTab
-from percov2_core.ui.device import DEVICE, FREE, MAX_QUEUE, Look, Turns, paint, visitor_state
+from percov2_core.ui.device import DEVICE, FREE, MAX_QUEUE, Look, Turns, paint
 from percov2_core.ui.invented import InventedTab
 from percov2_core.ui.open_file import OpenTab
 from percov2_core.ui.text import plain_html
@@ -97,7 +97,7 @@ def build_demo(codec: PerCoV2, *, keep_files_s: int = KEEP_FILES_S) -> gr.Blocks
         )
         # First: gradio numbers names that are taken, and would take them for the page's own.
         EndPoints(codec, turns)
-        run = visitor_state(None)
+        run = gr.State(None, time_to_live=KEEP_FILES_S)
         with gr.Tabs() as tabs:
             with gr.Tab("Compress", id="compress"):
                 main = CompressTab(codec, turns, run)
@@ -120,8 +120,8 @@ def build_demo(codec: PerCoV2, *, keep_files_s: int = KEEP_FILES_S) -> gr.Blocks
             explained.success(invented.offer, run, invented.shown, **FREE)
         for shown in opened.opened:
             shown.success(invented.offer, run, invented.shown, **FREE)
-        more = main.advanced
-        settings = [tabs, main.mode, more.steps, more.guidance, more.tokens]
+        more = main.settings
+        settings = [tabs, more.mode, more.steps, more.guidance, more.tokens]
         plot.clicks.take(plot.take, outputs=settings, **FREE)
         plain_html(
             f'<footer class="pc-foot"><p>{text.SHORTCUTS}</p><p>{text.PRIVACY}</p>'
@@ -209,7 +209,7 @@ class EndPoints:
             contents = self.codec.read(stream)
             with self.turns.take(request.session_hash or "") as turn:
                 for frame in paint(self.codec, contents, look, turn):
-                    yield frame.picture if frame.finished else None
+                    yield frame.picture
 
     def inspect(self, file: Payload | None) -> dict[str, Any]:
         """Say what a .pcv2 file holds and where its bits went.

@@ -6,7 +6,7 @@ Whatever a file or a visitor says is escaped here.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -22,8 +22,6 @@ from percov2_core.ui import text
 from percov2_core.ui.border import Chosen, link_to
 from percov2_core.ui.device import Frame, Look
 from percov2_core.ui.text import bytes_in_words, data_uri, one_in, png_uri, scale_bar
-
-QUIET_MODULES = 4  # the white margin that scanners of QR codes expect
 
 _PARTS = {
     "header": "size, model, check value",
@@ -59,18 +57,14 @@ class Run:
     contents: Contents
     look: Look
     headline: str
-    frame: Frame
+    decoded: Image.Image
+    step_s: float
     original: Image.Image | None = None
     number: int = 0
 
     @property
     def stream(self) -> Stream:
         return self.contents.stream
-
-    @property
-    def decoded(self) -> Image.Image:
-        assert self.frame.picture is not None  # the last frame
-        return self.frame.picture
 
     @property
     def size_bytes(self) -> int:
@@ -100,31 +94,42 @@ def headline(stream: Stream, chosen: Chosen, png_bytes: int) -> str:
         share = one_in(chosen.size_bytes, size_bytes)
         parts.append(f"<b>{share}</b> of the {escape(chosen.kind)} you chose")
     bpp = bits_per_pixel(size_bytes, stream.width, stream.height)
-    return (
-        f'<div class="pc-headline"><strong id="pc-bytes" data-bytes="{size_bytes}">'
-        f"{bytes_in_words(size_bytes)}</strong><span>{', '.join(parts)} "
-        f"<small>{bpp:.4f} bits per pixel, mode {stream.mode}</small></span></div>"
+    return _headline(
+        f'<strong id="pc-bytes" data-bytes="{size_bytes}">{bytes_in_words(size_bytes)}</strong>',
+        f"{', '.join(parts)} <small>{bpp:.4f} bits per pixel, mode {stream.mode}</small>",
     )
 
 
 def file_headline(stream: Stream) -> str:
     """Of a file whose original nobody here has."""
-    return (
-        f'<div class="pc-headline"><strong>{bytes_in_words(sum(stream.sizes))}</strong>'
-        f"<span>A picture of <b>{stream.width} x {stream.height}</b> pixels, without its original"
-        f"<small>mode {stream.mode}, schedule {stream.schedule}</small></span></div>"
+    return _headline(
+        f"<strong>{bytes_in_words(sum(stream.sizes))}</strong>",
+        f"A picture of <b>{stream.width} x {stream.height}</b> pixels, without its original"
+        f"<small>mode {stream.mode}, schedule {stream.schedule}</small>",
     )
 
 
-def plain_headline(big: str, note: str) -> str:
+def plain_headline(big: str = text.EMPTY_HEADLINE, note: str = text.EMPTY_HEADLINE_NOTE) -> str:
+    """Where there is no file."""
+    return _headline(f"<strong>{escape(big)}</strong>", escape(note), "pc-quiet")
+
+
+def _headline(big: str, note: str, kind: str = "") -> str:
+    return f'<div class="pc-headline {kind}">{big}<span>{note}</span></div>'
+
+
+def table(kind: str, heads: Iterable[str], rows: str) -> str:
+    head = "".join(f'<th scope="col">{title}</th>' for title in heads)
     return (
-        f'<div class="pc-headline pc-quiet"><strong>{escape(big)}</strong>'
-        f"<span>{escape(note)}</span></div>"
+        f'<table class="pc-table {kind}"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table>"
     )
 
 
-def empty_headline() -> str:
-    return plain_headline(text.EMPTY_HEADLINE, text.EMPTY_HEADLINE_NOTE)
+def wide_table(kind: str, label: str, heads: Iterable[str], rows: str) -> str:
+    """A table that scrolls sideways where it does not fit."""
+    inside = table(kind, heads, rows)
+    return f'<div class="pc-scroll" tabindex="0" role="region" aria-label="{label}">{inside}</div>'
 
 
 def compare(
@@ -133,7 +138,7 @@ def compare(
     *,
     tag: str,
     caption: str,
-    left: str = text.ORIGINAL,
+    left: str = "Original",
 ) -> str:
     """Original on the left, decoded on the right of a movable edge; decoded alone without it.
 
@@ -147,12 +152,13 @@ def compare(
    <span class="pc-tag pc-left">{escape(left)}</span>
    <span class="pc-edge"></span>
    <input class="pc-range" type="range" min="0" max="100" step="1" value="50"
-    aria-label="{text.COMPARE_LABEL}" aria-valuetext="50 percent original"
+    aria-label="Compare: how much of the original is shown, in percent"
+    aria-valuetext="50 percent original"
     oninput="percov.split(this, this.value)">"""
         buttons = f"""
   <button type="button" onclick="percov.split(this, 100)">{escape(left)}</button>
   <button type="button" onclick="percov.split(this, 50)">Both</button>
-  <button type="button" onclick="percov.split(this, 0)">{text.DECODED}</button>"""
+  <button type="button" onclick="percov.split(this, 0)">From the file</button>"""
     return f"""
 <figure class="pc-compare" style="--ratio:{decoded.width / decoded.height:.5f};--split:{split}">
  <div class="pc-view" tabindex="0" role="region" aria-label="{label}">
@@ -178,12 +184,12 @@ def painting(size: tuple[int, int], *, frame: Frame | None = None, note: str = "
     if frame:
         done = frame.step / frame.total
         note = f"Step {frame.step} of {frame.total}, {frame.step_s:.2f} s each"
-        if frame.picture:
-            shown = f'<img class="pc-decoded" src="{png_uri(frame.picture)}" alt="">'
+        if frame.preview:
+            shown = f'<img class="pc-decoded" src="{png_uri(frame.preview)}" alt="">'
     return f"""
 <figure class="pc-compare pc-busy" style="--ratio:{size[0] / size[1]:.5f}" aria-busy="true">
  <div class="pc-view"><div class="pc-frame">{shown}<div class="pc-shimmer"></div></div></div>
- <div class="pc-tools"><progress max="1" value="{done:.3f}" aria-label="{text.PAINTING}"></progress>
+ <div class="pc-tools"><progress max="1" value="{done:.3f}" aria-label="Painting…"></progress>
  <span role="status">{note}</span></div>
 </figure>"""
 
@@ -192,8 +198,7 @@ def bits_panel(run: Run) -> str:
     """Where the bits went: an itemised bar, the file's own words, the cost of every token."""
     return f"""
 <div class="pc-bits">
- <div class="pc-bits-text">{bits_bar(run.contents)}{_facts(run)}</div>
- {_token_map(run)}
+ <div class="pc-bits-text">{bits_bar(run.contents)}{_facts(run)}</div>{_token_map(run)}
 </div>"""
 
 
@@ -209,12 +214,12 @@ def bits_bar(contents: Contents) -> str:
         f"<td>{count / 8:,.1f}</td><td>{escape(_PARTS[part])}</td></tr>"
         for part, count in bits.items()
     )
-    return f"""
-<div class="pc-bar" aria-hidden="true">{segments}</div>
-<table class="pc-table"><thead><tr><th scope="col">part</th><th scope="col">bits</th>
-<th scope="col">bytes</th><th scope="col">what it is</th></tr></thead><tbody>{rows}
-<tr class="pc-total"><th scope="row">file</th><td>{total:,}</td><td>{total // 8:,}</td>
-<td>everything</td></tr></tbody></table>"""
+    rows += (
+        f'<tr class="pc-total"><th scope="row">file</th><td>{total:,}</td>'
+        f"<td>{total // 8:,}</td><td>everything</td></tr>"
+    )
+    bar = f'<div class="pc-bar" aria-hidden="true">{segments}</div>'
+    return bar + table("", ("part", "bits", "bytes", "what it is"), rows)
 
 
 def _facts(run: Run) -> str:
@@ -227,11 +232,8 @@ def _facts(run: Run) -> str:
         "file": f"{bytes_in_words(run.size_bytes)}, {run.bpp:.5f} bits per pixel",
         "model": f"fingerprint {stream.fingerprint:02x}, check value {stream.check:04x}",
     }
-    return (
-        '<dl class="pc-facts">'
-        + "".join(f"<dt>{key}</dt><dd>{escape(value)}</dd>" for key, value in rows.items())
-        + "</dl>"
-    )
+    said = "".join(f"<dt>{key}</dt><dd>{escape(value)}</dd>" for key, value in rows.items())
+    return f'<dl class="pc-facts">{said}</dl>'
 
 
 def _token_map(run: Run) -> str:
@@ -275,29 +277,21 @@ def numbers_panel(entries: Sequence[Entry], *, pending: bool) -> str:
     """A table; the first entry is ours. Every picture is one click away."""
     ours = entries[0]
     shown = [name for name in COLUMNS if getattr(ours.scores, name) is not None]
-    heads = "".join(
-        f'<th scope="col">{title}<small>{note}</small></th>'
-        for title, note, _ in (COLUMNS[name] for name in shown)
-    )
+    heads = [f"{title}<small>{note}</small>" for title, note, _ in map(COLUMNS.__getitem__, shown)]
     rows = "".join(_numbers_row(entry, shown, ours) for entry in entries)
     notes = [note for name, note in text.MISSING.items() if getattr(ours.scores, name) is None]
     if all(entry.size_bytes > ours.size_bytes for entry in entries[1:]):
         notes.insert(0, text.none_as_small(ours.size_bytes))
     below = "".join(f'<p class="pc-note">{escape(note)}</p>' for note in notes)
     if pending:
-        below = f'<p class="pc-note" role="status">{text.MEASURING}</p>'
-    return f"""
-<div class="pc-scroll" tabindex="0" role="region" aria-label="Measurements">
-<table class="pc-table pc-numbers"><thead><tr><th scope="col">codec</th><th scope="col">bytes</th>
-{heads}<th scope="col">picture</th></tr></thead><tbody>{rows}</tbody></table></div>{below}"""
+        below = '<p class="pc-note" role="status">Measuring the classic codecs…</p>'
+    heads = ["codec", "bytes", *heads, "picture"]
+    return wide_table("pc-numbers", "Measurements", heads, rows) + below
 
 
 def _numbers_row(entry: Entry, shown: Sequence[str], ours: Entry) -> str:
-    values = {name: getattr(entry.scores, name) for name in shown}
-    cells = "".join(
-        f"<td>{'' if value is None else format(value, COLUMNS[name][2])}</td>"
-        for name, value in values.items()
-    )
+    values = ((getattr(entry.scores, name), COLUMNS[name][2]) for name in shown)
+    cells = "".join(f"<td>{'' if one is None else format(one, how)}</td>" for one, how in values)
     times, mark = f"<small>{entry.size_bytes / ours.size_bytes:.1f} x ours</small>", ""
     if entry is ours:
         times, mark = "", ' class="pc-ours"'
@@ -316,9 +310,8 @@ def qr_svg(content: str) -> str | None:
         code = segno.make_qr(content, error="l", boost_error=False)
     except DataOverflowError:
         return None
-    svg: str = code.svg_inline(
-        border=QUIET_MODULES, omitsize=True, dark="#000", light="#fff", svgclass="pc-qr"
-    )
+    # A border of 4 modules is the white margin that scanners expect.
+    svg: str = code.svg_inline(border=4, omitsize=True, dark="#000", light="#fff", svgclass="pc-qr")
     return svg
 
 

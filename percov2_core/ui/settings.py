@@ -1,8 +1,9 @@
-"""The settings of a run: the advanced controls, and how a picture is encoded as they say."""
+"""The settings of a run: the controls, and how a picture is encoded and painted as they say."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import gradio as gr
 from PIL import Image
@@ -21,20 +22,36 @@ from percov2_core.errors import ConfigError
 from percov2_core.ui import border, text
 from percov2_core.ui.device import Look
 
+Given = Mapping[Any, Any]  # control -> what it says
 
-class Advanced:
-    """The controls that most visitors never open; made inside their accordion."""
 
-    def __init__(self, codec: PerCoV2) -> None:
+class Settings:
+    """The controls of a run; `advanced` makes those that most visitors never open."""
+
+    def __init__(self) -> None:
+        self.side = gr.Radio(
+            list(text.SIZES.items()), value=border.COMFORTABLE_SIDE_PX, label=text.SIZE_INFO,
+            visible="hidden",
+        )  # fmt: skip
+        self.mode = gr.Radio(
+            list(text.MODES.items()), value="extreme", label="Mode", info=text.MODE_INFO,
+            elem_id="pc-mode",
+        )  # fmt: skip
+        self.caption = gr.Textbox(
+            label=text.CAPTION_LABEL, placeholder=text.CAPTION_PLACEHOLDER, lines=4, max_lines=4,
+            elem_id="pc-caption-box",
+        )  # fmt: skip
+
+    def advanced(self, codec: PerCoV2) -> None:
         default = codec.presets["extreme"]["balanced"]
         # The model's own captioner first, and none twice.
-        others = [pair for pair in text.OTHER_CAPTIONERS.items() if pair[1] != codec.captioner]
+        captioners = {text.OWN_CAPTIONER: codec.captioner} | {
+            label: name for label, name in text.OTHER_CAPTIONERS.items() if name != codec.captioner
+        }
         self.captioner = gr.Radio(
-            [(text.OWN_CAPTIONER, codec.captioner), *others],
-            value=codec.captioner,
-            label="Caption by",
+            list(captioners.items()), value=codec.captioner, label="Caption by",
             info=text.CAPTIONER_INFO,
-        )
+        )  # fmt: skip
         self.preset = gr.Radio(
             list(text.PRESETS.items()), value="balanced", label="Preset", info=text.PRESET_INFO
         )
@@ -46,56 +63,35 @@ class Advanced:
         )
         self.seed = gr.Number(0, precision=0, minimum=0, label="Seed", info=text.SEED_INFO)
         self.schedule = gr.Dropdown(
-            list(text.SCHEDULES.items()),
-            value=DEFAULT_SCHEDULE,
-            label="Schedule",
+            list(text.SCHEDULES.items()), value=DEFAULT_SCHEDULE, label="Schedule",
             info=text.SCHEDULE_INFO,
-        )
+        )  # fmt: skip
         self.tokens = gr.Slider(0, 64, 0, step=1, label="Tokens sent", info=text.TOKENS_INFO)
         self.target = gr.Number(
-            None,
-            precision=0,
-            minimum=0,
-            label="Target size in bytes",
-            info=text.TARGET_INFO,
+            None, precision=0, minimum=0, label="Target size in bytes", info=text.TARGET_INFO,
             elem_id="pc-target",
-        )
+        )  # fmt: skip
 
-
-class Settings(NamedTuple):
-    """The controls of the page, in the order in which they are wired."""
-
-    mode: str
-    caption: str
-    captioner: str
-    schedule: str
-    tokens: float
-    target_bytes: float | None
-    side_px: float
-    steps: float
-    guidance: float
-    seed: float | None
-
-    def look(self, image: Image.Image) -> Look:
+    def look(self, given: Given, image: Image.Image) -> Look:
         """How to paint `image`, if that takes no minutes."""
-        steps = border.whole("steps", self.steps, 1, MAX_STEPS)
+        steps = border.whole("steps", given[self.steps], 1, MAX_STEPS)
         border.check_work(*image.size, steps)
-        return Look(steps, check_real("guidance", self.guidance, 1, MAX_GUIDANCE))
+        return Look(steps, check_real("guidance", given[self.guidance], 1, MAX_GUIDANCE))
 
-    def encode(self, codec: PerCoV2, image: Image.Image) -> Stream:
+    def encode(self, given: Given, codec: PerCoV2, image: Image.Image) -> Stream:
         """The stream that the controls ask for."""
-        caption = border.words("caption", self.caption).strip()
-        if self.captioner != "fixed" and not caption:
-            caption = codec.describe(image, captioner=self.captioner)
-        seed = border.whole("seed", self.seed or 0, 0, MAX_SEED)
-        options: dict[str, Any] = {"caption": caption, "schedule": self.schedule, "seed": seed}
-        if self.target_bytes:
-            most = border.whole("target size", self.target_bytes, 1, MAX_FILE_BYTES)
+        mode, caption = given[self.mode], border.words("caption", given[self.caption]).strip()
+        if given[self.captioner] != "fixed" and not caption:
+            caption = codec.describe(image, captioner=given[self.captioner])
+        seed = border.whole("seed", given[self.seed] or 0, 0, MAX_SEED)
+        options = {"caption": caption, "schedule": given[self.schedule], "seed": seed}
+        if target := given[self.target]:
+            most = border.whole("target size", target, 1, MAX_FILE_BYTES)
             return encode_within(codec, image, most, **options)
-        if self.mode == "hybrid":
-            wanted = border.whole("tokens", self.tokens, 0, MAX_FILE_BYTES)
+        if mode == "hybrid":
+            wanted = border.whole("tokens", given[self.tokens], 0, MAX_FILE_BYTES)
             options["tokens"] = min(wanted, tokens_of(image))
-        return codec.encode(image, self.mode, **options)
+        return codec.encode(image, mode, **options)
 
 
 def tokens_of(image: Image.Image) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from percov2_core.ui.border import KEEP_FILES_S, MAX_UPLOAD_BYTES
+from percov2_core.ui.border import KEEP_FILES_S
 
 TITLE = "PerCoV2"
 CLAIM = "A whole photo in about a hundred bytes."
@@ -53,7 +53,6 @@ TOKENS_INFO = "Hybrid only: tokens to send. 0 sends the caption alone; the rest 
 TARGET_INFO = "At most this many bytes: picks the mode and the tokens for you. 0: off."
 SIZE_INFO = "This picture is larger than the model likes. It is compressed at:"
 
-CHOOSE_FIRST = "Choose a picture first: upload one, or click an example."
 EMPTY_HEADLINE = "Pick a picture, press Compress."
 EMPTY_HEADLINE_NOTE = "You will see how little of it has to be sent."
 EMPTY_STAGE = "The original and what comes out of the file meet here."
@@ -66,10 +65,6 @@ EMPTY_FILE = "Drop in a .pcv2 file or paste a link. No original is needed."
 EMPTY_FILE_STAGE = "The picture will be painted here."
 FILE_ADVICE = "Check that it is the whole .pcv2 file, as it was saved."
 LINK_ADVICE = "Check that the whole link was copied, to its last character."
-PASTE_FAILED = (
-    "The pasted picture did not arrive. This page takes at most "
-    f"{MAX_UPLOAD_BYTES / 2**20:.0f} MB: save it smaller, or upload it as a file."
-)
 EMPTY_RESENT = "Move the slider: the picture from fewer tokens appears here."
 READY_VARIATIONS = "Press the button: four pictures and a map of where they disagree appear here."
 EMPTY_VARIATIONS = "Compress or open a picture first: then see what its file leaves open."
@@ -98,7 +93,6 @@ PLOT_NOTE = (
     "guidance. Published values were measured by others in their own ways: they appear for rate "
     "and PSNR only, and compare loosely."
 )
-BRING_BACK = "Bring this picture back"
 VARIATIONS_NOTE = (
     "One file allows many pictures. Here it is painted with four seeds: what all four share is in "
     "the file, what differs is invented."
@@ -114,14 +108,10 @@ NOT_HYBRID = (
     "fewer tokens."
 )
 NO_TOKENS = "This file holds its caption alone: there is no token that could be left out."
-ALL_TOKENS = "All its tokens"
 WRONG_INPUT = "An input is missing or of a wrong kind. The API page lists what is expected."
 RUN_FORGOTTEN = "This run is not kept any more. Compress the picture again."
 TAKEN = "Steps and guidance are set. Compress to see them."
-ENCODING = "Encoding…"
-PAINTING = "Painting…"
 CANCELLED = "Cancelled. Nothing was kept."
-MEASURING = "Measuring the classic codecs…"
 MISSING = MappingProxyType(
     {
         "lpips": "LPIPS is not shown, because its weights are not on this machine: PicoRank, which "
@@ -132,9 +122,6 @@ MISSING = MappingProxyType(
 )
 CAPTION_COST_EMPTY = "The caption will cost a few bytes."
 
-ORIGINAL = "Original"
-DECODED = "From the file"
-COMPARE_LABEL = "Compare: how much of the original is shown, in percent"
 SHORTCUTS = (
     "Keyboard: <kbd>Ctrl</kbd>+<kbd>V</kbd> pastes a picture, <kbd>Ctrl</kbd>+<kbd>Enter</kbd> "
     "compresses, <kbd>O</kbd> flips between original and result, arrow keys move the slider."

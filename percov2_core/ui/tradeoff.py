@@ -25,7 +25,7 @@ from percov2_core.evaluation.judge import Judge, Reference
 from percov2_core.evaluation.rows import summarise, to_frame
 from percov2_core.metrics import AXES, Scores, lpips
 from percov2_core.ui import border, results, text
-from percov2_core.ui.device import CLASSICS, FREE, MEASURE, Turns, visitor_state
+from percov2_core.ui.device import CLASSICS, FREE, MEASURE, Turns
 from percov2_core.ui.results import Entry, Run
 from percov2_core.ui.text import data_uri, empty, plain_html
 
@@ -49,26 +49,6 @@ _MARKERS = {
     text.PUBLISHED: {"size": 11, "symbol": "star-open", "color": "#7b8794"},
     text.YOUR_RUNS: {"size": 17, "symbol": "star", "color": "#0f9d8f"},
 }
-
-# gr.Plot tells nobody about clicks: this piece of HTML listens in its place.
-_CLICK_JS = """
-const attach = () => {
-  const plot = document.querySelector('#pc-plot .js-plotly-plot');
-  if (!plot || !plot.on || plot.listened) return;
-  plot.listened = true;
-  plot.on('plotly_click', (event) => {
-    const data = event.points[0].customdata;
-    if (data && data[1]) trigger(data[1].startsWith('run:') ? 'back' : 'take', {key: data[1]});
-  });
-};
-setInterval(attach, 300);"""
-
-# The same for those who do not point: every line of the table has a button.
-_BACK_JS = """
-element.addEventListener('click', (event) => {
-  const button = event.target.closest('button');
-  if (button) trigger('back', {key: button.dataset.key});
-});"""
 
 
 @dataclass(frozen=True)
@@ -100,7 +80,7 @@ class Measured:
         """Our line of the table of numbers."""
         run = self.run
         steps = text.steps(run.look.steps)
-        note = f"{steps} of {run.frame.step_s:.2f} s, guidance {run.look.guidance:g}"
+        note = f"{steps} of {run.step_s:.2f} s, guidance {run.look.guidance:g}"
         return Entry(f"PerCoV2 {run.stream.mode}", note, run.size_bytes, run.decoded, self.scores)
 
 
@@ -116,15 +96,17 @@ class TradeOffTab:
         self.presets = codec.presets
         self.turns = turns
         self.stored = Measurements()
-        self.history = visitor_state([])
+        self.history = gr.State([], time_to_live=border.KEEP_FILES_S)
         axes = [(label, name) for name, label in AXES.items()]
         with gr.Row():
             x = gr.Dropdown(axes, value="psnr", label="Across", min_width=280, elem_id="pc-x")
             y = gr.Dropdown(axes, value="picorank", label="Up", min_width=280, elem_id="pc-y")
         plot, note = gr.Plot(show_label=False, elem_id="pc-plot"), plain_html()
         gr.Markdown(text.PLOT_NOTE)
-        self.table = plain_html(runs_table([]), js_on_load=_BACK_JS, elem_id="pc-runs")
-        self.clicks = plain_html("", js_on_load=_CLICK_JS, elem_id="pc-clicks")
+        # Every line of the table has a button, for those who do not point.
+        rows = "percov.buttons(element, trigger, 'back')"
+        self.table = plain_html(runs_table([]), js_on_load=rows, elem_id="pc-runs")
+        self.clicks = plain_html("", js_on_load="percov.points(trigger)", elem_id="pc-clicks")
         self.drawing = [self.history, x, y], [plot, note, self.table]
         gr.on([tab.select, x.input, y.input], self.draw, *self.drawing, **FREE)
 
@@ -396,20 +378,19 @@ def runs_table(history: Sequence[Measured]) -> str:
         return empty(text.EMPTY_RUNS)
     table = _table(history)
     titles = [results.COLUMNS.get(name, (name.replace("_", " "),))[0] for name in table]
-    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
     body = ""
     for row, values in zip(history, table.itertuples(index=False), strict=True):
         first, *others = (_cell(value) for value in values)
         button = (
             f'<button type="button" class="pc-back" data-key="{_RUN_KEY}{row.run.number}" '
-            f'title="{text.BRING_BACK}">{first}</button>'
+            f'title="Bring this picture back">{first}</button>'
         )
         body = f"<tr>{''.join(f'<td>{cell}</td>' for cell in (button, *others))}</tr>{body}"
     uri = data_uri(runs_csv(history).encode(), "text/csv")
-    return f"""
-<div class="pc-scroll" tabindex="0" role="region" aria-label="Your runs">
-<table class="pc-table pc-runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
-<p><a class="pc-button" id="pc-csv" download="percov2-runs.csv" href="{uri}">Save as CSV</a></p>"""
+    link = (
+        f'<a class="pc-button" id="pc-csv" download="percov2-runs.csv" href="{uri}">Save as CSV</a>'
+    )
+    return f"{results.wide_table('pc-runs', 'Your runs', titles, body)}<p>{link}</p>"
 
 
 def runs_csv(history: Sequence[Measured]) -> str:
