@@ -13,9 +13,9 @@ from percov2_core.bitstream import Stream
 from percov2_core.config import MODES, PRESETS, SCHEDULES
 from percov2_core.errors import BitstreamError, ConfigError
 from percov2_core.metrics import Scores
-from percov2_core.ui import border, invented, results, settings, text
+from percov2_core.ui import border, compress, invented, results, settings, text
 from percov2_core.ui.device import Look
-from percov2_core.ui.tradeoff import Measured, Measurements, figure, run_of, runs_csv, runs_table
+from percov2_core.ui.tradeoff import Measured, Measurements, figure, run_of, runs_frame
 from tests.tiny import picture, tiny_codec
 
 ADDRESS = "https://example.org/space"
@@ -51,8 +51,8 @@ def test_a_link_without_a_file_says_what_was_expected() -> None:
 
 
 def test_only_a_short_link_becomes_a_qr_code(stream: Stream) -> None:
-    assert "<svg" in (results.qr_svg(border.link_to(stream, ADDRESS)) or "")
-    assert results.qr_svg("x" * 3000) is None
+    assert "<svg" in (compress.qr_svg(border.link_to(stream, ADDRESS)) or "")
+    assert compress.qr_svg("x" * 3000) is None
 
 
 def test_a_ratio_is_rounded_to_two_digits() -> None:
@@ -129,8 +129,9 @@ def test_a_stored_point_gives_its_steps_and_guidance(tmp_path: Path) -> None:
 
 def test_the_table_of_runs_downloads_as_csv(stream: Stream) -> None:
     history = [a_run(stream, psnr=20.0), a_run(stream, psnr=21.5, ms_ssim=0.7)]
-    lines = runs_csv(history).splitlines()
+    table = runs_frame(history)
+    lines = results.runs_csv(table).splitlines()
     assert lines[0] == "picture,mode,schedule,tokens,steps,guidance,bytes,bpp,psnr,ms_ssim,caption"
     assert len(lines) == 3
-    assert "percov2-runs.csv" in runs_table(history)
-    assert text.EMPTY_RUNS in runs_table([])
+    assert "percov2-runs.csv" in results.runs_table(["run:1", "run:2"], table)
+    assert "is listed here" in results.runs_table([], runs_frame([]))

@@ -48,7 +48,7 @@ def test_every_empty_place_says_what_will_be_there(page: Page) -> None:
         ("File and QR", "#pc-share", text.EMPTY_SHARE),
         ("Open a file", "#pc-decoded-stage", text.EMPTY_FILE_STAGE),
         ("Invented?", "#pc-variations", text.EMPTY_VARIATIONS),
-        ("Trade-off", "#pc-runs", text.EMPTY_RUNS),
+        ("Trade-off", "#pc-runs", "is listed here"),
     ):
         open_tab(page, tab)
         expect(page.locator(place)).to_contain_text(words)

@@ -14,7 +14,7 @@ import pytest
 
 from percov2_core.bitstream import Stream
 from percov2_core.codec import Contents
-from percov2_core.errors import UnavailableError
+from percov2_core.errors import ConfigError, UnavailableError
 from percov2_core.ui import border, device, text
 from percov2_core.ui.border import Chosen
 from percov2_core.ui.compress import CompressTab
@@ -220,7 +220,7 @@ def test_a_missing_captioner_does_not_cost_the_picture(
     intakes = tab.choose(sea, "blip", None)
     assert next(intakes)[tab.chosen] is None
     assert next(intakes)[tab.chosen] is not None
-    with pytest.raises(gr.Error, match="no such weights"):
+    with pytest.raises(UnavailableError, match="no such weights"):
         next(intakes)
 
 
@@ -290,5 +290,5 @@ def test_an_error_leaves_an_empty_stage_and_a_message(tab: CompressTab, chosen: 
     next(views)
     assert "Encoding" in next(views)[tab.stage]
     assert text.EMPTY_STAGE in next(views)[tab.stage]
-    with pytest.raises(gr.Error, match="caption alone makes"):
+    with pytest.raises(ConfigError, match="caption alone makes"):
         next(views)

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import segno
 from PIL import Image, ImageOps
+from segno.encoder import DataOverflowError
 
+from percov2_core.bitstream import SUFFIX
 from percov2_core.codec import PerCoV2
 from percov2_core.config import MODES, PRESETS, check_choice
 from percov2_core.errors import PerCoError
@@ -128,23 +131,20 @@ class CompressTab:
 
     def pick(self, event: gr.EventData) -> str:
         """A click on a thumbnail -> the path of the example."""
-        with border.shown_to_user():
-            name = check_choice("example", border.told(event, "key"), self.examples)
-            return str(self.examples[name])
+        name = check_choice("example", border.told(event, "key"), self.examples)
+        return str(self.examples[name])
 
     def paste(self, event: gr.EventData) -> str:
         """A picture was pasted, and uploaded by the browser -> its path."""
-        with border.shown_to_user():
-            return str(border.uploaded({"path": border.told(event, "path")}).path)
+        return str(border.uploaded({"path": border.told(event, "path")}).path)
 
     def choose(
         self, payload: Payload | None, captioner: str, before: Chosen | None
     ) -> Iterator[Answer]:
         """Read what was uploaded, and caption it at once. `payload` is gradio's own file data."""
-        with border.shown_to_user():
-            if payload and before and border.uploaded(payload).path == before.source:
-                yield {self.chosen: _KEEP}  # told twice by gradio; the visitor may be typing
-                return
+        if payload and before and border.uploaded(payload).path == before.source:
+            yield {self.chosen: _KEEP}  # told twice by gradio; the visitor may be typing
+            return
         # What was chosen before must not be compressed in place of what is shown now.
         yield {
             self.chosen: None,
@@ -154,9 +154,8 @@ class CompressTab:
         }
         if payload is None:
             return
-        with border.shown_to_user():
-            chosen = border.read_picture(payload)
-            assert chosen.quick.png_bytes  # measured here, so that compressing need not wait for it
+        chosen = border.read_picture(payload)
+        assert chosen.quick.png_bytes  # measured here, so that compressing need not wait for it
         ready: Answer = {
             self.chosen: chosen,
             self.button: gr.Button(interactive=True),
@@ -165,8 +164,7 @@ class CompressTab:
         }
         yield ready  # a captioner that cannot be had is no reason to refuse the picture
         if captioner != "fixed":
-            with border.shown_to_user():
-                yield ready | self._described(chosen, captioner)
+            yield ready | self._described(chosen, captioner)
 
     def _described(self, chosen: Chosen, captioner: str) -> Answer:
         caption = self.codec.describe(chosen.image, captioner=captioner)
@@ -176,13 +174,11 @@ class CompressTab:
         """Another captioner was picked."""
         if chosen is None or captioner == "fixed":
             return {self.cost: _KEEP}
-        with border.shown_to_user():
-            return self._described(chosen, captioner)
+        return self._described(chosen, captioner)
 
     def caption_cost(self, caption: str) -> str:
         """The price of the text, as one types."""
-        with border.shown_to_user():
-            caption = border.words("caption", caption, border.MAX_CAPTION).strip()
+        caption = border.words("caption", caption, border.MAX_CAPTION).strip()
         if not caption:
             return text.CAPTION_COST_EMPTY
         cost = self.codec.caption_bits(caption)
@@ -190,9 +186,8 @@ class CompressTab:
         return f"This text costs **{cost:.0f} bits**, about {in_bytes}."
 
     def apply_preset(self, mode: str, preset: str) -> tuple[int, float]:
-        with border.shown_to_user():
-            presets = self.codec.presets[check_choice("mode", mode, MODES)]
-            chosen = presets[check_choice("preset", preset, PRESETS)]
+        presets = self.codec.presets[check_choice("mode", mode, MODES)]
+        chosen = presets[check_choice("preset", preset, PRESETS)]
         return chosen.steps, chosen.guidance
 
     def press(
@@ -221,10 +216,9 @@ class CompressTab:
                     yield from self._compress(given, given[self.chosen], turn)
                 if turn.dropped.is_set() and self.turns.newest(turn.session) <= turn.number:
                     yield self._nothing(text.CANCELLED) | {self.run: None}
-            except PerCoError as error:
+            except PerCoError:
                 yield self._nothing() | {self.run: None}
-                with border.shown_to_user():
-                    raise error
+                raise
 
     def _compress(self, given: Given, chosen: Chosen, turn: Turn) -> Iterator[Answer]:
         image, png_bytes = chosen.at(border.count(given[self.settings.side]))
@@ -264,7 +258,7 @@ class CompressTab:
         if run is None:
             return empty(text.EMPTY_BITS), empty(text.EMPTY_SHARE)
         address = page_address(request.headers)
-        return results.bits_panel(run), results.share_panel(run, address=address)
+        return results.bits_panel(run), share_panel(run, address=address)
 
 
 def thumbnails(examples: dict[str, Path]) -> str:
@@ -284,3 +278,39 @@ def _thumbnail(path: Path) -> str:
         # Lossy, and no picture that anybody compares.
         ImageOps.fit(image, (_THUMB_PX, _THUMB_PX)).save(buffer, "WEBP", quality=80)
     return data_uri(buffer.getvalue(), "image/webp")
+
+
+def qr_svg(content: str) -> str | None:
+    """Scalable QR code, black on white in every theme; None if no QR code holds that much."""
+    try:
+        code = segno.make_qr(content, error="l", boost_error=False)
+    except DataOverflowError:
+        return None
+    # A border of 4 modules is the white margin that scanners expect.
+    svg: str = code.svg_inline(border=4, omitsize=True, dark="#000", light="#fff", svgclass="pc-qr")
+    return svg
+
+
+def share_panel(run: Run, *, address: str) -> str:
+    """Download button, link and QR code of one file."""
+    data, whole = run.stream.to_bytes(), border.link_to(run.stream, address)
+    file, size = escape(f"{run.name}{SUFFIX}", quote=True), text.bytes_in_words(len(data))
+    code = '<p class="pc-note">Too much for a QR code: use Ultra-low or Hybrid.</p>'
+    if svg := qr_svg(whole):
+        code = (
+            '<figure class="pc-qr-box"><div role="img" aria-label="QR code of the link">'
+            f"{svg}</div><figcaption>The picture itself, as a QR code</figcaption></figure>"
+        )
+    return f"""
+<div class="pc-share">
+ <div class="pc-share-text">
+  <a class="pc-button" id="pc-download" download="{file}"
+   href="{data_uri(data, "application/octet-stream")}">Save {file} ({size})</a>
+  <label class="pc-label" for="pc-link">A link that contains the whole picture</label>
+  <div class="pc-copy"><input id="pc-link" type="text" readonly value="{escape(whole)}"
+   onfocus="this.select()"><button type="button" onclick="percov.copy(this)">Copy</button></div>
+  <p class="pc-note">{len(whole):,} characters. Whoever opens it sees the picture; this page keeps
+   nothing.</p>
+ </div>
+ {code}
+</div>"""

@@ -67,7 +67,7 @@ class InventedTab:
             raise gr.Error(text.EMPTY_VARIATIONS, print_exception=False)
         pictures: list[Image.Image] = []
         yield variations_grid(pictures)
-        with border.shown_to_user(), self.turns.take(request.session_hash or "") as turn:
+        with self.turns.take(request.session_hash or "") as turn:
             for seed in range(1, SEEDS + 1):
                 look = run.look._replace(seed=seed)
                 for frame in paint(self.codec, run.contents, look, turn):
@@ -81,7 +81,7 @@ class InventedTab:
             yield empty(text.EMPTY_RESENT if run is None else _why_not(run))
             return
         yield gr.skip()
-        with border.shown_to_user(), self.turns.take(request.session_hash or "") as turn:
+        with self.turns.take(request.session_hash or "") as turn:
             left = min(border.count(tokens), run.stream.tokens_sent)
             part = self.codec.truncate(run.stream, tokens=left)
             size = bytes_in_words(sum(part.sizes))

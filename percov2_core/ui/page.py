@@ -59,22 +59,13 @@ class Page(gr.Blocks):
             raise gr.Error(text.WRONG_INPUT, print_exception=False) from error
         return found
 
-    async def call_function(
-        self,
-        block_fn: Any,
-        processed_input: list[Any],
-        iterator: Any = None,
-        requests: Any = None,
-        event_id: str | None = None,
-        event_data: Any = None,
-        *more: Any,
-        **named: Any,
-    ) -> Any:
+    async def call_function(self, *given: Any, **named: Any) -> Any:
         """Say our errors in words, and refuse paths in events, which gradio would quote as HTML."""
-        known = (block_fn, processed_input, iterator, requests, event_id, event_data)
         with border.shown_to_user():
-            border.checked(getattr(event_data, "_data", None))
-            return await super().call_function(*known, *more, **named)
+            for one in (*given, *named.values()):
+                if isinstance(one, gr.EventData):
+                    border.checked(one._data)
+            return await super().call_function(*given, **named)
 
 
 def build_demo(codec: PerCoV2, *, keep_files_s: int = KEEP_FILES_S) -> gr.Blocks:
@@ -175,10 +166,9 @@ class EndPoints:
         Returns:
             The .pcv2 file.
         """
-        with border.shown_to_user():
-            chosen = border.read_picture(picture)
-            said = border.words("caption", caption).strip()
-            stream = self.codec.encode(chosen.image, mode, caption=said or None)
+        chosen = border.read_picture(picture)
+        said = border.words("caption", caption).strip()
+        stream = self.codec.encode(chosen.image, mode, caption=said or None)
         data, name = stream.to_bytes(), f"{chosen.name}{SUFFIX}"
         path: str = save_bytes_to_cache(data, name, self.cache_dir)
         return path
@@ -200,16 +190,15 @@ class EndPoints:
         Returns:
             The picture, as PNG.
         """
-        with border.shown_to_user():
-            stream = border.read_file(file)
-            named = self.codec.presets[stream.mode][check_choice("preset", preset, PRESETS)]
-            border.check_work(stream.width, stream.height, named.steps)
-            wanted = border.whole("seed", seed, 0, MAX_SEED) or None
-            look = Look(named.steps, named.guidance, wanted)
-            contents = self.codec.read(stream)
-            with self.turns.take(request.session_hash or "") as turn:
-                for frame in paint(self.codec, contents, look, turn):
-                    yield frame.picture
+        stream = border.read_file(file)
+        named = self.codec.presets[stream.mode][check_choice("preset", preset, PRESETS)]
+        border.check_work(stream.width, stream.height, named.steps)
+        wanted = border.whole("seed", seed, 0, MAX_SEED) or None
+        look = Look(named.steps, named.guidance, wanted)
+        contents = self.codec.read(stream)
+        with self.turns.take(request.session_hash or "") as turn:
+            for frame in paint(self.codec, contents, look, turn):
+                yield frame.picture
 
     def inspect(self, file: Payload | None) -> dict[str, Any]:
         """Say what a .pcv2 file holds and where its bits went.
@@ -220,9 +209,8 @@ class EndPoints:
         Returns:
             Size, mode, caption, tokens and bits of the parts.
         """
-        with border.shown_to_user():
-            stream = border.read_file(file)
-            contents = self.codec.read(stream)
+        stream = border.read_file(file)
+        contents = self.codec.read(stream)
         size_bytes = sum(stream.sizes)
         return {
             "width": stream.width,

@@ -1,4 +1,4 @@
-"""What comes out of a run, as HTML: headline, compare slider, bits, numbers, and the file to share.
+"""What comes out of a run, as HTML: headline, compare slider, bits, numbers, runs.
 
 Whatever a file or a visitor says is escaped here.
 """
@@ -6,22 +6,22 @@ Whatever a file or a visitor says is escaped here.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-import segno
+import pandas as pd
 from PIL import Image
-from segno.encoder import DataOverflowError
 
-from percov2_core.bitstream import SUFFIX, Stream
+from percov2_core.bitstream import Stream
 from percov2_core.codec import Contents
 from percov2_core.config import MODES, RATES
 from percov2_core.metrics import Scores, bits_per_pixel
 from percov2_core.ui import text
-from percov2_core.ui.border import Chosen, link_to
+from percov2_core.ui.border import Chosen
 from percov2_core.ui.device import Frame, Look
-from percov2_core.ui.text import bytes_in_words, data_uri, one_in, png_uri, scale_bar
+from percov2_core.ui.text import bytes_in_words, data_uri, empty, one_in, png_uri, scale_bar
 
 _PARTS = {
     "header": "size, model, check value",
@@ -304,37 +304,31 @@ def _numbers_row(entry: Entry, shown: Sequence[str], ours: Entry) -> str:
     )
 
 
-def qr_svg(content: str) -> str | None:
-    """Scalable QR code, black on white in every theme; None if no QR code holds that much."""
-    try:
-        code = segno.make_qr(content, error="l", boost_error=False)
-    except DataOverflowError:
-        return None
-    # A border of 4 modules is the white margin that scanners expect.
-    svg: str = code.svg_inline(border=4, omitsize=True, dark="#000", light="#fff", svgclass="pc-qr")
-    return svg
-
-
-def share_panel(run: Run, *, address: str) -> str:
-    """Download button, link and QR code of one file."""
-    data, whole = run.stream.to_bytes(), link_to(run.stream, address)
-    file = escape(f"{run.name}{SUFFIX}", quote=True)
-    code = '<p class="pc-note">Too much for a QR code: use Ultra-low or Hybrid.</p>'
-    if svg := qr_svg(whole):
-        code = (
-            '<figure class="pc-qr-box"><div role="img" aria-label="QR code of the link">'
-            f"{svg}</div><figcaption>The picture itself, as a QR code</figcaption></figure>"
+def runs_table(keys: Sequence[str], runs: pd.DataFrame) -> str:
+    """Every run, newest first, and the same as a CSV file. `keys`: what their buttons tell."""
+    if runs.empty:
+        return empty("Every picture that you compress is listed here, to save as CSV.")
+    titles = [COLUMNS.get(name, (name.replace("_", " "),))[0] for name in runs]
+    body = ""
+    for key, values in zip(keys, runs.itertuples(index=False), strict=True):
+        first, *others = (_cell(value) for value in values)
+        button = (
+            f'<button type="button" class="pc-back" data-key="{key}" '
+            f'title="Bring this picture back">{first}</button>'
         )
-    return f"""
-<div class="pc-share">
- <div class="pc-share-text">
-  <a class="pc-button" id="pc-download" download="{file}"
-   href="{data_uri(data, "application/octet-stream")}">Save {file} ({bytes_in_words(len(data))})</a>
-  <label class="pc-label" for="pc-link">A link that contains the whole picture</label>
-  <div class="pc-copy"><input id="pc-link" type="text" readonly value="{escape(whole)}"
-   onfocus="this.select()"><button type="button" onclick="percov.copy(this)">Copy</button></div>
-  <p class="pc-note">{len(whole):,} characters. Whoever opens it sees the picture; this page keeps
-   nothing.</p>
- </div>
- {code}
-</div>"""
+        body = f"<tr>{''.join(f'<td>{cell}</td>' for cell in (button, *others))}</tr>{body}"
+    uri = data_uri(runs_csv(runs).encode(), "text/csv")
+    link = (
+        f'<a class="pc-button" id="pc-csv" download="percov2-runs.csv" href="{uri}">Save as CSV</a>'
+    )
+    return f"{wide_table('pc-runs', 'Your runs', titles, body)}<p>{link}</p>"
+
+
+def runs_csv(runs: pd.DataFrame) -> str:
+    return str(runs.to_csv(index=False, lineterminator="\n"))
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.4g}"
+    return escape(str(value))

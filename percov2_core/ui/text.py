@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from html import escape
 from types import MappingProxyType
 from typing import Any
 
 import gradio as gr
+import pandas as pd
 from PIL import Image
 
 from percov2_core.ui.border import KEEP_FILES_S
@@ -68,7 +70,6 @@ LINK_ADVICE = "Check that the whole link was copied, to its last character."
 EMPTY_RESENT = "Move the slider: the picture from fewer tokens appears here."
 READY_VARIATIONS = "Press the button: four pictures and a map of where they disagree appear here."
 EMPTY_VARIATIONS = "Compress or open a picture first: then see what its file leaves open."
-EMPTY_RUNS = "Every picture that you compress is listed here, to save as CSV."
 EMPTY_RUNS_PLOT = "No point has both of these measures yet. Pick others, or compress a picture."
 CODECS = MappingProxyType(
     {
@@ -181,6 +182,20 @@ def disagreement(mean: float, most: float) -> str:
     if mean < HARDLY_LEVELS:
         return f"{said} {HARDLY}"
     return f"{said} Where they agree, the file decides; where they differ, the model invents."
+
+
+def stored(row: Mapping[str, Any]) -> str:
+    """A stored point in words."""
+    words = str(row["key"])
+    if row.get("mode") in MODES.values():
+        preset = row.get("preset")
+        count, guidance = row.get("steps"), row.get("guidance")
+        words = f"preset {preset}"
+        if count is not None and pd.notna(count) and pd.notna(guidance):
+            words = f"{steps(int(count))}, guidance {guidance:g}"
+        if pd.notna(tokens := row.get("tokens")):
+            words += f", {tokens:.0f} tokens"
+    return f"{words}<br>{row['size_bytes']:,.0f} bytes, mean of {row['pictures']} Kodak pictures"
 
 
 def codec_name(label: str) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from percov2_core.metrics import AXES, Scores, lpips
 from percov2_core.ui import border, results, text
 from percov2_core.ui.device import CLASSICS, FREE, MEASURE, Turns
 from percov2_core.ui.results import Entry, Run
-from percov2_core.ui.text import data_uri, empty, plain_html
+from percov2_core.ui.text import empty, plain_html
 
 RESULTS_DIR = Path(__file__).parents[2] / "assets" / "results"
 VVC_PIXELS = 1_500_000  # above it, the encoder would need minutes
@@ -39,11 +38,9 @@ _PUBLISHED_AXES = frozenset({"bpp", "psnr"})
 _RUN_KEY = "run:"
 _REFERENCE_SOURCE = "mean of 24 Kodak pictures, 512 x 512"
 _COLUMNS = ("label", "picture", "key", "thumbnail")
-_GRID = "rgba(128,140,155,.25)"
 _HOVER = (
     "<b>%{fullData.name}</b><br>%{customdata[0]}<br>across %{x:.4g}, up %{y:.4g}<extra></extra>"
 )
-_CLASSIC_MARKER = {"size": 10, "symbol": "diamond"}
 _MARKERS = {
     text.REFERENCE: {"size": 10, "symbol": "x", "color": "#7b8794", "line": {"width": 0}},
     text.PUBLISHED: {"size": 11, "symbol": "star-open", "color": "#7b8794"},
@@ -78,8 +75,7 @@ class Measured:
     @property
     def entry(self) -> Entry:
         """Our line of the table of numbers."""
-        run = self.run
-        steps = text.steps(run.look.steps)
+        run, steps = self.run, text.steps(self.run.look.steps)
         note = f"{steps} of {run.step_s:.2f} s, guidance {run.look.guidance:g}"
         return Entry(f"PerCoV2 {run.stream.mode}", note, run.size_bytes, run.decoded, self.scores)
 
@@ -105,7 +101,9 @@ class TradeOffTab:
         gr.Markdown(text.PLOT_NOTE)
         # Every line of the table has a button, for those who do not point.
         rows = "percov.buttons(element, trigger, 'back')"
-        self.table = plain_html(runs_table([]), js_on_load=rows, elem_id="pc-runs")
+        self.table = plain_html(
+            results.runs_table([], runs_frame([])), js_on_load=rows, elem_id="pc-runs"
+        )
         self.clicks = plain_html("", js_on_load="percov.points(trigger)", elem_id="pc-clicks")
         self.drawing = [self.history, x, y], [plot, note, self.table]
         gr.on([tab.select, x.input, y.input], self.draw, *self.drawing, **FREE)
@@ -115,20 +113,11 @@ class TradeOffTab:
 
         The visitor may be faster than what follows, so nothing is skipped.
         """
-        measured = shown.success(
-            self.measure,
-            [run, done, self.history],
-            [numbers, self.history],
-            trigger_mode="multiple",
-            **MEASURE,
-        )
+        given, filled = [run, done, self.history], [numbers, self.history]
+        measured = shown.success(self.measure, given, filled, trigger_mode="multiple", **MEASURE)
         measured.success(self.draw, *self.drawing, trigger_mode="multiple", **FREE)
         measured.success(
-            self.compare_codecs,
-            [run, self.history],
-            numbers,
-            trigger_mode="multiple",
-            **CLASSICS,
+            self.compare_codecs, [run, self.history], numbers, trigger_mode="multiple", **CLASSICS
         )
 
     @cached_property
@@ -177,18 +166,17 @@ class TradeOffTab:
 
     def draw(self, history: list[Measured], x: str, y: str) -> tuple[Any, str, str]:
         """-> figure, what to say where there is none, table of runs."""
-        with border.shown_to_user():
-            x, y = check_choice("across", x, AXES), check_choice("up", y, AXES)
+        x, y = check_choice("across", x, AXES), check_choice("up", y, AXES)
         drawn = figure(self.stored, history, x=x, y=y)
         note = "" if drawn is not None else empty(text.EMPTY_RUNS_PLOT)
-        return drawn, note, runs_table(history)
+        keys = [f"{_RUN_KEY}{row.run.number}" for row in history]
+        return drawn, note, results.runs_table(keys, runs_frame(history))
 
     def back(
         self, event: gr.EventData, history: list[Measured], request: gr.Request
     ) -> tuple[Any, str, str, Run]:
         """A click on an own run: its picture again."""
-        with border.shown_to_user():
-            found = run_of(border.told(event, "key"), history)
+        found = run_of(border.told(event, "key"), history)
         if found is None:
             raise gr.Error(text.RUN_FORGOTTEN, print_exception=False)
         self.turns.look(request.session_hash or "")
@@ -200,8 +188,7 @@ class TradeOffTab:
 
         -> tab, mode, steps, guidance, tokens
         """
-        with border.shown_to_user():
-            point = self.stored.find(border.told(event, "key"))
+        point = self.stored.find(border.told(event, "key"))
         if not point:
             return (_KEEP,) * 5
         preset = self.presets[point["mode"]][point.get("preset", "balanced")]
@@ -219,9 +206,6 @@ def classic_entries(judge: Judge, original: Image.Image, *, size_bytes: int) -> 
     """One codec after the other, the quick ones first."""
     reference, quick = Reference(original, judge.device), Judge(["psnr"])
 
-    def closeness(_: Image.Image, decoded: Image.Image) -> float:
-        return quick.score(reference, decoded).psnr or 0.0
-
     def entry(label: str, fit: Fit) -> Entry:
         decoded = fit.codec.decode(fit.data)
         note = text.classic_setting(fit.codec.name.partition("/")[2], fit.quality)
@@ -231,18 +215,20 @@ def classic_entries(judge: Judge, original: Image.Image, *, size_bytes: int) -> 
         name = text.codec_name(family)
         if family == "vvc" and original.width * original.height > VVC_PIXELS:
             continue
-        try:
+        # This machine may lack the codec, or the picture may be too small for it.
+        with contextlib.suppress(PerCoError):
             yield entry(f"{name}, its smallest", _smallest(find_baseline(family), original))
             fit = best_within(
-                family_at_all_sizes(family), original, size_bytes=size_bytes, score=closeness
+                family_at_all_sizes(family),
+                original,
+                size_bytes=size_bytes,
+                score=lambda _, decoded: quick.score(reference, decoded).psnr or 0.0,
             )
             if fit is not None:
                 yield entry(f"{name} in the same bytes", fit)
             elif family != "jpeg":
                 tiny = _smallest(find_baseline(f"{family}/{FACTORS[-1]}"), original)
                 yield entry(f"{name}, shrunk", tiny)
-        except PerCoError:
-            continue  # this machine lacks the codec, or the picture is too small for it
 
 
 def _smallest(codec: Baseline, image: Image.Image) -> Fit:
@@ -259,7 +245,7 @@ class Measurements:
         self.means = pd.DataFrame(columns=list(_COLUMNS))
         if tables:
             self.means = summarise(to_frame(pd.concat(tables).to_dict("records")))
-            self.means["picture"] = [_setting(row) for row in self.means.to_dict("records")]
+            self.means["picture"] = [text.stored(row) for row in self.means.to_dict("records")]
         reference = folder / "reference_points.json"
         self.reference: dict[str, Any] = {}
         if reference.is_file():
@@ -301,32 +287,20 @@ def _dressed(drawn: Any) -> Any:
         margin={"l": 60, "r": 20, "t": 20, "b": 50},
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemwidth": 30},
     )
-    drawn.update_xaxes(gridcolor=_GRID, zeroline=False)
-    drawn.update_yaxes(gridcolor=_GRID, zeroline=False)
+    for update in (drawn.update_xaxes, drawn.update_yaxes):
+        update(gridcolor="rgba(128,140,155,.25)", zeroline=False)
     marker = {"size": 11, "opacity": 0.9, "line": {"width": 1, "color": "rgba(255,255,255,.7)"}}
     drawn.update_traces(marker=marker, hovertemplate=_HOVER)
     named: set[str] = set()
     for trace in drawn.data:
         ours = trace.name.startswith("percov2")
-        trace.marker.update(_MARKERS.get(trace.name, {} if ours else _CLASSIC_MARKER))
+        trace.marker.update(
+            _MARKERS.get(trace.name, {} if ours else {"size": 10, "symbol": "diamond"})
+        )
         name = text.codec_name(trace.name)
         trace.update(name=name, legendgroup=name, showlegend=name not in named)
         named.add(name)
     return drawn
-
-
-def _setting(row: Mapping[str, Any]) -> str:
-    """A stored point in words."""
-    words = str(row["key"])
-    if row.get("mode") in MODES:
-        preset = row.get("preset")
-        steps, guidance = row.get("steps"), row.get("guidance")
-        words = f"preset {preset}"
-        if steps is not None and pd.notna(steps) and pd.notna(guidance):
-            words = f"{text.steps(int(steps))}, guidance {guidance:g}"
-        if pd.notna(tokens := row.get("tokens")):
-            words += f", {tokens:.0f} tokens"
-    return f"{words}<br>{row['size_bytes']:,.0f} bytes, mean of {row['pictures']} Kodak pictures"
 
 
 def _reference_rows(reference: Mapping[str, Any], *, x: str, y: str) -> pd.DataFrame:
@@ -372,37 +346,6 @@ def row_of(run: Run | None, history: Sequence[Measured]) -> Measured | None:
     return next((row for row in history if row.run is run), None)
 
 
-def runs_table(history: Sequence[Measured]) -> str:
-    """Every run, newest first, and the same as a CSV file."""
-    if not history:
-        return empty(text.EMPTY_RUNS)
-    table = _table(history)
-    titles = [results.COLUMNS.get(name, (name.replace("_", " "),))[0] for name in table]
-    body = ""
-    for row, values in zip(history, table.itertuples(index=False), strict=True):
-        first, *others = (_cell(value) for value in values)
-        button = (
-            f'<button type="button" class="pc-back" data-key="{_RUN_KEY}{row.run.number}" '
-            f'title="Bring this picture back">{first}</button>'
-        )
-        body = f"<tr>{''.join(f'<td>{cell}</td>' for cell in (button, *others))}</tr>{body}"
-    uri = data_uri(runs_csv(history).encode(), "text/csv")
-    link = (
-        f'<a class="pc-button" id="pc-csv" download="percov2-runs.csv" href="{uri}">Save as CSV</a>'
-    )
-    return f"{results.wide_table('pc-runs', 'Your runs', titles, body)}<p>{link}</p>"
-
-
-def runs_csv(history: Sequence[Measured]) -> str:
-    return str(_table(history).to_csv(index=False, lineterminator="\n"))
-
-
-def _table(history: Sequence[Measured]) -> pd.DataFrame:
+def runs_frame(history: Sequence[Measured]) -> pd.DataFrame:
     """Only the columns that any run has a value for: not every metric can be had everywhere."""
     return pd.DataFrame(row.values for row in history).dropna(axis=1, how="all")
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.4g}"
-    return escape(str(value))
