@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from gradio_client import Client, handle_file
-from PIL import Image
+from PIL import Image, ImageChops
 
 from percov2_core.bitstream import Stream
 from percov2_core.ui import host
@@ -64,6 +64,13 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.png"
 
 
+def same(one: Image.Image, other: Image.Image) -> bool:
+    """Whether two processes painted the same: theirs has other threads, which may round otherwise
+    in the last bit of a sum. A wrong seed, file or setting differs by far more."""
+    assert one.size == other.size
+    return all(most <= 1 for _, most in ImageChops.difference(one, other).getextrema())
+
+
 def wait_for(true: object) -> None:
     deadline = time.monotonic() + 60
     while not true():  # type: ignore[operator]
@@ -79,7 +86,7 @@ def test_the_hosted_page_works_writes_nowhere_and_stops(tmp_path: Path, photo: P
         expected = tiny_codec().encode(picture(), "extreme", caption="a cat")
         assert Path(path).read_bytes() == expected.to_bytes()
         decoded = client.predict(handle_file(path), api_name="/decompress")
-        assert Image.open(decoded).tobytes() == tiny_codec().decode(expected).tobytes()
+        assert same(Image.open(decoded), tiny_codec().decode(expected))
 
         assert space.listing(page.app) == before
         if page.home.parent == tmp_path / "space":
@@ -120,7 +127,7 @@ def test_on_shared_hardware_each_call_borrows_the_gpu(held: Space, photo: Path) 
         decoded = client.predict(handle_file(path), api_name="/decompress")
     expected = tiny_codec().encode(picture(), "ultra-low", caption="a cat")
     assert Path(path).read_bytes() == expected.to_bytes()
-    assert Image.open(decoded).tobytes() == tiny_codec().decode(expected).tobytes()
+    assert same(Image.open(decoded), tiny_codec().decode(expected))
     assert [call["task"] for call in calls(held)] == ["call", "call", "paint"]
     assert all(0 < float(str(call["seconds"])) <= 120 for call in calls(held))
 
@@ -169,7 +176,7 @@ def test_what_runs_is_answered_after_the_host_says_stop(held: Space, photo: Path
         (folder / "hold").unlink()
         decoded = Image.open(running.result(60))
     expected = tiny_codec().decode(Stream.from_bytes(Path(path).read_bytes()))
-    assert decoded.tobytes() == expected.tobytes()
+    assert same(decoded, expected)
     assert held.process.wait(60) == 0
 
 
