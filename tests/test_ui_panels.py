@@ -54,7 +54,7 @@ def test_every_empty_place_says_what_will_be_there(page: Page) -> None:
         expect(page.locator(place)).to_contain_text(words)
 
 
-def test_every_token_has_its_price(page: Page) -> None:
+def test_a_file_shows_its_prices_its_order_and_what_it_leaves_open(page: Page) -> None:
     compressed(page, 0)
     page.wait_for_selector("#pc-bits .pc-bar")
     data = page.locator("#pc-bits figure.pc-tokens").get_attribute("data-tokens") or ""
@@ -63,21 +63,31 @@ def test_every_token_has_its_price(page: Page) -> None:
     expect(note).to_contain_text(f"{len(prices)} tokens, {sum(prices):.0f} bits")
     page.locator("#pc-bits canvas").hover(position={"x": 3, "y": 3})
     expect(note).to_contain_text(f"row 1, column 1: {prices[0]:.2f} bits")
-
-
-def test_the_order_of_the_tokens_plays(page: Page) -> None:
-    compressed(page, 0)
-    page.wait_for_selector("#pc-bits .pc-bar")
     page.get_by_role("button", name="Play the order").click()
     stages = page.get_by_role("slider", name="Stages shown")
     expect(stages).to_have_value("2")
-    shown = page.locator("#pc-bits .pc-token-note").inner_text()
-    assert 0 < int(re.findall(r"(\d+) tokens", shown)[0]) < 64
+    assert 0 < int(re.findall(r"(\d+) tokens", note.inner_text())[0]) < 64
     expect(stages).to_have_value(stages.get_attribute("max") or "")
 
+    open_tab(page, "Invented?")
+    page.locator("#pc-vary").click()
+    expect(page.locator("#pc-variations")).to_contain_text("On average")
+    assert page.locator("#pc-variations img").count() == 5
+    slider = page.locator("#pc-resend input[type=range]")
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#pc-resent")).to_contain_text("63 of 64 tokens")
+    open_tab(page, "Compress")
+    page.get_by_label("Extreme", exact=True).check()
+    compress(page)
+    open_tab(page, "Invented?")
+    expect(slider).to_be_disabled()
+    expect(page.locator("#pc-resent")).to_contain_text("This is an Extreme file")
 
-def test_every_codec_is_one_click_away(page: Page) -> None:
+
+def test_every_codec_is_one_click_away_and_the_runs_download(page: Page, tmp_path: Path) -> None:
     compressed(page, 1)
+    size_bytes = page.locator("#pc-bytes").get_attribute("data-bytes")
     open_tab(page, "In numbers")
     page.wait_for_selector("#pc-numbers .pc-ours")
     page.locator("#pc-numbers [role=status]").wait_for(state="detached")
@@ -91,30 +101,12 @@ def test_every_codec_is_one_click_away(page: Page) -> None:
     expect(page.locator("#pc-stage .pc-decoded")).to_have_attribute("src", source or "")
     tag = last.get_attribute("data-tag") or ""
     expect(page.locator("#pc-stage .pc-right")).to_have_text(tag)
-
-
-def test_variations_and_fewer_tokens_need_no_new_encoding(page: Page) -> None:
-    compressed(page, 0)
-    open_tab(page, "Invented?")
-    page.locator("#pc-vary").click()
-    expect(page.locator("#pc-variations")).to_contain_text("On average")
-    assert page.locator("#pc-variations img").count() == 5
-    page.locator("#pc-resend input[type=range]").focus()
-    page.keyboard.press("ArrowLeft")
-    expect(page.locator("#pc-resent")).to_contain_text("63 of 64 tokens")
-
-
-def test_the_token_slider_rests_where_it_cannot_work(page: Page) -> None:
-    slider = page.locator("#pc-resend input[type=range]")
-    compressed(page, 0)
-    open_tab(page, "Invented?")
-    expect(slider).to_be_enabled()
-    open_tab(page, "Compress")
-    page.get_by_label("Extreme", exact=True).check()
-    compress(page)
-    open_tab(page, "Invented?")
-    expect(slider).to_be_disabled()
-    expect(page.locator("#pc-resent")).to_contain_text("This is an Extreme file")
+    open_plot(page)
+    with page.expect_download() as download:
+        page.locator("#pc-csv").click()
+    download.value.save_as(tmp_path / "runs.csv")
+    (row,) = csv.DictReader((tmp_path / "runs.csv").read_text().splitlines())
+    assert row["bytes"] == size_bytes and row["mode"] == "ultra-low"
 
 
 def test_a_click_on_a_run_in_the_plot_brings_its_picture_back(page: Page) -> None:
@@ -154,20 +146,6 @@ def test_a_click_on_a_point_of_the_sweep_takes_its_settings(page: Page) -> None:
     guidance = page.get_by_label("number input for Guidance").input_value()
     assert float(guidance) == float(wanted["guidance"])
     assert page.locator("#pc-mode input:checked").get_attribute("value") == wanted["mode"]
-
-
-def test_the_axes_are_chosen_and_the_runs_download(page: Page, tmp_path: Path) -> None:
-    compressed(page, 3)
-    size_bytes = page.locator("#pc-bytes").get_attribute("data-bytes")
-    open_plot(page)
-    page.locator("#pc-x input").click()
-    page.get_by_role("option", name="bits per pixel").click()
-    expect(page.locator("#pc-plot .xtitle")).to_have_text("bits per pixel")
-    with page.expect_download() as download:
-        page.locator("#pc-csv").click()
-    download.value.save_as(tmp_path / "runs.csv")
-    (row,) = csv.DictReader((tmp_path / "runs.csv").read_text().splitlines())
-    assert row["bytes"] == size_bytes and row["mode"] == "ultra-low"
 
 
 def open_plot(page: Page) -> None:

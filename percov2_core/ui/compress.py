@@ -29,6 +29,9 @@ EXAMPLES_DIR = Path(__file__).parents[2] / "assets" / "examples"
 _THUMB_PX = 112
 Answer = dict[Any, Any]  # component -> its new value
 _KEEP: Any = gr.skip()
+_EXAMPLES_JS = """
+percov.buttons(element, (key) => trigger('pick', {key}));
+percov.pasted(element, upload, (path) => trigger('paste', {path}));"""
 
 
 class CompressTab:
@@ -71,9 +74,7 @@ class CompressTab:
             sources=["upload", "clipboard", "webcam"], buttons=[], elem_id="pc-image",
         )  # fmt: skip
         self.picks = plain_html(
-            thumbnails(self.examples),
-            elem_id="pc-examples",
-            js_on_load="percov.examples(element, trigger, upload)",
+            thumbnails(self.examples), elem_id="pc-examples", js_on_load=_EXAMPLES_JS
         )
         self.settings = Settings()
         self.cost = gr.Markdown(text.CAPTION_COST_EMPTY, elem_id="pc-cost")

@@ -156,35 +156,33 @@
     }
   });
 
-  // A click on a button inside a piece of the page's HTML is an event of that piece.
-  const buttons = (element, trigger, name) =>
+  // What a button inside a piece of the page's HTML stands for.
+  const buttons = (element, pressed) =>
     element.addEventListener("click", (event) => {
       const button = event.target.closest("button");
-      if (button) trigger(name, { key: button.dataset.key });
+      if (button) pressed(button.dataset.key);
     });
 
-  // Pictures are also pasted anywhere on the tab of the examples. Not through gr.Image: its own
-  // button asks for a permission first, and a picture that is shown would have to be removed before.
-  const examples = (element, trigger, upload) => {
-    buttons(element, trigger, "pick");
+  // Pictures that are pasted anywhere while `element` is seen. Not through gr.Image: its own button
+  // asks for a permission first, and a picture that is shown would have to be removed before.
+  const pasted = (element, upload, arrived) =>
     document.addEventListener("paste", async (event) => {
       const picture = [...event.clipboardData.files].find((file) => file.type.startsWith("image/"));
       if (!picture || !element.offsetParent) return;
       event.preventDefault();
       const file = await upload(picture).catch(() => null);
-      trigger("paste", { path: file?.path ?? "" });
+      arrived(file?.path ?? "");
     });
-  };
 
   // gr.Plot tells nobody about clicks: a piece of HTML beside it listens in its place.
-  const points = (trigger) =>
+  const points = (clicked) =>
     setInterval(() => {
       const plot = document.querySelector("#pc-plot .js-plotly-plot");
       if (!plot || !plot.on || plot.listened) return;
       plot.listened = true;
       plot.on("plotly_click", (event) => {
         const key = event.points[0].customdata?.[1];
-        if (key) trigger(key.startsWith("run:") ? "back" : "take", { key });
+        if (key) clicked(key);
       });
     }, 300);
 
@@ -197,6 +195,6 @@
   });
 
   window.percov = {
-    presses: 0, split, zoom, full, save, copy, show, tokens, stage, play, buttons, examples, points,
+    presses: 0, split, zoom, full, save, copy, show, tokens, stage, play, buttons, pasted, points,
   };
 })();

@@ -86,6 +86,7 @@ CODECS = MappingProxyType(
     }
 )
 REFERENCE = "classic codecs, reference"
+REFERENCE_SOURCE = "mean of 24 Kodak pictures, 512 x 512"
 PUBLISHED = "published elsewhere, own protocols"
 YOUR_RUNS = "your runs"
 PLOT_NOTE = (

@@ -33,10 +33,10 @@ VVC_PIXELS = 1_500_000  # above it, the encoder would need minutes
 FAMILIES = ("jpeg", "avif", "vvc")
 _KEEP: Any = gr.skip()
 _STUDIES = ("sweep", "presets", "protocol", "classic")
-# Published LPIPS values use several backbones: they fit no axis of ours.
-_PUBLISHED_AXES = frozenset({"bpp", "psnr"})
 _RUN_KEY = "run:"
-_REFERENCE_SOURCE = "mean of 24 Kodak pictures, 512 x 512"
+_CLICK_JS = "percov.points((key) => trigger(key.startsWith('run:') ? 'back' : 'take', {key}))"
+# The same for those who do not point: every line of the table has a button.
+_BACK_JS = "percov.buttons(element, (key) => trigger('back', {key}))"
 _COLUMNS = ("label", "picture", "key", "thumbnail")
 _HOVER = (
     "<b>%{fullData.name}</b><br>%{customdata[0]}<br>across %{x:.4g}, up %{y:.4g}<extra></extra>"
@@ -99,12 +99,10 @@ class TradeOffTab:
             y = gr.Dropdown(axes, value="picorank", label="Up", min_width=280, elem_id="pc-y")
         plot, note = gr.Plot(show_label=False, elem_id="pc-plot"), plain_html()
         gr.Markdown(text.PLOT_NOTE)
-        # Every line of the table has a button, for those who do not point.
-        rows = "percov.buttons(element, trigger, 'back')"
         self.table = plain_html(
-            results.runs_table([], runs_frame([])), js_on_load=rows, elem_id="pc-runs"
+            results.runs_table([], runs_frame([])), js_on_load=_BACK_JS, elem_id="pc-runs"
         )
-        self.clicks = plain_html("", js_on_load="percov.points(trigger)", elem_id="pc-clicks")
+        self.clicks = plain_html("", js_on_load=_CLICK_JS, elem_id="pc-clicks")
         self.drawing = [self.history, x, y], [plot, note, self.table]
         gr.on([tab.select, x.input, y.input], self.draw, *self.drawing, **FREE)
 
@@ -306,13 +304,13 @@ def _dressed(drawn: Any) -> Any:
 def _reference_rows(reference: Mapping[str, Any], *, x: str, y: str) -> pd.DataFrame:
     """Reference points; the published ones only where the axes mean the same."""
     kinds = {text.REFERENCE: "measured_kodak_512_centre"}
-    if {x, y} <= _PUBLISHED_AXES:
+    if {x, y} <= {"bpp", "psnr"}:  # published LPIPS values use several backbones
         kinds[text.PUBLISHED] = "published_kodak"
     return pd.DataFrame(
         {
             **{axis: point.get(axis) for axis in AXES},
             "label": label,
-            "picture": f"{point['codec']}<br>{point.get('source', _REFERENCE_SOURCE)}",
+            "picture": f"{point['codec']}<br>{point.get('source', text.REFERENCE_SOURCE)}",
             "key": "",
         }
         for label, kind in kinds.items()
