@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from percov2_core.deploy.spacefile import ROOT, Manifest, make_plan, read_manifest
+from tests.ui_server import free_port, wait_for
 
-START_S = 240  # generous: a busy machine takes its time to import everything
 STOP_S = 60
 CORES = 2
 _NEEDED = "import gradio, torch, diffusers, constriction"
@@ -61,9 +55,7 @@ def start(
     app, temporary = folder / "app", folder / "temporary"
     make_plan(manifest, ROOT).copy_to(app)
     temporary.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     home = unwritable_home(folder)
     environment = hosted(manifest, home, temporary, port) | {"PERCOV2_MODEL": str(model)} | extra
     log = folder / "log"
@@ -78,7 +70,7 @@ def start(
         )
         space = Space(f"http://127.0.0.1:{port}/", port, process, app, home, temporary, log)
         try:
-            _wait(space)
+            wait_for(space.address, process, log)
             yield space
         finally:
             if process.poll() is None:
@@ -131,14 +123,3 @@ def listing(folder: Path) -> set[str]:
 def _two_cores() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-CORES:])
-
-
-def _wait(space: Space) -> None:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline and space.process.poll() is None:
-        try:
-            with urllib.request.urlopen(space.address, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    pytest.fail(f"the page did not start:\n{space.log.read_text(encoding='utf-8')}")

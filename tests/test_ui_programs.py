@@ -54,12 +54,11 @@ def test_a_file_goes_out_and_comes_back(client: Client, photo: Path) -> None:
     assert facts["caption"] == "a cat" and sum(facts["bits"].values()) == 8 * len(data)
 
 
-def test_only_the_three_endpoints_are_public(client: Client) -> None:
+def test_only_three_endpoints_are_public_and_the_same_are_mcp_tools(
+    client: Client, server: Server
+) -> None:
     named = client.view_api(return_format="dict")["named_endpoints"]
     assert set(named) == {"/compress", "/decompress", "/inspect"}
-
-
-def test_the_same_three_are_mcp_tools(server: Server) -> None:
     with urllib.request.urlopen(f"{server.address}gradio_api/mcp/schema") as answer:
         tools = {tool["name"]: tool["description"] for tool in json.load(answer)}
     assert {name.rpartition("_")[2] for name in tools} == {"compress", "decompress", "inspect"}

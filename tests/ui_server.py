@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-START_S = 240  # generous: a busy machine takes its time to import everything
+START_S = 480  # generous: a busy machine takes its time to import everything
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,7 @@ def serve(
     `held` heeds `Server.hold`; `keep_files_s` over 0 removes files sooner than the page does;
     `script` is what Python runs.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}/"
     server = Server(address, folder / "server.log", folder / "files", folder / "hold")
     if held or keep_files_s:
@@ -68,19 +66,26 @@ def serve(
             [sys.executable, *script], cwd=ROOT, env=environment, stdout=log, stderr=log
         )
         try:
-            _wait(server, process)
+            wait_for(address, process, server.log)
             yield replace(server, pid=process.pid)
         finally:
             process.terminate()
             process.wait(30)
 
 
-def _wait(server: Server, process: subprocess.Popen[bytes]) -> None:
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return once the page answers."""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            with urllib.request.urlopen(server.address, timeout=5):
+            with urllib.request.urlopen(address, timeout=5):
                 return
         except (urllib.error.URLError, OSError):
-            time.sleep(0.3)
-    pytest.fail(f"the page did not start:\n{server.log.read_text(encoding='utf-8')}")
+            time.sleep(0.2)
+    pytest.fail(f"the page did not start:\n{log.read_text(encoding='utf-8')}")
