@@ -56,14 +56,14 @@ def test_the_result_fits_moves_zooms_and_fills_the_screen(page: Page) -> None:
     for value in ("0", "100"):
         page.keyboard.press("o")
         assert slider.input_value() == value
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_function("document.documentElement.scrollWidth <= 390")
     frame = page.locator("#pc-stage .pc-frame")
     before = frame.bounding_box()
     page.get_by_role("button", name="Zoom in").click()
     after = frame.bounding_box()
     assert before is not None and after is not None
     assert after["width"] == pytest.approx(2 * before["width"], rel=0.01)
-    page.set_viewport_size({"width": 390, "height": 844})
-    page.wait_for_function("document.documentElement.scrollWidth <= 390")
     page.get_by_role("button", name="Full screen").click()
     page.wait_for_function("document.fullscreenElement?.matches('.pc-compare')")
 
@@ -76,11 +76,12 @@ def test_a_run_is_cancelled_in_the_middle_of_a_step_and_nothing_jumps(
         assert box is not None
         return box["y"]
 
+    set_steps(page, 3)
     empty = below()
     choose_example(page, 6)
     assert below() == empty
     page.locator("#pc-compress").click()
-    expect(page.locator("#pc-stage [role=status]")).to_contain_text("Step 1 of")
+    expect(page.locator("#pc-stage [role=status]")).to_contain_text("Step 1 of 3")
     assert below() == empty
     page.locator("#pc-cancel").click()
     expect(page.locator("#pc-head")).to_contain_text("Cancelled")
