@@ -190,12 +190,15 @@ class PerCoV2:
         cut, a cut at every stage.
 
         Raises:
-            ConfigError: if the caption cannot be written, see `packing.check_caption`.
+            ConfigError: if the tokens are not such, or the caption cannot be written.
         """
+        prior = self.rates[MODES[header.mode].rate].prior
+        size, (h, w) = prior.codebook_size, header.grid
+        if tokens.shape != (h, w) or not 0 <= tokens.min() <= tokens.max() < size:
+            raise ConfigError(f"tokens must be {h} x {w} numbers in [0, {size})")
         writer, cuts = SymbolWriter(), []
         packing.write_caption(writer, caption, self.language)
         ordered = tokens.ravel()[coding_order(header.schedule, header.grid)]  # (N,)
-        prior = self.rates[MODES[header.mode].rate].prior
         for written in prior.compress(
             tokens, caption, schedule=header.schedule, writer=writer, sent=header.tokens_sent
         ):
@@ -302,15 +305,7 @@ class PerCoV2:
         Raises:
             ConfigError: if a number or the preset is wrong; at once, before the first step.
         """
-        stream = contents.stream
-        usual = self.presets[stream.mode][check_choice("preset", preset, PRESETS)]
-        guidance = usual.guidance if guidance is None else guidance
-        return self._steps(
-            contents,
-            steps=check_whole("steps", usual.steps if steps is None else steps, 1, MAX_STEPS),
-            guidance=check_real("guidance", guidance, 1, MAX_GUIDANCE),
-            seed=check_whole("seed", stream.seed if seed is None else seed, 0, MAX_SEED),
-        )
+        return self._steps(contents, *self._wanted(contents.stream, preset, steps, guidance, seed))
 
     def decode(
         self,
@@ -325,17 +320,34 @@ class PerCoV2:
 
         Raises:
             BitstreamError: if the file is damaged or of another model.
-            ConfigError: if a number or the preset is wrong.
+            ConfigError: if a number or the preset is wrong; before the file is read.
         """
-        contents = self.read(stream)
-        for step in self.paint(contents, steps=steps, guidance=guidance, preset=preset, seed=seed):
+        wanted = self._wanted(_check_stream(stream), preset, steps, guidance, seed)
+        for step in self._steps(self.read(stream), *wanted):
             picture = step.picture
         assert picture is not None  # the last step has one
         return picture
 
+    def _wanted(
+        self,
+        stream: Stream,
+        preset: str,
+        steps: int | None,
+        guidance: float | None,
+        seed: int | None,
+    ) -> tuple[int, float, int]:
+        """Steps, guidance and seed, checked: what is None is the preset's or the file's."""
+        usual = self.presets[stream.mode][check_choice("preset", preset, PRESETS)]
+        guidance = usual.guidance if guidance is None else guidance
+        return (
+            check_whole("steps", usual.steps if steps is None else steps, 1, MAX_STEPS),
+            check_real("guidance", guidance, 1, MAX_GUIDANCE),
+            check_whole("seed", stream.seed if seed is None else seed, 0, MAX_SEED),
+        )
+
     @torch.inference_mode()
     def _steps(
-        self, contents: Contents, *, steps: int, guidance: float, seed: int
+        self, contents: Contents, steps: int, guidance: float, seed: int
     ) -> Generator[Step, None, None]:
         stream, modules = contents.stream, self.rates[MODES[contents.stream.mode].rate]
         tokens = torch.from_numpy(contents.tokens)[None].to(self.device)  # (1, h, w)

@@ -165,9 +165,11 @@ def test_wrong_arguments_of_encode_are_named(arguments, message):
     ],
 )
 def test_wrong_arguments_of_decode_are_named(arguments, message):
+    # The file is of another model: that would be found out when it is read.
     codec = tiny_codec()
+    stream = Stream.blank((160, 96), "extreme", codec.fingerprint ^ 1)
     with pytest.raises(ConfigError, match=message):
-        codec.decode(codec.encode(picture()), **arguments)
+        codec.decode(stream, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -267,6 +269,14 @@ def test_caption_and_sent_tokens_come_back(mode, schedule):
     assert found.caption == CAPTION
     assert found.sent.sum() == written.tokens_sent
     assert np.array_equal(found.tokens[found.sent], tokens[found.sent])
+
+
+@pytest.mark.parametrize(
+    "tokens", [np.full((3, 4), 256), np.full((3, 4), -1), np.zeros((4, 3), int)]
+)
+def test_what_are_no_tokens_of_the_file_is_not_written(tokens):
+    with pytest.raises(ConfigError, match=r"tokens must be 3 x 4 numbers in \[0, 256\)"):
+        tiny_codec().write(blank("hybrid", tokens=5), tokens, CAPTION)
 
 
 def test_a_blank_stream_says_all_but_the_payload():

@@ -61,8 +61,9 @@ def test_padding_words_change_nothing(model):
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 7), (32, 3)])
-def test_any_grid_up_to_the_tile_size_has_logits(model, grid):
-    tokens, words = example(4, grid)
+@pytest.mark.parametrize("caption", ["Pale blue, sky", ""])
+def test_any_grid_up_to_the_tile_size_has_logits_with_words_and_without(model, grid, caption):
+    tokens, words = example(4, grid)[0], pad_words([word_ids(caption, CONFIG)])
     bits = model.bits(tokens, words, torch.from_numpy(stages("var", grid).copy()))
     assert bits.shape == (1, *grid) and bits.min() > 0
 
