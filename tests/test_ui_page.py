@@ -24,7 +24,7 @@ def test_the_headline_says_the_size_of_the_downloaded_file(page: Page) -> None:
     for mode in ("Hybrid (generated caption only)", "Ultra-low", "Extreme"):
         page.get_by_label(mode, exact=True).check()
         size_bytes = compress(page)
-        expect(page.locator("#pc-download")).to_contain_text(f"({size_bytes} bytes)")
+        expect(page.locator("#pc-download")).to_contain_text(f"({size_bytes:,} bytes)")
         with page.expect_download() as download:
             page.locator("#pc-download").click()
         assert Path(download.value.path()).stat().st_size == size_bytes
