@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import httpx
 import numpy as np
 import psutil
+import torch
 from PIL import Image
 
 from percov2_core.codec import PerCoV2
@@ -216,9 +217,11 @@ def main() -> int:
     parser.add_argument("--side", type=int, default=128, help="width of the pictures in pixels")
     parser.add_argument("--keep", type=int, default=180, help="seconds that files are kept")
     args = parser.parse_args()
+    torch.set_num_threads(1)  # as the server's: other sums round in other ways
     expected = jobs(load_codec(args.model, device="cpu"), args.side)
     folder = Path(tempfile.mkdtemp(prefix="percov2-load-"))
-    with serve(args.model, folder, keep_files_s=args.keep, threads=2) as server:
+    print(f"{len(expected)} answers known, {args.visitors} visitors come", flush=True)
+    with serve(args.model, folder, keep_files_s=args.keep) as server:
         rehearsal = Crowd(server, expected, 1)  # so that everything is loaded
         for doing in (rehearsal.press, rehearsal.program, rehearsal.open, rehearsal.rubbish):
             rehearsal.do(doing, random.Random(0))
