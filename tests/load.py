@@ -1,6 +1,6 @@
 """Many visitors at once, against a real server with the bundled model on this machine.
 
-    python -m tests.load [--visitors 50] [--minutes 10] [--model embedded] [--side 128] [--keep 180]
+    python -m tests.load [--visitors 50] [--minutes 10] [--model embedded] [--side 128] [--keep 400]
 
 Visitors choose a picture, compress it in all modes, change the caption, open files, leave in the
 middle and upload rubbish, with time to think. Every picture that comes back is compared with the
@@ -33,6 +33,7 @@ from PIL import Image
 
 from percov2_core.codec import PerCoV2
 from percov2_core.config import MODES
+from percov2_core.ui.page import SWEEP_FILES_S
 from percov2_core.weights import load_codec
 from tests.hostile.stranger import Answer, Visitor
 from tests.ui_server import ROOT, Server, serve
@@ -91,9 +92,9 @@ class Crowd:
             return
         same = [other for other in self.jobs if other.photo == job.photo]
         for again in (job, *dice.sample(same, 2)):
-            visitor.put("pc-mode", again.mode)
-            visitor.put("pc-caption-box", again.caption)
-            self._judged(visitor.fire("pc-caption-box", "input"))
+            for place, value in (("pc-mode", again.mode), ("pc-caption-box", again.caption)):
+                visitor.put(place, value)
+                self._judged(visitor.fire(place, "input"))
             began = time.monotonic()
             if self._judged(visitor.fire("pc-compress", "click"), began):
                 self._compare(decoded(visitor.shown("pc-stage")), again.pixels, "compress")
@@ -215,7 +216,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--side", type=int, default=128, help="width of the pictures in pixels")
-    parser.add_argument("--keep", type=int, default=180, help="seconds that files are kept")
+    parser.add_argument("--keep", type=int, default=400, help="seconds that visits are kept")
     args = parser.parse_args()
     torch.set_num_threads(1)  # as the server's: other sums round in other ways
     expected = jobs(load_codec(args.model, device="cpu"), args.side)
@@ -228,7 +229,7 @@ def main() -> int:
         before_mb, crowd = memory_mb(server), Crowd(server, expected, args.minutes)
         with ThreadPoolExecutor(args.visitors) as pool:
             list(pool.map(crowd.visit, range(args.visitors)))
-        left = files_left(server, wait_s=2 * args.keep + 30)
+        left = files_left(server, wait_s=args.keep + min(SWEEP_FILES_S, args.keep) + 30)
         after_mb = memory_mb(server)
         log = server.log.read_text(encoding="utf-8", errors="replace")
     p50, p95 = np.percentile(crowd.waits_s or [0.0], [50, 95])
