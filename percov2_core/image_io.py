@@ -29,9 +29,9 @@ from percov2_core.picture_file import (
     SRGB_PRIMARIES,
     Colour,
     Stored,
-    damaged,
     exif_orientation,
     take_apart,
+    translated,
 )
 
 if TYPE_CHECKING:
@@ -47,15 +47,11 @@ Source: TypeAlias = str | Path | bytes | BinaryIO
 # What Pillow calls a format, and the package that has to be there.
 _OPTIONAL = {"HEIC": ("HEIF", "pi_heif.HeifImagePlugin"), "JPEG XL": ("JXL", "pillow_jxl")}
 _PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_TURN = Image.Transpose
+_TURNS = (
+    *(None, None, _TURN.FLIP_LEFT_RIGHT, _TURN.ROTATE_180, _TURN.FLIP_TOP_BOTTOM),
+    *(_TURN.TRANSPOSE, _TURN.ROTATE_270, _TURN.TRANSVERSE, _TURN.ROTATE_90),
+)  # by the orientation
 _BRADFORD = np.array(
     [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
 )
@@ -118,7 +114,9 @@ def normalise(image: Image.Image) -> Image.Image:
         size = _checked(image.size, None)
         if type(image) is Image.Image and image.mode == "RGB" and not image.info:
             return image  # as this module made it: nothing is done twice
-        stored = Stored(kind=image.format or "picture", orientation=_exif_orientation(image))
+        stored = Stored(
+            kind=image.format or "picture", orientation=exif_orientation(image.info.get("exif"))
+        )
         return _finished(_decoded(stored, image, size), stored, size)
 
 
@@ -129,7 +127,7 @@ def fitted(image: Image.Image, side_px: int) -> Image.Image:
         ImageError: if its short side would have less than 64 pixels.
     """
     with _about("the picture"):
-        return _resized(image, _reduced(image.size, side_px))
+        return image.resize(_reduced(image.size, side_px), Image.Resampling.LANCZOS)
 
 
 def to_tensor(image: Image.Image, multiple: int) -> Tensor:
@@ -163,16 +161,6 @@ def _about(name: str) -> Iterator[None]:
         yield
     except ImageError as error:
         raise ImageError(f"{name} {error}") from error
-
-
-@contextmanager
-def _translated(kind: str) -> Iterator[None]:
-    try:
-        yield
-    except ImageError:
-        raise
-    except Exception as error:  # Pillow's readers raise nearly anything on damaged data
-        raise damaged(kind) from error
 
 
 def _called(source: Source, name: str) -> str:
@@ -217,10 +205,6 @@ def _reduced(size: tuple[int, int], side_px: int) -> tuple[int, int]:
     )
 
 
-def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
-
-
 def _open(source: Source) -> tuple[Stored, Image.Image]:
     """The file and its header; no pixel is decoded."""
     stored = take_apart(_read(source))
@@ -229,7 +213,7 @@ def _open(source: Source) -> tuple[Stored, Image.Image]:
     image = _header(stored)
     # The JPEG inside a JPEG XL is not turned by its decoder.
     if stored.orientation == 0 or getattr(image, "jpeg", False):
-        stored = replace(stored, orientation=_exif_orientation(image))
+        stored = replace(stored, orientation=exif_orientation(image.info.get("exif")))
     return stored, image
 
 
@@ -237,9 +221,8 @@ def _read(source: Source) -> bytes:
     """At most one byte more than is allowed, so that an endless file ends."""
     if isinstance(source, (str, Path)):
         with Path(source).open("rb") as file:
-            data = file.read(MAX_PICTURE_BYTES + 1)
-    else:
-        data = source if isinstance(source, bytes) else source.read(MAX_PICTURE_BYTES + 1)
+            return _read(file)
+    data = source if isinstance(source, bytes) else source.read(MAX_PICTURE_BYTES + 1)
     if len(data) > MAX_PICTURE_BYTES:
         raise ImageError(f"has more than {MAX_PICTURE_BYTES} bytes: save it smaller")
     return data
@@ -256,19 +239,14 @@ def _header(stored: Stored, ending: bytes = b"") -> Image.Image:
             f"is a {stored.kind} picture, and the package that reads those is not installed: "
             "run pip install percov2-core[photos], or save it as PNG or JPEG"
         ) from error
-    with _translated(stored.kind):
+    with translated(stored.kind):
         # Not `Image.open`, which warns of a large picture before it tells the size.
         return Image.OPEN[known][0](io.BytesIO(stored.data + ending), "")
 
 
-def _exif_orientation(image: Image.Image) -> int:
-    exif = image.info.get("exif")
-    return exif_orientation(exif) if isinstance(exif, bytes) else 1
-
-
 def _decoded(stored: Stored, image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """8-bit pixels, turned and profiled as they are in the file; `size` will be made of them."""
-    with _translated(stored.kind):
+    with translated(stored.kind):
         if not stored.ended:
             image = _without_end(stored)
         elif stored.kind == "JPEG" and isinstance(image, JpegImagePlugin.JpegImageFile):
@@ -301,7 +279,7 @@ def _without_end(stored: Stored) -> Image.Image:
     """A JPEG without its end: whole if what might follow makes no difference to the pixels."""
     pictures = [_header(stored, follows * 64 + b"\xff\xd9") for follows in (b"\x55", b"\xa6")]
     if pictures[0].tobytes() != pictures[1].tobytes():
-        raise damaged(stored.kind)
+        raise ValueError("the pixels are not all there")
     return pictures[0]
 
 
@@ -369,10 +347,10 @@ def _to_xyz(primaries: tuple[float, ...]) -> NDArray[Any]:
 
 def _finished(image: Image.Image, stored: Stored, size: tuple[int, int]) -> Image.Image:
     """8-bit sRGB, upright, of `size` (as it lies in the file), on white."""
-    with _translated(stored.kind):
-        image = _resized(_plain(image), size)
-        if stored.orientation in _TURNS:
-            image = image.transpose(_TURNS[stored.orientation])
+    with translated(stored.kind):
+        image = _plain(image).resize(size, Image.Resampling.LANCZOS)
+        if (turn := _TURNS[stored.orientation]) is not None:
+            image = image.transpose(turn)
         profile = None if stored.colour else stored.profile or image.info.get("icc_profile")
         clear = image.mode in ("LA", "RGBA")
         colour = _to_srgb(image.convert(image.mode[:-1]) if clear else image, profile)

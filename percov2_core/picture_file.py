@@ -11,9 +11,12 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 from percov2_core.errors import ImageError
 
@@ -27,7 +30,7 @@ _SIGNATURES = {
     rb"RIFF....WEBP": "WebP",
     rb"GIF8[79]a": "GIF",
     rb"BM": "BMP",
-    rb"II\*\0|MM\0\*": "TIFF",
+    rb"II[*+]\0|MM\0[*+]": "TIFF",
     rb"P[1-6][\s#]|P[fF]\s": "PPM",
     rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000",
     rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL",
@@ -60,7 +63,7 @@ _HDR = {16: "PQ", 18: "HLG"}
 # Tags of a TIFF that pixels depend on: of one value, and of several.
 _SINGLE_TAGS = {256, 257, 259, 262, 266, 277, 278, 284, 292, 293, 317, 322, 323, 512, 513, 514}
 _SERIAL_TAGS = {258, 273, 279, 320, 324, 325, 338, 339, 347, 519, 520, 521, 529, 530, 531, 532}
-_WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 7: 1}  # bytes of a value, by the type of a tag
+_WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 7: 1, 16: 8}  # bytes of a value, by the type of a tag
 _BITS, _PHOTOMETRIC, _ORIENTATION, _PROFILE = 258, 262, 274, 34675
 
 # width of a JPEG XL as a multiple of its height
@@ -123,27 +126,29 @@ def take_apart(data: bytes) -> Stored:
     if kind is None:
         known = (word for seen, word in _FOREIGN.items() if re.match(seen, start, re.S | re.I))
         raise ImageError(f"{next(known, 'is not a picture that can be read here')}: {_ADVICE}")
-    try:
+    with translated(kind):
         return _READERS[kind](data) if kind in _READERS else Stored(kind, data)
+
+
+@contextmanager
+def translated(kind: str) -> Iterator[None]:
+    """Whatever a reader raises on damaged data, which is nearly anything, in one sentence."""
+    try:
+        yield
     except ImageError:
         raise
-    except (struct.error, ValueError, LookupError) as error:  # it is cut, or lacks a part
-        raise damaged(kind) from error
+    except Exception as error:
+        raise ImageError(
+            f"is a {kind} file that is damaged, cut short or of a kind that is not read here: "
+            "save it again as PNG or JPEG"
+        ) from error
 
 
-def damaged(kind: str) -> ImageError:
-    return ImageError(
-        f"is a {kind} file that is damaged, cut short or of a kind that is not read here: "
-        "save it again as PNG or JPEG"
-    )
-
-
-def exif_orientation(exif: bytes) -> int:
+def exif_orientation(exif: object) -> int:
     """Orientation in EXIF data, 1 to 8, whatever else is in there; 1 if there is none."""
-    values = (
-        tag.value for tag in _tags(exif.removeprefix(b"Exif\0\0")) if tag.number == _ORIENTATION
-    )
-    return value if 1 <= (value := next(values, 1)) <= 8 else 1
+    tags = _tags(exif.removeprefix(b"Exif\0\0")) if isinstance(exif, bytes) else ()
+    value = next((tag.value for tag in tags if tag.number == _ORIENTATION), 1)
+    return value if 1 <= value <= 8 else 1
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
@@ -180,7 +185,7 @@ def _png(data: bytes) -> Stored:
             header[:8] = control[4:12]
     stream = b"".join(pixels)
     if not stream or not (sound or _inflates(stream)):
-        raise damaged("PNG")
+        raise ValueError("the pixels are not all there")
     bits, colour_type = header[8:10]
     pairs = (bits, colour_type) == (16, 4)  # grey and alpha, which Pillow would cut to 8 bits
     if pairs:
@@ -219,9 +224,8 @@ def _inflates(stream: bytes) -> bool:
 
 
 def _png_key(body: bytes, colour_type: int) -> tuple[int, ...]:
-    if colour_type not in (0, 2) or len(body) < 2 + 2 * colour_type:
-        return ()
-    return struct.unpack_from(">H" if colour_type == 0 else ">3H", body)
+    whole = colour_type in (0, 2) and len(body) >= 2 + 2 * colour_type
+    return struct.unpack_from(f">{1 + colour_type}H", body) if whole else ()
 
 
 def _png_colour(first: dict[bytes, bytes]) -> tuple[Colour | None, bytes | None]:
@@ -251,13 +255,8 @@ def _by_code(primaries: int, transfer: int) -> Colour | None:
             f"is of high dynamic range ({_HDR[transfer]}), which is not read here: "
             "save it as an ordinary picture (SDR, sRGB)"
         )
-    if (
-        primaries not in _PRIMARIES
-        or transfer not in _TRANSFERS
-        or (primaries, transfer) == (1, 13)
-    ):
-        return None
-    return Colour(_PRIMARIES[primaries], _TRANSFERS[transfer])
+    known = primaries in _PRIMARIES and transfer in _TRANSFERS and (primaries, transfer) != (1, 13)
+    return Colour(_PRIMARIES[primaries], _TRANSFERS[transfer]) if known else None
 
 
 def _jpeg(data: bytes) -> Stored:
@@ -281,11 +280,11 @@ def _jpeg(data: bytes) -> Stored:
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             frame = body
     if not found:
-        raise damaged("JPEG")
+        raise ValueError("no pixels")
     end = data.find(b"\xff\xd9", found.start())
     scans = data[found.start() : end + 2] if end >= 0 else data[found.start() :].rstrip(b"\xff")
     if end < 0 and not _scanned(frame, scans):
-        raise damaged("JPEG")
+        raise ValueError("the pixels are not all there")
     return Stored(
         "JPEG",
         b"".join(kept) + scans,
@@ -311,12 +310,12 @@ def _scanned(frame: bytes, scans: bytes) -> bool:
 
 
 class _Tag(NamedTuple):
-    """An entry in a TIFF's directory: its first value as a whole number, and as it stands."""
+    """An entry in a TIFF's directory: its first value as a whole number, and all as they stand."""
 
     number: int
+    kind: int
     value: int
     content: bytes
-    entry: bytes
 
 
 def _tags(data: bytes) -> Iterator[_Tag]:
@@ -326,18 +325,22 @@ def _tags(data: bytes) -> Iterator[_Tag]:
     def number(at: int, size: int) -> int:
         return int.from_bytes(data[at : at + size], order)
 
-    start = number(4, 4)
-    for at in range(start + 2, min(start + 2 + 12 * number(start, 2), len(data) - 11), 12):
-        width = _WIDTHS.get(number(at + 2, 2), 2**32)
-        size = width * number(at + 4, 4)
-        place = at + 8 if size <= 4 else number(at + 8, 4)
+    word, head = (8, 8) if number(2, 2) == 43 else (4, 2)  # of a BigTIFF, or any other
+    start = number(word, word)
+    step = 4 + 2 * word
+    end = start + head + step * min(number(start, head), 65535)
+    for at in range(start + head, min(end, len(data) - step + 1), step):
+        kind = number(at + 2, 2)
+        width = _WIDTHS.get(kind, 2**32)
+        size = width * number(at + 4, word)
+        place = at + 4 + word if size <= word else number(at + 4 + word, word)
         if place + size <= len(data):
             content = data[place : place + min(size, MAX_PROFILE_BYTES)]
-            yield _Tag(number(at, 2), number(place, width), content, data[at : at + 12])
+            yield _Tag(number(at, 2), kind, number(place, width), content)
 
 
 def _tiff(data: bytes) -> Stored:
-    """The same pixels behind a directory of what they need."""
+    """The same pixels before a directory of what they need; a BigTIFF becomes an ordinary one."""
     tags: dict[int, _Tag] = {}
     for tag in _tags(data):
         tags.setdefault(tag.number, tag)
@@ -347,19 +350,28 @@ def _tiff(data: bytes) -> Stored:
     if negative:  # Pillow inverts up to 8 bits, and refuses or forgets the others
         facts[_PHOTOMETRIC] = 1
     order = "<" if data[:2] == b"II" else ">"
-    kept = [
-        struct.pack(order + "HHII", n, 4, 1, facts[n]) if n in _SINGLE_TAGS else tags[n].entry
-        for n in sorted(tags)
-        if n in _SINGLE_TAGS | _SERIAL_TAGS
-    ]
+    kept = sorted(tags.keys() & (_SINGLE_TAGS | _SERIAL_TAGS))
     start = len(data) + len(data) % 2
+    entries, values = b"", bytes(4)
+    for n in kept:
+        kind, content = tags[n].kind, tags[n].content
+        if n in _SINGLE_TAGS:
+            kind, content = 4, struct.pack(order + "I", facts[n])
+        elif kind == 16:
+            kind, content = 4, np.frombuffer(content, order + "u8").astype(order + "u4").tobytes()
+        entries += struct.pack(order + "HHI", n, kind, len(content) // _WIDTHS[kind])
+        if len(content) > 4:
+            place = start + 2 + 12 * len(kept) + len(values)
+            values += content + bytes(len(content) % 2)
+            content = struct.pack(order + "I", place)
+        entries += content.ljust(4, b"\0")
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", start)
     return Stored(
         "TIFF",
-        data[:4]
-        + struct.pack(order + "I", start)
-        + data[8:].ljust(start - 8, b"\0")
+        (head + data[8:]).ljust(start, b"\0")
         + struct.pack(order + "H", len(kept))
-        + b"".join([*kept, bytes(4)]),
+        + entries
+        + values,
         orientation=exif_orientation(data),
         profile=tags[_PROFILE].content if _PROFILE in tags else None,
         bits=bits,
@@ -399,11 +411,6 @@ def _jpeg_xl(data: bytes) -> Stored:
     return Stored("JPEG XL", data, 1, size=(height * over // under if under else side(), height))
 
 
-_READERS: dict[str, Callable[[bytes], Stored]] = {
-    "PNG": _png,
-    "JPEG": _jpeg,
-    "TIFF": _tiff,
-    "AVIF": partial(_heif, "AVIF"),
-    "HEIC": partial(_heif, "HEIC"),
-    "JPEG XL": _jpeg_xl,
-}
+_READERS: dict[str, Callable[[bytes], Stored]]
+_READERS = {"PNG": _png, "JPEG": _jpeg, "TIFF": _tiff, "JPEG XL": _jpeg_xl}
+_READERS |= {kind: partial(_heif, kind) for kind in ("AVIF", "HEIC")}

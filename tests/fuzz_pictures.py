@@ -9,7 +9,6 @@ picture took more than 2 s of one core, or if memory grew by more than 500 MB.
 from __future__ import annotations
 
 import argparse
-import io
 import random
 import resource
 import sys
@@ -23,6 +22,7 @@ from PIL import Image, ImageCms
 
 from percov2_core import image_io
 from percov2_core.errors import ImageError
+from tests.picture_files import saved
 from tests.tiny import picture
 
 LIMIT_S = 2.0
@@ -58,9 +58,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
         ("fax tiff", plain.convert("1"), "TIFF", {"compression": "group4"}),
         ("gif", plain, "GIF", moving),
     ):
-        buffer = io.BytesIO()
-        image.save(buffer, format, **options)
-        yield name, buffer.getvalue()
+        yield name, saved(image, format, **options)
 
 
 def mutate(data: bytes, dice: random.Random) -> bytes:

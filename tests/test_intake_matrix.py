@@ -20,7 +20,7 @@ from PIL import Image, ImageCms
 from playwright.sync_api import sync_playwright
 
 from percov2_core import image_io
-from tests.picture_files import CHANNELS, chunk, exif, png, tiff
+from tests.picture_files import CHANNELS, chunk, exif, png, saved, tiff
 from tests.tiny import picture
 from tests.ui_browser import launch
 
@@ -83,12 +83,6 @@ def around(colour_type: int, depth: int, *, transparent: bool) -> bytes:
     if colour_type == 3:
         return before + chunk(b"tRNS", bytes((0, 100)))
     return chunk(b"tRNS", levels(colour_type, depth)[7, 9].astype(">u2").tobytes())
-
-
-def saved(image: Image.Image, format: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
 
 
 def turned(orientation: int) -> bytes:
@@ -217,3 +211,22 @@ def test_a_tiff_is_read_as_another_library_reads_it(
     got = np.asarray(image_io.load(data)).astype(int)
     assert got.shape[:2] == expected.shape[:2]
     assert np.abs(got - expected).max() <= 1
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_big_tiff_is_read_as_it_was_written(depth: int, order: str, compression: str) -> None:
+    stored, file = levels(0 if depth == 16 else 2, depth).squeeze(), io.BytesIO()
+    tifffile.imwrite(
+        file,
+        stored.astype(f"u{depth // 8}"),
+        bigtiff=True,
+        byteorder=order,
+        compression=compression,
+        photometric="rgb" if depth == 8 else "minisblack",
+        extratags=[(274, 3, 1, 6, True)],
+    )
+    expected = np.rot90(stored.astype(int) * 255 / (2**depth - 1), -1)
+    got = np.asarray(image_io.load(file.getvalue())).astype(int)
+    assert np.abs(got - (expected if depth == 8 else expected[..., None])).max() <= 1
