@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from percov2_core.codec import Contents
+from percov2_core.contents import Contents
 from percov2_core.errors import BitstreamError, ConfigError
 from percov2_core.ui.device import MOST_S, Look, Turn, call_s, paint, painting_s, with_shared_gpu
 from percov2_core.ui.host import SHARED_GPU_VARIABLE

@@ -13,7 +13,7 @@ import gradio as gr
 import pytest
 
 from percov2_core.bitstream import Stream
-from percov2_core.codec import Contents
+from percov2_core.contents import Contents
 from percov2_core.errors import ConfigError, UnavailableError
 from percov2_core.ui import border, device, text
 from percov2_core.ui.border import Chosen

@@ -11,7 +11,7 @@ from percov2_core.cli.terminal import Commands, add_model
 from percov2_core.metrics import bits_per_pixel
 
 if TYPE_CHECKING:
-    from percov2_core.codec import Contents
+    from percov2_core.contents import Contents
 
 
 def add_inspect(commands: Commands) -> None:

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple, cast
 
 from PIL import Image
 
-from percov2_core.codec import Contents, PerCoV2, Step
+from percov2_core.codec import PerCoV2, Step
+from percov2_core.contents import Contents
 from percov2_core.errors import PerCoError
 from percov2_core.ui import host
 

@@ -15,8 +15,8 @@ import pandas as pd
 from PIL import Image
 
 from percov2_core.bitstream import Stream
-from percov2_core.codec import Contents
 from percov2_core.config import MODES, RATES
+from percov2_core.contents import Contents
 from percov2_core.metrics import Scores, bits_per_pixel
 from percov2_core.ui import text
 from percov2_core.ui.border import Chosen
