@@ -16,28 +16,33 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from percov2_core import __version__
-from percov2_core.cli import deploy, inspect, models, pictures, studies
+from percov2_core.cli import models, pictures, studies
 from percov2_core.cli.files import flush_output
-from percov2_core.cli.terminal import HelpFormatter, asking_for
+from percov2_core.cli.terminal import HelpFormatter
 from percov2_core.errors import ConfigError, PerCoError
 
 # Each adds one command, and loads heavy libraries only when that command runs.
 COMMANDS = (
     pictures.add_compress,
     pictures.add_decompress,
-    inspect.add_inspect,
+    pictures.add_inspect,
     studies.add_evaluate,
     studies.add_bench,
     models.add_train,
     models.add_weights,
-    deploy.add_deploy,
+    models.add_deploy,
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors that a user can mend become one line on stderr."""
-    if problem := _prepare_streams():
-        return _fail(problem, status=1)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  for as long as the program runs
+    if sys.stdout is None:
+        message = "standard output: is closed; redirect it to /dev/null to see nothing"
+        return _fail(message, status=1)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # every text can be printed, wherever it goes
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="percov2: %(message)s", level=logging.WARNING)
     args = build_parser().parse_args(argv)
     with warnings.catch_warnings():
@@ -59,9 +64,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace) -> int:
     try:
-        with asking_for(getattr(args, "extra", None)):
-            args.run(args)
+        args.run(args)
         flush_output()
+    except ModuleNotFoundError as error:
+        if "extra" not in args or (error.name or "percov2_core").startswith("percov2_core"):
+            raise
+        install = f"run `pip install 'percov2-core[{args.extra}]'`"
+        return _fail(f"{error.name} is not installed: {install}", status=1)
     except ConfigError as error:
         return _fail(str(error), status=2)
     except PerCoError as error:
@@ -69,28 +78,12 @@ def _run(args: argparse.Namespace) -> int:
     except OSError as error:
         with suppress(OSError):  # what is left of the output, so that the exit does not fail on it
             flush_output()
-        return _fail(_sentence(error), status=1)
+        pipe = "standard output" if isinstance(error, BrokenPipeError) else None
+        where, what = error.filename or pipe, error.strerror or str(error)
+        return _fail(f"{where}: {what}" if where else what, status=1)
     except KeyboardInterrupt:
         return _fail("interrupted", status=130)
     return 0
-
-
-def _prepare_streams() -> str | None:
-    """Make every text printable wherever it goes -> what is wrong, if no command can run."""
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  for as long as the program runs
-    if sys.stdout is None:
-        return "standard output: is closed; redirect it to /dev/null to see nothing"
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    return None
-
-
-def _sentence(error: OSError) -> str:
-    if isinstance(error, BrokenPipeError) and error.filename is None:
-        return "standard output: its reader has left"
-    known = error.filename is not None and error.strerror is not None
-    return f"{error.filename}: {error.strerror}" if known else error.strerror or str(error)
 
 
 class _Parser(argparse.ArgumentParser):

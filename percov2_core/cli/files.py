@@ -72,14 +72,13 @@ class Output:
         path = Path(self.name)
         if not path.parent.is_dir():
             raise ConfigError(f"output: no folder {str(path.parent)!r}")
-        if path.is_dir():
-            raise ConfigError(f"output: must be a file, got the folder {self.name!r}")
+        if path.exists() and not path.is_file():
+            kind = "folder" if path.is_dir() else "device"
+            raise ConfigError(f"output: must be a file, got the {kind} {self.name!r}")
         if path.suffix.lower() not in suffixes:
             raise ConfigError(f"output: must end in {', '.join(suffixes)}, got {self.name!r}")
         if _is_same(source, path):
             raise ConfigError(f"output: {self.name!r} is the file to read")
-        if path.exists() and not path.is_file():
-            raise ConfigError(f"output: must be a file, got the device {self.name!r}")
         self._check_free()
         folder = self._target().parent
         if not os.access(folder, os.W_OK | os.X_OK):

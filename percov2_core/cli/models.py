@@ -1,16 +1,16 @@
-"""`train`: one stage of training. `weights`: what of a model is here, and what is missing."""
+"""`train`: one stage of training. `weights`: what of a model is here, and what is missing.
+`deploy`: the demo as a hosted Space, as the Spacefile says.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from percov2_core.cli.terminal import Commands, add_device, add_model
 from percov2_core.config import RATES
-
-if TYPE_CHECKING:
-    from percov2_core.weights.inventory import Part
 
 # The names of `training.recipes.STAGES`; importing them from there would pull in torch.
 STAGES = ("autoencoder", *RATES, *(f"masked-{rate}" for rate in RATES), "caption", "cache")
@@ -79,15 +79,11 @@ def weights(args: argparse.Namespace) -> None:
     parts = inventory(args.model, home)
     print(f"{args.model}, {str(home.precision).removeprefix('torch.')} on {home.target}")
     for part in parts:
-        print(_line(part))
+        size = "missing" if part.problem else _size(part.size_bytes)
+        print(f"{part.name:<16}{size:>10}  {part.device:<18}  {part.problem or part.place}")
     print(f"{'together':<16}{_size(sum(part.size_bytes for part in parts)):>10}")
     if hint := next_step(args.model, parts):
         print(hint)
-
-
-def _line(part: Part) -> str:
-    size = "missing" if part.problem else _size(part.size_bytes)
-    return f"{part.name:<16}{size:>10}  {part.device:<18}  {part.problem or part.place}"
 
 
 def _size(size_bytes: int) -> str:
@@ -95,3 +91,32 @@ def _size(size_bytes: int) -> str:
         if size_bytes >= scale:
             return f"{size_bytes / scale:.2f} {unit}"
     return f"{size_bytes / 1e3:.1f} kB"
+
+
+def add_deploy(commands: Commands) -> None:
+    parser = commands.add_parser("deploy", help="publish the demo as a hosted Space")
+    add = parser.add_argument
+    add("--space", metavar="OWNER/NAME", help="(default: the Spacefile's name, the token's owner)")
+    add("--hardware", help="(default: the Spacefile's)")
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--dry-run", action="store_true", help="print the plan; nothing is sent")
+    add("--update-readme", action="store_true", help="write the front matter of README.md alone")
+    parser.set_defaults(run=deploy, extra="hub")
+
+
+def deploy(args: argparse.Namespace) -> None:
+    # Plain HTTP for large files too: it keeps to our time-outs. Read when the client is loaded.
+    os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
+    # Loads the Hub's client, which takes a while: only when it is wanted.
+    from percov2_core.deploy.publish import publish
+    from percov2_core.deploy.spacefile import ROOT, make_plan, read_manifest, update_readme
+
+    manifest = read_manifest()
+    if args.update_readme:
+        update_readme(manifest)
+        return
+    plan = make_plan(manifest, ROOT, space=args.space, hardware=args.hardware)
+    if args.dry_run:
+        print(*plan.lines(), sep="\n")
+        return
+    print(f"running: {publish(plan, report=partial(print, flush=True))}")

@@ -1,9 +1,10 @@
-"""`compress` and `decompress`: a picture -> a `.pcv2` file -> a picture."""
+"""`compress`, `decompress`: a picture -> a `.pcv2` file -> a picture. `inspect`: what it holds."""
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 from math import prod
 from pathlib import Path
 
@@ -39,7 +40,10 @@ def add_compress(commands: Commands) -> None:
 
 
 def compress(args: argparse.Namespace) -> None:
-    captioner = _captioner(args.captioner, args.caption)
+    if args.caption is None and args.captioner == "fixed":
+        raise ConfigError("--captioner fixed: needs --caption TEXT, got none")
+    if args.caption is not None and args.captioner not in (None, "fixed"):
+        raise ConfigError(f"--caption: takes the place of --captioner {args.captioner}, got both")
     if args.tokens is not None and not MODES[args.mode].partial:
         raise ConfigError(f"--tokens: needs --mode hybrid, got --mode {args.mode}")
     output = Output(args.output, args.force)
@@ -58,7 +62,7 @@ def compress(args: argparse.Namespace) -> None:
             caption=args.caption,
             schedule=args.schedule,
             tokens=args.tokens,
-            captioner=captioner,
+            captioner=args.captioner,
         )
     data = stream.to_bytes()
     output.write(data)
@@ -90,7 +94,7 @@ def decompress(args: argparse.Namespace) -> None:
         codec = load_codec(args.model)
         manner = {"steps": args.steps, "guidance": args.guidance, "preset": args.preset}
         for step in codec.paint(codec.read(stream), seed=args.seed, **manner):
-            progress.say(f"decompress, step {step.index} of {step.total}")
+            progress.what = f"decompress, step {step.index} of {step.total}"
     image = step.picture
     assert image is not None
     buffer = io.BytesIO()
@@ -99,10 +103,34 @@ def decompress(args: argparse.Namespace) -> None:
     output.report(f"{image.width}x{image.height} from {sum(stream.sizes)} bytes")
 
 
-def _captioner(name: str | None, caption: str | None) -> str | None:
-    """Whom to ask; an own caption and another captioner exclude each other."""
-    if caption is None and name == "fixed":
-        raise ConfigError("--captioner fixed: needs --caption TEXT, got none")
-    if caption is not None and name not in (None, "fixed"):
-        raise ConfigError(f"--caption: takes the place of --captioner {name}, got both")
-    return name
+def add_inspect(commands: Commands) -> None:
+    parser = commands.add_parser("inspect", help="show what a .pcv2 file holds and what it costs")
+    parser.add_argument("stream", metavar="IN", help="file to read, - for standard input")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    add_model(parser)
+    parser.set_defaults(run=inspect)
+
+
+def inspect(args: argparse.Namespace) -> None:
+    stream = read_stream(args.stream)
+    # Loads torch, which takes seconds: only once the file is known to be one.
+    from percov2_core.weights import load_codec
+
+    contents = load_codec(args.model).read(stream)
+    size_bytes, bits = sum(stream.sizes), contents.bits._asdict()
+    bpp = bits_per_pixel(size_bytes, stream.width, stream.height)
+    if args.json:
+        names = ("width", "height", "mode", "schedule", "tokens_sent")
+        found = {name: getattr(stream, name) for name in names}
+        found |= {"caption": contents.caption, "bytes": size_bytes, "bpp": bpp, "bits": bits}
+        print(json.dumps(found))
+        return
+    print(f"size      {stream.width}x{stream.height}")
+    print(f"mode      {stream.mode}")
+    print(f"schedule  {stream.schedule}")
+    print(f"tokens    {stream.tokens_sent} of {stream.tokens_total} sent")
+    # Quoted: a stranger's caption may hold characters that command a terminal.
+    print(f"caption   {contents.caption!r}")
+    for part, cost in bits.items():
+        print(f"{part:<8}{cost:>7} bits")
+    print(f"file    {8 * size_bytes:>7} bits = {size_bytes} bytes, {bpp:.5f} bpp")

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from percov2_core.cli.terminal import GUIDANCE, SIDE, STEPS, Commands, add_device, add_model, within
 from percov2_core.config import MODES
 from percov2_core.errors import ConfigError
 from percov2_core.evaluation import command
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from percov2_core.evaluation.protocol import Picture
 
 EXAMPLE = Path(__file__).parents[2] / "assets" / "examples" / "kodim23-parrots.jpg"
 _COUNT = within(1, 1000)
@@ -82,8 +77,8 @@ def add_evaluate(commands: Commands) -> None:
     commands.choices["evaluate"].set_defaults(extra="evaluate")
 
 
-def _report(frame: pd.DataFrame, out: Path, pictures: list[Picture], notes: list[str]) -> Path:
+def _report(*results: Any) -> Path:
     # Plotly is heavy, and only this command draws.
     from percov2_core.plots import write_report
 
-    return write_report(frame, out, pictures, notes)
+    return write_report(*results)

@@ -7,12 +7,11 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeAlias, TypeVar
 
 from percov2_core.config import MAX_GUIDANCE, MAX_SIDE_PX, MAX_STEPS, MIN_SIDE_PX
-from percov2_core.errors import UnavailableError
 
 # argparse has no public name for what `add_subparsers` returns.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -71,28 +70,8 @@ def device(text: str) -> str:
     return text
 
 
-@contextmanager
-def asking_for(extra: str | None) -> Iterator[None]:
-    """Say how to get a library that an optional part needs and that is not installed.
-
-    Raises:
-        UnavailableError: instead of the ModuleNotFoundError, if the command has an `extra`.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if extra is None or error.name is None or error.name.startswith("percov2_core"):
-            raise
-        raise UnavailableError(
-            f"{error.name} is not installed: run `pip install 'percov2-core[{extra}]'`"
-        ) from error
-
-
 class Progress:
-    """A line on the terminal for work that takes long; nothing where no terminal is.
-
-    As a context: the line goes when the work is done.
-    """
+    """A line that says `what` takes so long, on a terminal only; it goes at the context's end."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -108,9 +87,6 @@ class Progress:
         self._done.set()
         if self._line.is_alive():
             self._line.join()
-
-    def say(self, what: str) -> None:
-        self.what = what
 
     def _show(self) -> None:
         start = time.monotonic()
