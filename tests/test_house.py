@@ -1,4 +1,4 @@
-"""What the repository promises as a whole: light imports, declared and pinned libraries."""
+"""What the repository promises as a whole: its version, libraries, targets, markers and size."""
 
 import ast
 import re
@@ -12,9 +12,14 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import percov2_core
+
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted((ROOT / "percov2_core").rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def run(*words):
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def by_name(requirements):
@@ -36,31 +41,22 @@ def wanted(*extras):
     return found
 
 
-def imported_libraries():
+def test_the_version_is_the_projects():
+    assert percov2_core.__version__ == PROJECT["version"]
+
+
+def test_every_library_that_the_package_imports_is_listed():
     names = set()
-    for path in SOURCES:
+    for path in sorted((ROOT / "percov2_core").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 names |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 names.add((node.module or "").split(".")[0])
-    return names - set(sys.stdlib_module_names) - {"percov2_core"}
-
-
-@pytest.mark.parametrize("module", ["bitstream", "config", "errors", "cli"])
-def test_light_modules_load_no_heavy_library(module):
-    code = f"import sys, percov2_core.{module}; print(*sys.modules)"
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert {"torch", "numpy", "PIL", "diffusers"} & set(result.stdout.split()) == set()
-
-
-def test_every_library_that_the_package_imports_is_listed():
     owners = packages_distributions()
     users = set(PROJECT["optional-dependencies"]) - {"dev"}
     allowed = wanted(*users)
-    for name in imported_libraries():
+    for name in names - set(sys.stdlib_module_names) - {"percov2_core"}:
         assert {canonicalize_name(owner) for owner in owners.get(name, [name])} & set(allowed), name
 
 
@@ -84,36 +80,20 @@ def test_every_extra_but_the_one_that_downloads_weights_is_installed_for_develop
     assert set(wanted(*users)) == set(wanted("dev"))
 
 
-def targets():
-    text = (ROOT / "Makefile").read_text()
-    return text, re.findall(r"^([\w-]+):", text, re.MULTILINE)
-
-
-def test_no_target_of_the_makefile_is_mistaken_for_a_file():
-    text, names = targets()
-    (phony,) = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+def test_the_targets_of_the_makefile_are_phony_set_up_first_and_are_those_of_the_readme():
+    makefile, readme = ((ROOT / name).read_text() for name in ("Makefile", "README.md"))
+    names = re.findall(r"^([\w-]+):", makefile, re.MULTILINE)
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
     assert sorted(phony.split()) == sorted(names)
-
-
-def test_each_target_of_the_makefile_sets_up_the_environment_first():
-    _, names = targets()
-    for name in names:
-        plan = subprocess.run(
-            ["make", "--dry-run", "--always-make", name],
-            cwd=ROOT, capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
-        first, *rest = [line for line in plan.splitlines() if ".venv/bin/" in line]
-        assert "-m venv .venv" in first
-        assert "pip install" in rest[0]
-        assert len(rest) > 1
-
-
-def test_the_readme_names_targets_that_there_are():
-    _, names = targets()
-    text = (ROOT / "README.md").read_text()
-    named = re.findall(r"(?:^|`)make (?:[A-Z]+=\S+ )*([a-z]+)", text, re.MULTILINE)
+    named = re.findall(r"(?:^|`)make (?:[A-Z]+=\S+ )*([a-z]+)", readme, re.MULTILINE)
     assert named
     assert set(named) <= set(names)
+    for name in names:
+        plan = run("make", "--dry-run", "--always-make", name).stdout
+        first, second, *rest = [line for line in plan.splitlines() if ".venv/bin/" in line]
+        assert "-m venv .venv" in first
+        assert "pip install" in second
+        assert rest
 
 
 def test_every_marker_marks_something():
@@ -124,9 +104,7 @@ def test_every_marker_marks_something():
 
 
 def test_the_repository_stays_under_its_size():
-    result = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    result = run("git", "ls-files", "-z")
     if result.returncode:
         pytest.skip("needs git and a checkout")
     files = [ROOT / name for name in result.stdout.split("\0") if name]

@@ -42,11 +42,12 @@ def add_parser(commands: Any, *, report: Report) -> None:
     add("--codecs", nargs="+", default=[], metavar="CODEC", help="classic ones")
     budgets = "the best that each of --codecs does in so many bytes, over all sizes"
     add("--budgets", nargs="+", type=int, default=[], metavar="BYTES", help=budgets)
-    add("--modes", nargs="+", default=[], choices=list(MODES))
-    add("--presets", nargs="+", default=[], choices=PRESETS)
-    add("--steps", nargs="+", type=int, default=[])
-    add("--guidance", nargs="+", type=float, default=[])
-    add("--schedules", nargs="+", default=[DEFAULT_SCHEDULE], choices=SCHEDULES)
+    add("--modes", nargs="+", default=[], choices=list(MODES), help="of our codec")
+    add("--presets", nargs="+", default=[], choices=PRESETS, help="steps and guidance")
+    add("--steps", nargs="+", type=int, default=[], help="of the flow")
+    add("--guidance", nargs="+", type=float, default=[], help="1 is none")
+    order = "of the tokens"
+    add("--schedules", nargs="+", default=[DEFAULT_SCHEDULE], choices=SCHEDULES, help=order)
     add("--tokens", nargs="+", type=int, default=[], metavar="K", help="hybrid: tokens sent")
     known = (*METRICS, *SET_METRICS)
     add("--metrics", nargs="+", choices=known, default=list(METRICS), help="to compute")
