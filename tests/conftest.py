@@ -54,7 +54,8 @@ def kodak(shared: Path) -> list[Path]:
 @pytest.fixture(scope="session")
 def shipped() -> PerCoV2:
     """The embedded model."""
-    from percov2_core.weights import EMBEDDED_DIR, load_codec
+    from percov2_core.weights import load_codec
+    from percov2_core.weights.find import EMBEDDED_DIR
 
     if not (EMBEDDED_DIR / "model.json").is_file():
         pytest.skip("the embedded model is not in place")

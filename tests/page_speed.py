@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from playwright.sync_api import Page, sync_playwright
 
-from percov2_core.weights import EMBEDDED_DIR
+from percov2_core.weights.find import EMBEDDED_DIR
 from tests.ui_browser import choose_example, launch, open_tab
 from tests.ui_server import serve
 

@@ -16,7 +16,7 @@ from plotly.subplots import make_subplots
 
 from percov2_core.metrics import AXES
 from percov2_core.plots import colour
-from percov2_core.weights import EMBEDDED_DIR
+from percov2_core.weights.find import EMBEDDED_DIR
 from tests.ui_browser import choose_example, compress, launch, open_tab
 from tests.ui_server import ROOT, Server, serve
 

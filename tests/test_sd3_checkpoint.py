@@ -18,11 +18,10 @@ from percov2_core.config import MODES, RATES
 from percov2_core.errors import UnavailableError, WeightsError
 from percov2_core.flow.transformer import Conditions, guidance_features
 from percov2_core.weights import load_codec, rates
-from percov2_core.weights.about import read_about, write_about
 from percov2_core.weights.base import load_text
-from percov2_core.weights.files import WEIGHTS_FILE
+from percov2_core.weights.files import WEIGHTS_FILE, read_about, write_about
 from percov2_core.weights.fresh import random_codec, write_fresh_checkpoint
-from percov2_core.weights.lora import ADAPTER_FILE
+from percov2_core.weights.rates import ADAPTER_FILE
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import TINY
 from tests.tiny import picture
@@ -178,7 +177,7 @@ def test_random_weights_make_a_whole_codec():
 def change_weights(path, change):
     weights = load_file(path)
     change(weights)
-    save_file(weights, path)
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 def rename(weights, old, new):
@@ -251,9 +250,10 @@ def test_an_unknown_setting_is_named(lora):
 
 
 def test_an_adapter_without_its_library_says_what_to_install(lora, monkeypatch):
+    text = load_text(tiny_sd3_folder(), CPU, t5_tokens=0)
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UnavailableError, match="run `pip install peft`"):
-        load_codec(lora, device="cpu")
+        rates.load(lora / "extreme", CPU, base=tiny_sd3_folder(), text=text)
 
 
 def test_no_checkpoint_ships_and_the_message_says_so():

@@ -12,8 +12,8 @@ from percov2_core.cli import main
 from percov2_core.errors import WeightsError
 from percov2_core.weights import hub as client
 from percov2_core.weights import load_codec
+from percov2_core.weights.find import base_files, find_base
 from percov2_core.weights.fresh import write_fresh_checkpoint
-from percov2_core.weights.places import base_files, find_base
 from percov2_core.weights.sizes import BASES, TINY
 from tests.model_hub import COMMIT, TOKEN, ModelHub, files_of, stand_in
 from tests.tiny import picture

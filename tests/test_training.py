@@ -17,7 +17,8 @@ from percov2_core.training.quantize import TrainingQuantizer
 from percov2_core.training.rate import open_vae
 from percov2_core.training.samples import CropPlan, PhotoCrops, Photos
 from percov2_core.training.stage1 import Stage1Loss
-from percov2_core.weights import EMBEDDED_DIR, load_part
+from percov2_core.weights.files import load_part
+from percov2_core.weights.find import EMBEDDED_DIR
 from percov2_core.weights.sizes import EMBEDDED, Sizes
 from tests.tiny import TINY_VAE, drawing_within, picture, rows, tiny_sizes
 

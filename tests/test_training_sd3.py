@@ -23,7 +23,7 @@ from percov2_core.training.stage1 import parameter_groups as groups
 from percov2_core.weights import load_codec, rates
 from percov2_core.weights.base import load_text
 from percov2_core.weights.fresh import write_fresh_checkpoint
-from percov2_core.weights.lora import add_lora
+from percov2_core.weights.rates import add_lora
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import SD3, TINY, TRANSFORMER
 from tests.tiny import drawing_within, picture, rows

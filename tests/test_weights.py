@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from percov2_core.errors import WeightsError
-from percov2_core.weights import WEIGHTS_FILE, load_codec, model_digest, pack, unpack
+from percov2_core.weights import load_codec
+from percov2_core.weights.files import WEIGHTS_FILE, model_digest, pack, unpack
 from tests.tiny import picture, tiny_codec, tiny_folder
 
 

@@ -63,10 +63,9 @@ def add_weights(commands: Commands) -> None:
 
 def weights(args: argparse.Namespace) -> None:
     # Loads torch, which takes seconds: only once the arguments are known to be good.
-    from percov2_core.weights.about import read_about
+    from percov2_core.weights.files import read_about
+    from percov2_core.weights.find import base_of, fetch, find_model, inventory, next_step
     from percov2_core.weights.hub import upload
-    from percov2_core.weights.inventory import fetch, inventory, next_step
-    from percov2_core.weights.places import base_of, find_model
     from percov2_core.weights.residency import Residency
 
     home = Residency.from_environment(device=args.device)

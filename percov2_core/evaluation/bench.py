@@ -31,9 +31,9 @@ from percov2_core.config import MODES, RATES
 from percov2_core.errors import ConfigError
 from percov2_core.evaluation.bench_table import NO_DEVICE, BenchRow
 from percov2_core.flow.sampler import draw_noise, sample, sigmas
-from percov2_core.flow.sd3_text import SD3TextEncoder
 from percov2_core.flow.transformer import Conditions, guidance_features
 from percov2_core.weights import load_codec
+from percov2_core.weights.base import SD3TextEncoder
 from percov2_core.weights.fresh import random_codec
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import BASES, T5_TOKENS, TINY
@@ -86,7 +86,7 @@ def points(
     modules = next(iter(codec.rates.values()))
     t5 = "-"
     if isinstance(modules.text, SD3TextEncoder):
-        t5 = "no" if modules.text.towers[2] is None else "yes"
+        t5 = "yes" if modules.text.t5_tokens else "no"
     common = {
         "model": codec.name,
         "weights": "random" if random else "trained",

@@ -22,7 +22,7 @@ class TextEmbedding(NamedTuple):
 
 
 class TextEmbedder(Protocol):
-    """What turns captions into embeddings: `TextEncoder` or `sd3_text.SD3TextEncoder`."""
+    """What turns captions into embeddings: `TextEncoder` or `weights.base.SD3TextEncoder`."""
 
     def encode(self, captions: list[str]) -> TextEmbedding:
         """Captions -> embedding, on the model's device."""

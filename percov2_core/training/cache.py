@@ -48,7 +48,7 @@ from percov2_core.training.samples import (
 )
 from percov2_core.weights.base import SD3Base, load_base
 from percov2_core.weights.files import write_json
-from percov2_core.weights.places import find_base
+from percov2_core.weights.find import find_base
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import T5_TOKENS
 
@@ -152,7 +152,7 @@ def write_cache(options: RunOptions) -> None:
     captioner = get_captioner(options.captioner, device=str(home.target))
     t5 = T5_TOKENS if options.t5 else 0
     place = find_base(name, t5=t5 > 0)
-    base = load_base(place, name=name, residency=home, transformer=False, t5_tokens=t5)
+    base = load_base(place, name=name, residency=home, t5_tokens=t5)
     plan = options.settings(GridPlan, "plan", sides=(512,), counts=(len(photos),))
     source = EncodedPhotos(photos, plan, base.vae, captioner)
     with torch.inference_mode():

@@ -42,7 +42,7 @@ from percov2_core.caption.ngram import (
 )
 from percov2_core.errors import ConfigError
 from percov2_core.evaluation.protocol import list_pictures
-from percov2_core.weights.about import LANGUAGE_FILE
+from percov2_core.weights.files import LANGUAGE_FILE
 
 if TYPE_CHECKING:
     from percov2_core.training.recipes import RunOptions

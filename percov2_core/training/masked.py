@@ -36,8 +36,7 @@ from percov2_core.training.checkpoint import fill, load_average
 from percov2_core.training.loop import LoopConfig, StepLoss, processes, run
 from percov2_core.training.rate import check_pair, model_over_base, open_vae
 from percov2_core.training.samples import EncodedPhotos, GridPlan
-from percov2_core.weights.about import ENTROPY_FILE, read_about, write_about
-from percov2_core.weights.files import load_part
+from percov2_core.weights.files import ENTROPY_FILE, load_part, read_about, write_about
 
 if TYPE_CHECKING:
     from percov2_core.training.recipes import RunOptions

@@ -34,10 +34,10 @@ from percov2_core.training.loop import Evaluate, Groups, LoopConfig, on_cpu, pro
 from percov2_core.training.samples import CropPlan, PhotoCrops
 from percov2_core.training.stage1 import Stage1, Stage1Loss, mean_scores, parameter_groups
 from percov2_core.weights import rates
-from percov2_core.weights.about import ABOUT_FILE, ENTROPY_FILE, read_about, write_about
+from percov2_core.weights.files import ABOUT_FILE, ENTROPY_FILE, read_about, write_about
+from percov2_core.weights.find import find_base
 from percov2_core.weights.fresh import write_fresh_checkpoint
-from percov2_core.weights.lora import is_lora
-from percov2_core.weights.places import find_base
+from percov2_core.weights.rates import is_lora
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import CLIP_TOKENS, EMBEDDED, Sizes
 

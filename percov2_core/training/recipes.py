@@ -28,7 +28,7 @@ from percov2_core.training.loop import LoopConfig
 from percov2_core.training.masked import train_masked
 from percov2_core.training.rate import train_rate
 from percov2_core.training.samples import Photos
-from percov2_core.weights.places import MODELS_DIR
+from percov2_core.weights.find import MODELS_DIR
 from percov2_core.weights.sizes import find_base_model
 
 _Settings = TypeVar("_Settings")

@@ -1,39 +1,94 @@
-"""The frozen Stable Diffusion 3 under a PerCoV2 model: a diffusers folder -> loaded parts."""
+"""The frozen Stable Diffusion 3 under a PerCoV2 model: a diffusers folder -> loaded parts.
+
+Captions are embedded by the published pipeline (Esser et al. 2024, section 4): the last hidden
+state but one of both CLIP models side by side, padded with zeros to T5's width, then T5's tokens.
+Without T5 its part of the sequence is left out, not set to zero: shorter and faster, and a
+checkpoint has to be trained as it is used.
+
+B batch, L caption length in tokens, C = 4096 width, P = 2048 pooled width.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, SD3Transformer2DModel
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from torch import nn
-from transformers import (
-    AutoTokenizer,
-    CLIPTextConfig,
-    CLIPTextModelWithProjection,
-    T5Config,
-    T5EncoderModel,
-)
+from transformers import AutoTokenizer, CLIPTextModelWithProjection, T5EncoderModel
 
-from percov2_core.caption.describer import VOCABULARY
-from percov2_core.errors import WeightsError
-from percov2_core.flow.sd3_text import SD3TextEncoder, Tower
-from percov2_core.flow.text import word_tokenizer
+from percov2_core.errors import UnavailableError, WeightsError
+from percov2_core.flow.text import TextEmbedding
 from percov2_core.latent import LatentAutoencoder
-from percov2_core.weights import sizes
-from percov2_core.weights.files import TEXT_WEIGHTS_FILE, WEIGHTS_FILE, existing, read_json
+from percov2_core.weights.files import existing, load_published, one_line, read_json
+from percov2_core.weights.find import INDEX_FILE
 from percov2_core.weights.residency import Residency
-from percov2_core.weights.shards import load_large
-from percov2_core.weights.sizes import BaseModel, Settings
+from percov2_core.weights.sizes import T5_TOKENS
 
-INDEX_FILE = "model_index.json"
-_TEXT_KINDS: dict[str, tuple[Any, Any]] = {
-    "clip": (CLIPTextModelWithProjection, CLIPTextConfig),
-    "t5": (T5EncoderModel, T5Config),
-}
+
+class SD3TextEncoder:
+    """The frozen text models.
+
+    Args:
+        models: Two CLIP text models with projection and, if `t5_tokens` is not 0, T5.
+        tokenizers: One for each.
+        width: C, the width of the sequence.
+        t5_tokens: How many tokens a caption becomes for T5.
+        device: Where captions are embedded.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        tokenizers: Sequence[Any],
+        *,
+        width: int,
+        t5_tokens: int,
+        device: torch.device,
+    ) -> None:
+        self.models, self.t5_tokens, self.device = models, t5_tokens, device
+        self.pipeline: Any = StableDiffusion3Pipeline(
+            text_encoder=models[0],
+            text_encoder_2=models[1],
+            text_encoder_3=models[2] if t5_tokens else None,
+            tokenizer=tokenizers[0],
+            tokenizer_2=tokenizers[1],
+            tokenizer_3=tokenizers[2] if t5_tokens else None,
+            transformer=None,
+            scheduler=None,
+            vae=None,
+        )
+        # The pipeline asks its transformer for the width where there is no T5.
+        self.pipeline.transformer = SimpleNamespace(
+            config=SimpleNamespace(joint_attention_dim=width)
+        )
+        self._empty: TextEmbedding | None = None
+
+    # Not as inference tensors: what is cached here may condition a training step later.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def encode(self, captions: list[str]) -> TextEmbedding:
+        """Captions -> (B, L, C) and (B, P) float32 on `device`; the empty caption is kept."""
+        if captions != [""]:
+            return self._encode(captions)
+        if self._empty is None:
+            self._empty = self._encode([""])
+        return self._empty
+
+    def _encode(self, captions: list[str]) -> TextEmbedding:
+        sequence, _, pooled, _ = self.pipeline.encode_prompt(
+            captions,
+            None,
+            None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.t5_tokens,
+        )
+        return TextEmbedding(sequence.float(), pooled.float())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +98,12 @@ class SD3Base:
     Attributes:
         name: Key into `sizes.BASES`.
         vae: 16 channels at 1/8.
-        transformer: As published: 16 input channels. None where every rate brings its own.
         text: The text encoders.
         shift: Of the flow's time, towards its noisy end.
     """
 
     name: str
     vae: LatentAutoencoder
-    transformer: SD3Transformer2DModel | None
     text: SD3TextEncoder
     shift: float
 
@@ -60,27 +113,25 @@ def load_base(
     *,
     name: str = "sd3-medium",
     residency: Residency | None = None,
-    transformer: bool = True,
-    t5_tokens: int = sizes.T5_TOKENS,
+    t5_tokens: int = T5_TOKENS,
 ) -> SD3Base:
-    """Load a folder in diffusers' layout of Stable Diffusion 3, strictly.
+    """Load all but the transformer of a folder in diffusers' layout, strictly.
 
     Args:
-        transformer: False where every rate brings a full transformer of its own.
         t5_tokens: Tokens of the third text encoder, 0 to leave it out.
 
     Raises:
         WeightsError: if a file is missing or damaged, or a parameter does not fit.
+        UnavailableError: if text encoders are to visit the GPU and accelerate is not installed.
     """
     home = residency or Residency.from_environment()
     if not (folder / INDEX_FILE).is_file():
         raise WeightsError(f"base {name!r}: no {INDEX_FILE} in folder {str(folder)!r}")
-    t5 = t5_tokens if home.t5 else 0
+    vae = load_published(AutoencoderKL, folder / "vae", device=home.target, dtype=home.precision)
     return SD3Base(
         name=name,
-        vae=LatentAutoencoder(_diffusers_part(AutoencoderKL, folder / "vae", home)),
-        transformer=load_transformer(folder / "transformer", home) if transformer else None,
-        text=load_text(folder, home, t5_tokens=t5),
+        vae=LatentAutoencoder(vae),
+        text=load_text(folder, home, t5_tokens=t5_tokens if home.t5 else 0),
         shift=load_shift(folder),
     )
 
@@ -90,93 +141,39 @@ def load_shift(folder: Path) -> float:
     return float(read_json(folder / "scheduler" / "scheduler_config.json").get("shift", 1.0))
 
 
-def load_transformer(folder: Path, residency: Residency) -> SD3Transformer2DModel:
-    """A transformer folder, in the precision and on the device of `residency`."""
-    return _diffusers_part(SD3Transformer2DModel, folder, residency)
-
-
-def load_text(folder: Path, residency: Residency, *, t5_tokens: int) -> SD3TextEncoder:
+def load_text(folder: Path, home: Residency, *, t5_tokens: int) -> SD3TextEncoder:
     """The text encoders of a base folder; `t5_tokens` is 0 to leave T5 out."""
-    clip_l, clip_g = (_text_tower("clip", folder, suffix, residency) for suffix in ("", "_2"))
-    t5 = _text_tower("t5", folder, "_3", residency, length=t5_tokens) if t5_tokens else None
+    models, tokenizers = [], []
+    for suffix in ("", "_2", "_3") if t5_tokens else ("", "_2"):
+        kind = T5EncoderModel if suffix == "_3" else CLIPTextModelWithProjection
+        place = folder / f"text_encoder{suffix}"
+        model = load_published(kind, place, device=torch.device("cpu"), dtype=home.precision)
+        models.append(settled(model, home))
+        tokenizers.append(_load_tokenizer(folder / f"tokenizer{suffix}"))
     width = int(read_json(folder / "transformer" / "config.json")["joint_attention_dim"])
-    return SD3TextEncoder(clip_l, clip_g, t5, width=width, device=residency.target)
+    return SD3TextEncoder(models, tokenizers, width=width, t5_tokens=t5_tokens, device=home.target)
 
 
-def random_base(
-    model: BaseModel, *, residency: Residency, t5_tokens: int = sizes.T5_TOKENS
-) -> SD3Base:
-    """The published sizes with random weights, for measuring: speed and memory are the same.
-
-    Captions become the numbers of a small vocabulary: the real tokenizers cannot be had here.
-    """
-    clip_l, clip_g = (
-        _random_tower("clip", settings, residency, length=sizes.CLIP_TOKENS)
-        for settings in (model.clip_l, model.clip_g)
-    )
-    t5 = None
-    if t5_tokens and residency.t5:
-        t5 = _random_tower("t5", model.t5, residency, length=t5_tokens)
-    width = model.transformer["joint_attention_dim"]
-    return SD3Base(
-        name=model.name,
-        vae=LatentAutoencoder(_random(lambda: AutoencoderKL(**model.vae), residency)),
-        transformer=_random(lambda: SD3Transformer2DModel(**model.transformer), residency),
-        text=SD3TextEncoder(clip_l, clip_g, t5, width=width, device=residency.target),
-        shift=sizes.SHIFT,
-    )
+def settled(model: nn.Module, home: Residency) -> nn.Module:
+    """Put a text encoder where it rests, from where it visits the device that it runs on."""
+    rest = home.rest("t5" if isinstance(model, T5EncoderModel) else "clip")
+    if rest == home.target:
+        return model.to(rest)
+    try:
+        from accelerate import cpu_offload
+    except ImportError as error:
+        message = "PERCOV2_OFFLOAD needs a library: run `pip install accelerate`"
+        raise UnavailableError(message) from error
+    # Layer by layer, and nothing is copied back: nothing has changed.
+    visitor: nn.Module = cpu_offload(model.to(rest), home.target, offload_buffers=True)
+    return visitor
 
 
-def _diffusers_part(kind: Any, folder: Path, residency: Residency) -> Any:
-    config = read_json(folder / "config.json")
-    stem = WEIGHTS_FILE.removesuffix(".safetensors")
-    return load_large(
-        lambda: kind.from_config(config),
-        folder,
-        stem,
-        device=residency.target,
-        dtype=residency.precision,
-    )
-
-
-def _text_tower(
-    part: str, folder: Path, suffix: str, residency: Residency, *, length: int | None = None
-) -> Tower:
-    kind, config_kind = _TEXT_KINDS[part]
-    place = folder / f"text_encoder{suffix}"
-    config = config_kind.from_dict(read_json(place / "config.json"))
-    model = load_large(
-        lambda: kind(config),
-        place,
-        TEXT_WEIGHTS_FILE.removesuffix(".safetensors"),
-        device=residency.rest(part),
-        dtype=residency.precision,
-    )
-    length = length or int(config.max_position_embeddings)
-    return Tower(model, _tokenizer(folder / f"tokenizer{suffix}"), length)
-
-
-def _tokenizer(folder: Path) -> Any:
+def _load_tokenizer(folder: Path) -> Any:
     existing(folder / "tokenizer_config.json")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        text = " ".join(str(error).split())
-        raise WeightsError(f"tokenizer {str(folder)!r} cannot be read: {text}") from error
-
-
-def _random(build: Callable[[], nn.Module], residency: Residency) -> Any:
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(residency.precision)
-    try:
-        with residency.target:
-            part = build()
-    finally:
-        torch.set_default_dtype(default)
-    return part.eval().requires_grad_(False)
-
-
-def _random_tower(part: str, settings: Settings, residency: Residency, *, length: int) -> Tower:
-    kind, config_kind = _TEXT_KINDS[part]
-    model = _random(lambda: kind(config_kind(**settings)), residency).to(residency.rest(part))
-    return Tower(model, word_tokenizer(VOCABULARY, length), length)
+        raise WeightsError(
+            f"tokenizer {str(folder)!r} cannot be read: {one_line(error)}"
+        ) from error

@@ -1,25 +1,146 @@
-"""Files of a model folder: JSON, parameters that must all fit, and 8-bit storage."""
+"""Files of a model folder: `model.json`, parameters that must all fit, and 8-bit storage."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from percov2_core.config import MODES, PRESETS, RATES, Preset
 from percov2_core.errors import ConfigError, PerCoError, WeightsError
+from percov2_core.weights.sizes import BASES
 
+FORMAT = 1
+ABOUT_FILE = "model.json"
+LANGUAGE_FILE = "caption_language.npz"
+ENTROPY_FILE = "entropy.safetensors"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 TEXT_WEIGHTS_FILE = "model.safetensors"
 PACKED_FROM = 4096  # numbers in a matrix from which it is stored in 8 bits
 SCALE_SUFFIX = ".per_row_scale"
 _WEIGHTS_FILES = (WEIGHTS_FILE, TEXT_WEIGHTS_FILE)
+_SHOWN = 3  # parameters in a message
 
 _Part = TypeVar("_Part", bound=nn.Module)
 _Settings = TypeVar("_Settings")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """The fields of `model.json`; those with a default may be absent.
+
+    Attributes:
+        name: What messages call the model.
+        presets: Steps and guidance per mode and preset.
+        shift: Of the flow's time, towards its noisy end.
+        base: Key into `sizes.BASES`; empty if the folder holds its own base.
+        t5_tokens: Tokens of the base's third text encoder that the model was trained with.
+        captioner: Who writes the captions that the model was trained on.
+        digest: Hexadecimal `model_digest` of the folder; empty if it was not recorded.
+    """
+
+    name: str
+    presets: Mapping[str, Mapping[str, Preset]]
+    shift: float = 1.0
+    base: str = ""
+    t5_tokens: int = 0
+    captioner: str = "describer"
+    digest: str = ""
+
+
+def read_about(folder: Path) -> About:
+    """Read and check `model.json`.
+
+    Raises:
+        WeightsError: if it is missing, of another format, or names an unknown base.
+    """
+    found = read_json(folder / ABOUT_FILE)
+    if found.get("format") != FORMAT:
+        raise WeightsError(
+            f"model {str(folder)!r}: format {found.get('format')!r}, this build reads {FORMAT}"
+        )
+    about = About(
+        name=str(found.get("name", folder.name)),
+        presets=_presets(found),
+        shift=float(found.get("shift", 1.0)),
+        base=str(found.get("base", "")),
+        t5_tokens=int(found.get("t5_tokens", 0)),
+        captioner=str(found.get("captioner", "describer")),
+        digest=str(found.get("digest", "")),
+    )
+    if about.base and about.base not in BASES:
+        known = ", ".join(BASES)
+        raise WeightsError(f"{ABOUT_FILE}: base must be one of {known}, got {about.base!r}")
+    return about
+
+
+def write_about(about: About, folder: Path) -> None:
+    """Write `model.json`, with the digest of what the folder holds now."""
+    presets = {
+        mode: {name: preset._asdict() for name, preset in named.items()}
+        for mode, named in about.presets.items()
+    }
+    values = {
+        "format": FORMAT,
+        "name": about.name,
+        "base": about.base,
+        "shift": about.shift,
+        "t5_tokens": about.t5_tokens,
+        "captioner": about.captioner,
+        "digest": model_digest(folder).hex(),
+        "presets": presets,
+    }
+    write_json(folder / ABOUT_FILE, values)
+
+
+def model_digest(folder: Path) -> bytes:
+    """SHA-256 over what gives a file its meaning: caption tables, codebooks, entropy models.
+
+    Its first byte is the fingerprint in every file. The decoder's other weights may improve
+    without making old files unreadable.
+    """
+    digest = hashlib.sha256()
+    per_rate = (ENTROPY_FILE, f"quantizer/{WEIGHTS_FILE}")
+    for name in (LANGUAGE_FILE, *(f"{rate}/{part}" for rate in RATES for part in per_rate)):
+        data = existing(folder / name).read_bytes()
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.digest()
+
+
+def checked_digest(about: About, folder: Path) -> bytes:
+    """`model_digest`, which must be the recorded one.
+
+    Raises:
+        WeightsError: if parts of another model were put into the folder.
+    """
+    digest = model_digest(folder)
+    if about.digest not in ("", digest.hex()):
+        raise WeightsError(
+            f"model {str(folder)!r}: digest is {digest.hex()[:12]}, {ABOUT_FILE} says "
+            f"{about.digest[:12]}: codebooks or entropy models are not those it was saved with"
+        )
+    return digest
+
+
+def _presets(found: Mapping[str, Any]) -> dict[str, dict[str, Preset]]:
+    """Named steps and guidance per mode, checked to be complete."""
+    presets = found.get("presets", {})
+    missing = [f"{m}/{p}" for m in MODES for p in PRESETS if p not in presets.get(m, {})]
+    if missing:
+        raise WeightsError(f"{ABOUT_FILE}: presets lack {', '.join(missing)}")
+    return {mode: {p: _preset(presets[mode][p]) for p in PRESETS} for mode in MODES}
+
+
+def _preset(values: Mapping[str, Any]) -> Preset:
+    return Preset(int(values["steps"]), float(values["guidance"]))
 
 
 def load_part(kind: type[_Part], folder: Path, device: torch.device) -> _Part:
@@ -36,10 +157,40 @@ def fill(part: _Part, weights: Path) -> _Part:
     except PerCoError:
         raise
     except Exception as error:  # safetensors and torch each raise their own kinds
-        text = " ".join(str(error).split())
-        message = f"{str(weights)!r} does not fit {type(part).__name__}: {text}"
-        raise WeightsError(message) from error
+        name = type(part).__name__
+        raise WeightsError(f"{str(weights)!r} does not fit {name}: {one_line(error)}") from error
     return part.float().eval().requires_grad_(False)
+
+
+def load_published(kind: Any, folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
+    """A model of diffusers or transformers from its folder, by the library's own loader.
+
+    What a part has too little, too much or misshapen is an error, not a random number.
+
+    Raises:
+        WeightsError: if a parameter does not fit, or a file is missing or damaged.
+    """
+    existing(folder / "config.json")
+    try:
+        part, found = kind.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # reports them instead of raising without their names
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise WeightsError(f"{str(folder)!r} cannot be read: {one_line(error)}") from error
+    wrong = [f"{name} is missing" for name in sorted(found["missing_keys"])]
+    wrong += [f"{name} is unknown" for name in sorted(found["unexpected_keys"])]
+    wrong += [
+        f"{name} has shape {tuple(has)}, expected {tuple(wanted)}"
+        for name, has, wanted in found["mismatched_keys"]
+    ]
+    if wrong:
+        raise WeightsError(f"{str(folder)!r}: {'; '.join(wrong[:_SHOWN])}")
+    return part.to(device).eval().requires_grad_(False)
 
 
 def pack(folder: Path) -> None:
@@ -107,3 +258,8 @@ def read_settings(kind: type[_Settings], path: Path) -> _Settings:
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write an object for `read_json`."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def one_line(error: Exception) -> str:
+    """What a library says, in one line."""
+    return " ".join(str(error).split())

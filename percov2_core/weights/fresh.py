@@ -1,4 +1,4 @@
-"""Untrained PerCoV2 modules over Stable Diffusion 3: where training starts, what bench measures.
+"""Untrained models over Stable Diffusion 3: where training starts, and what bench measures.
 
 The flow starts as the published model's: the new input channels weigh nothing. Tokens mean
 nothing yet, and the entropy model gives every token the same probability.
@@ -10,25 +10,27 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import SD3Transformer2DModel
-from torch import nn
+from diffusers import AutoencoderKL, SD3Transformer2DModel
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
+from percov2_core.caption.describer import VOCABULARY
 from percov2_core.caption.language import load_language
 from percov2_core.codec import PerCoV2, RateModules
 from percov2_core.config import MODES, PRESETS, Preset
 from percov2_core.entropy.exact import ExactModel
 from percov2_core.entropy.prior import TokenPrior
+from percov2_core.flow.text import word_tokenizer
 from percov2_core.flow.transformer import extend_patch_embedding
-from percov2_core.weights import rates
-from percov2_core.weights.about import ENTROPY_FILE, LANGUAGE_FILE, About, write_about
-from percov2_core.weights.base import load_shift, load_text, load_transformer, random_base
-from percov2_core.weights.checkpoint import assemble
-from percov2_core.weights.lora import add_lora
-from percov2_core.weights.places import EMBEDDED_DIR
+from percov2_core.latent import LatentAutoencoder
+from percov2_core.weights import assemble, rates
+from percov2_core.weights.base import SD3TextEncoder, load_shift, load_text, settled
+from percov2_core.weights.files import ENTROPY_FILE, LANGUAGE_FILE, About, write_about
+from percov2_core.weights.find import EMBEDDED_DIR
 from percov2_core.weights.residency import Residency
-from percov2_core.weights.sizes import SD3, T5_TOKENS, BaseModel, Sizes
+from percov2_core.weights.sizes import CLIP_TOKENS, SD3, SHIFT, T5_TOKENS, BaseModel, Sizes
 
 _PRESETS = {"faithful": Preset(4, 1.0), "balanced": Preset(20, 3.0), "vivid": Preset(20, 5.0)}
 
@@ -60,9 +62,10 @@ def write_fresh_checkpoint(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for rate, size in sizes.items():
-            transformer = load_transformer(base / "transformer", home)
-            wanted = _difference(transformer, size.features, lora_rank)
-            modules = rates.build(size, transformer=wanted, text=text)
+            plain = rates.load_transformer(base / "transformer", home)
+            wide = extend_patch_embedding(plain, size.features)
+            transformer = rates.add_lora(wide, rank=lora_rank) if lora_rank else wide
+            modules = rates.build(size, transformer=transformer, text=text)
             rates.save(modules, folder / rate, packed=False)
             modules.prior.model.save(folder / rate / ENTROPY_FILE)
     shutil.copyfile(EMBEDDED_DIR / LANGUAGE_FILE, folder / LANGUAGE_FILE)
@@ -73,26 +76,54 @@ def write_fresh_checkpoint(
 def random_codec(
     model: BaseModel, *, residency: Residency | None = None, t5_tokens: int = T5_TOKENS
 ) -> PerCoV2:
-    """A codec of the published size on random weights, for measuring speed and memory.
+    """A codec of the published size on random weights: speed and memory are the same.
 
-    Both rates share one transformer.
+    Both rates share one transformer. Captions become the numbers of a small vocabulary: the real
+    tokenizers cannot be had here.
     """
     home = residency or Residency.from_environment()
-    base = random_base(model, residency=home, t5_tokens=t5_tokens)
+    text = _random_text(model, home, t5_tokens if home.t5 else 0)
     (features,) = {size.features for size in model.rates.values()}
-    assert base.transformer is not None
-    transformer = extend_patch_embedding(base.transformer, features)
-    modules = {
-        rate: _on(rates.build(size, transformer=transformer, text=base.text), home)
-        for rate, size in model.rates.items()
-    }
+    plain = _random(home, SD3Transformer2DModel, **model.transformer)
+    transformer = extend_patch_embedding(plain, features)
     return assemble(
-        _about(model.name, base.shift, t5_tokens),
+        _about(model.name, SHIFT, t5_tokens),
         digest=bytes(32),
-        vae=base.vae,
-        rates=modules,
+        vae=LatentAutoencoder(_random(home, AutoencoderKL, **model.vae)),
+        rates={
+            rate: _on(rates.build(size, transformer=transformer, text=text), home)
+            for rate, size in model.rates.items()
+        },
         language=load_language(EMBEDDED_DIR / LANGUAGE_FILE),
         home=home,
+    )
+
+
+def _random(home: Residency, kind: Any, *config: Any, **settings: Any) -> Any:
+    """A network made where and in the precision in which it runs."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(home.precision)
+    try:
+        with home.target:
+            part = kind(*config, **settings)
+    finally:
+        torch.set_default_dtype(default)
+    return part.eval().requires_grad_(False)
+
+
+def _random_text(model: BaseModel, home: Residency, t5_tokens: int) -> SD3TextEncoder:
+    models = [
+        _random(home, CLIPTextModelWithProjection, CLIPTextConfig(**settings))
+        for settings in (model.clip_l, model.clip_g)
+    ]
+    if t5_tokens:
+        models.append(_random(home, T5EncoderModel, T5Config(**model.t5)))
+    return SD3TextEncoder(
+        [settled(model, home) for model in models],
+        [word_tokenizer(VOCABULARY, CLIP_TOKENS)] * len(models),
+        width=model.transformer["joint_attention_dim"],
+        t5_tokens=t5_tokens,
+        device=home.target,
     )
 
 
@@ -117,8 +148,3 @@ def _about(base_name: str, shift: float, t5_tokens: int) -> About:
         t5_tokens=t5_tokens,
         captioner="auto",
     )
-
-
-def _difference(transformer: SD3Transformer2DModel, features: int, rank: int) -> nn.Module:
-    extended = extend_patch_embedding(transformer, features)
-    return add_lora(extended, rank=rank) if rank else extended

@@ -1,17 +1,20 @@
 """The modules of one rate: build them fresh, save them into RATE/ of a model, load them strictly.
 
 A rate brings everything, as in the embedded model, or takes transformer and text encoders from
-Stable Diffusion 3 (`base`): then RATE/ holds a full transformer or the difference from the base's.
+Stable Diffusion 3 (`base`): then RATE/ holds a full transformer, or its low-rank difference from
+the base's as peft stores it: the low-rank matrices, and the extended patch embedding in full.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import SD3Transformer2DModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
@@ -22,26 +25,45 @@ from percov2_core.entropy.exact import ExactModel
 from percov2_core.entropy.exporter import export
 from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfig
 from percov2_core.entropy.prior import TokenPrior
-from percov2_core.errors import WeightsError
+from percov2_core.errors import UnavailableError, WeightsError
 from percov2_core.flow.text import TextEmbedder, TextEncoder, small_text_encoder
 from percov2_core.flow.transformer import FlowConfig, FlowModel, extend_patch_embedding
 from percov2_core.hyper.networks import HyperDecoder, HyperEncoder, VectorQuantizer
 from percov2_core.hyper.search import SearchConfig
-from percov2_core.weights.about import ENTROPY_FILE
-from percov2_core.weights.base import load_transformer
 from percov2_core.weights.files import (
+    ENTROPY_FILE,
     TEXT_WEIGHTS_FILE,
     existing,
     fill,
     load_part,
+    load_published,
+    one_line,
     pack,
     read_json,
     read_settings,
     write_json,
 )
-from percov2_core.weights.lora import is_lora, load_lora, merged, save_lora
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import Sizes
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+PATCH_EMBEDDING = "pos_embed.proj"
+TARGETS = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "add_q_proj",
+    "add_k_proj",
+    "add_v_proj",
+    "to_add_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+)
 
 
 def build(
@@ -85,7 +107,7 @@ def build(
 def save(modules: RateModules, folder: Path, *, packed: bool) -> None:
     """Write all but the entropy model, which is trained afterwards and saved by itself.
 
-    The transformer is written as its low-rank difference if `lora.add_lora` made it.
+    The transformer is written as its low-rank difference if `add_lora` made it.
 
     Args:
         packed: In half precision, large matrices in 8 bits; the modules are left in half
@@ -128,7 +150,11 @@ def load(
         UnavailableError: if the checkpoint needs peft and it is not installed.
     """
     device = home.target
-    transformer = _load_over(folder, base, home, merge) if base else _load_own(folder, device)
+    transformer = (
+        _load_over(folder, base, home, merge)
+        if base
+        else load_part(SD3Transformer2DModel, folder / "transformer", device)
+    )
     return RateModules(
         encoder=load_part(HyperEncoder, folder / "hyper_encoder", device),
         quantizer=load_part(VectorQuantizer, folder / "quantizer", device),
@@ -160,9 +186,9 @@ def _own_transformer(sizes: Sizes) -> SD3Transformer2DModel:
     return transformer
 
 
-def _load_own(folder: Path, device: torch.device) -> nn.Module:
-    part: nn.Module = load_part(SD3Transformer2DModel, folder / "transformer", device)
-    return part
+def load_transformer(folder: Path, home: Residency) -> SD3Transformer2DModel:
+    """A transformer folder of a base, or of a rate over it that changed every weight."""
+    return load_published(SD3Transformer2DModel, folder, device=home.target, dtype=home.precision)
 
 
 def _load_over(folder: Path, base: Path, home: Residency, merge: bool) -> nn.Module:
@@ -188,3 +214,91 @@ def _load_text(folder: Path, device: torch.device) -> TextEncoder:
     existing(folder / "tokenizer" / "tokenizer.json")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
     return TextEncoder(model.to(device), tokenizer)
+
+
+def add_lora(transformer: SD3Transformer2DModel, *, rank: int = 64) -> PeftModel:
+    """Wrap an extended transformer so that only the low-rank part and the patch embedding train.
+
+    Before training its output is the transformer's.
+
+    Raises:
+        UnavailableError: if peft is not installed.
+    """
+    peft = _peft()
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=list(TARGETS),
+        modules_to_save=[PATCH_EMBEDDING],
+    )
+    wrapped: PeftModel = peft.get_peft_model(transformer, config)
+    return wrapped
+
+
+def is_lora(transformer: nn.Module) -> bool:
+    """Whether `add_lora` made it."""
+    return hasattr(transformer, "peft_config")
+
+
+def save_lora(transformer: nn.Module, folder: Path) -> None:
+    """Write the difference of what `add_lora` made."""
+    wrapped: Any = transformer
+    folder.mkdir(parents=True, exist_ok=True)
+    wrapped.peft_config["default"].save_pretrained(folder)
+    state = _peft().get_peft_model_state_dict(wrapped)
+    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    save_file(state, folder / ADAPTER_FILE, metadata={"format": "pt"})
+
+
+def load_lora(transformer: SD3Transformer2DModel, folder: Path) -> PeftModel:
+    """Put a saved difference around an extended transformer, strictly.
+
+    Raises:
+        WeightsError: if a parameter is missing, unknown or misshapen, or a file is damaged.
+        UnavailableError: if peft is not installed.
+    """
+    peft = _peft()
+    path = existing(folder / ADAPTER_FILE)
+    existing(folder / ADAPTER_CONFIG_FILE)
+    try:
+        state = load_file(path)
+        config = peft.LoraConfig.from_pretrained(str(folder))
+        wrapped: PeftModel = peft.get_peft_model(transformer, config)
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise WeightsError(f"adapter {str(folder)!r} cannot be read: {one_line(error)}") from error
+    _check(state, peft.get_peft_model_state_dict(wrapped), path)
+    peft.set_peft_model_state_dict(wrapped, state)
+    return wrapped
+
+
+def merged(transformer: nn.Module, dtype: torch.dtype) -> SD3Transformer2DModel:
+    """The plain, frozen transformer that computes the same; the wrapped one is used up."""
+    wrapped: Any = transformer
+    plain: SD3Transformer2DModel = wrapped.merge_and_unload()
+    for parameter in plain.parameters():  # peft trains in float32
+        parameter.data = parameter.data.to(dtype)
+    return plain.requires_grad_(False)
+
+
+def _check(state: dict[str, Any], expected: dict[str, Any], path: Path) -> None:
+    for kind, names in (
+        ("no", expected.keys() - state.keys()),
+        ("unknown", state.keys() - expected.keys()),
+    ):
+        if names:
+            raise WeightsError(f"{str(path)!r}: {kind} parameter {min(names)}")
+    for name, value in state.items():
+        if value.shape != expected[name].shape:
+            raise WeightsError(
+                f"{str(path)!r}: {name} has shape {tuple(value.shape)}, "
+                f"expected {tuple(expected[name].shape)}"
+            )
+
+
+def _peft() -> Any:
+    # Slow to load, and most models have no adapter.
+    try:
+        import peft
+    except ImportError as error:
+        raise UnavailableError("adapters need a library: run `pip install peft`") from error
+    return peft

@@ -1,13 +1,15 @@
 """Sizes of our modules, by model and rate, and of Stable Diffusion 3 as published.
 
-Its settings are those of the repositories' own `config.json`; they build models of the real size
-where no weights can be had (bench, memory, parameter counts).
+`sd3.json` beside this file holds the settings of its repositories' own `config.json`; they build
+models of the real size where no weights can be had (bench, memory, parameter counts).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -102,74 +104,6 @@ SD3: Mapping[str, Sizes] = MappingProxyType(
         "extreme": _over_sd3((320,), (6,)),
     }
 )
-TRANSFORMER: Settings = MappingProxyType(
-    {
-        "sample_size": 128,
-        "patch_size": 2,
-        "in_channels": 16,
-        "out_channels": 16,
-        "num_layers": 24,
-        "attention_head_dim": 64,
-        "num_attention_heads": 24,
-        "joint_attention_dim": 4096,
-        "caption_projection_dim": 1536,
-        "pooled_projection_dim": 2048,
-        "pos_embed_max_size": 192,
-    }
-)
-VAE: Settings = MappingProxyType(
-    {
-        "in_channels": 3,
-        "out_channels": 3,
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "block_out_channels": (128, 256, 512, 512),
-        "layers_per_block": 2,
-        "act_fn": "silu",
-        "latent_channels": 16,
-        "norm_num_groups": 32,
-        "sample_size": 1024,
-        "scaling_factor": 1.5305,
-        "shift_factor": 0.0609,
-        "use_quant_conv": False,
-        "use_post_quant_conv": False,
-    }
-)
-_CLIP = {"vocab_size": 49408, "max_position_embeddings": CLIP_TOKENS, "bos_token_id": 0}
-_CLIP |= {"eos_token_id": 2, "pad_token_id": 1}
-CLIP_L: Settings = MappingProxyType(
-    {
-        **_CLIP,
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "projection_dim": 768,
-        "hidden_act": "quick_gelu",
-    }
-)
-CLIP_G: Settings = MappingProxyType(
-    {
-        **_CLIP,
-        "hidden_size": 1280,
-        "intermediate_size": 5120,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 20,
-        "projection_dim": 1280,
-        "hidden_act": "gelu",
-    }
-)
-T5_XXL: Settings = MappingProxyType(
-    {
-        "d_model": 4096,
-        "d_kv": 64,
-        "d_ff": 10240,
-        "num_layers": 24,
-        "num_heads": 64,
-        "vocab_size": 32128,
-        "feed_forward_proj": "gated-gelu",
-    }
-)
 SHIFT = 3.0  # of the flow's time, towards its noisy end
 
 
@@ -193,66 +127,16 @@ class BaseModel:
     rates: Mapping[str, Sizes]
 
 
-def _medium(name: str, repository: str, **changes: Any) -> BaseModel:
-    return BaseModel(
-        name=name,
-        repository=repository,
-        transformer=MappingProxyType({**TRANSFORMER, **changes}),
-        vae=VAE,
-        clip_l=CLIP_L,
-        clip_g=CLIP_G,
-        t5=T5_XXL,
-        rates=SD3,
-    )
+def _published(name: str, rates: Mapping[str, Sizes]) -> BaseModel:
+    settings = json.loads(Path(__file__).with_name("sd3.json").read_text(encoding="utf-8"))
+    return BaseModel(name=name, rates=rates, **settings[name])
 
 
-BASES = MappingProxyType(
-    {
-        base.name: base
-        for base in (
-            _medium("sd3-medium", "stabilityai/stable-diffusion-3-medium-diffusers"),
-            _medium(
-                "sd3.5-medium",
-                "stabilityai/stable-diffusion-3.5-medium",
-                pos_embed_max_size=384,
-                qk_norm="rms_norm",
-                dual_attention_layers=tuple(range(13)),
-            ),
-        )
-    }
-)
-
-
-def _tiny_clip(settings: Settings, width: int) -> Settings:
-    small = {"hidden_size": width, "intermediate_size": 2 * width, "projection_dim": width}
-    return {**settings, **small, "num_hidden_layers": 2, "num_attention_heads": 2}
-
-
+BASES = MappingProxyType({name: _published(name, SD3) for name in ("sd3-medium", "sd3.5-medium")})
 # The same parts at toy size: what runs through them in a test runs through the real ones.
-TINY = BaseModel(
-    name="tiny-random",
-    repository="",
-    transformer={
-        **TRANSFORMER,
-        "num_layers": 2,
-        "attention_head_dim": 8,
-        "num_attention_heads": 2,
-        "joint_attention_dim": 96,
-        "caption_projection_dim": 16,
-        "pooled_projection_dim": 24 + 40,
-        "pos_embed_max_size": 64,
-    },
-    vae={
-        **VAE,
-        "block_out_channels": (8, 8, 8, 8),
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-        "sample_size": 256,
-    },
-    clip_l=_tiny_clip(CLIP_L, 24),
-    clip_g=_tiny_clip(CLIP_G, 40),
-    t5={**T5_XXL, "d_model": 96, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2},
-    rates={
+TINY = _published(
+    "tiny-random",
+    {
         "ultra-low": _over_sd3((8, 8, 8), (1, 1, 1), code_dim=4, features=4),
         "extreme": _over_sd3((8,), (1,), code_dim=4, features=4),
     },
