@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -182,15 +182,29 @@ def load_published(kind: Any, folder: Path, *, device: torch.device, dtype: torc
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsError(f"{str(folder)!r} cannot be read: {one_line(error)}") from error
-    wrong = [f"{name} is missing" for name in sorted(found["missing_keys"])]
-    wrong += [f"{name} is unknown" for name in sorted(found["unexpected_keys"])]
+    check_fit(folder, found["missing_keys"], found["unexpected_keys"], found["mismatched_keys"])
+    return part.to(device).eval().requires_grad_(False)
+
+
+def check_fit(
+    place: Path,
+    missing: Iterable[str],
+    unknown: Iterable[str],
+    misshapen: Iterable[tuple[str, Iterable[int], Iterable[int]]],
+) -> None:
+    """Parameters that a network lacks, does not know, or has in another shape (found, expected).
+
+    Raises:
+        WeightsError: if there are any; names the first.
+    """
+    wrong = [f"{name} is missing" for name in sorted(missing)]
+    wrong += [f"{name} is unknown" for name in sorted(unknown)]
     wrong += [
         f"{name} has shape {tuple(has)}, expected {tuple(wanted)}"
-        for name, has, wanted in found["mismatched_keys"]
+        for name, has, wanted in misshapen
     ]
     if wrong:
-        raise WeightsError(f"{str(folder)!r}: {'; '.join(wrong[:_SHOWN])}")
-    return part.to(device).eval().requires_grad_(False)
+        raise WeightsError(f"{str(place)!r}: {'; '.join(wrong[:_SHOWN])}")
 
 
 def pack(folder: Path) -> None:

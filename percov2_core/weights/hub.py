@@ -97,18 +97,15 @@ def _one_line(repository: str) -> Iterator[None]:
             raise OfflineModeIsEnabled
         set_client_factory(_client)
         yield
-    except _KNOWN as error:
+    except (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+        httpx2.TransportError,
+    ) as error:
         raise WeightsError(_sentence(error, repository)) from error
-
-
-_KNOWN = (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    httpx2.TransportError,
-)
 
 
 def _sentence(error: BaseException, repository: str) -> str:

@@ -33,6 +33,7 @@ from percov2_core.hyper.search import SearchConfig
 from percov2_core.weights.files import (
     ENTROPY_FILE,
     TEXT_WEIGHTS_FILE,
+    check_fit,
     existing,
     fill,
     load_part,
@@ -266,7 +267,10 @@ def load_lora(transformer: SD3Transformer2DModel, folder: Path) -> PeftModel:
         wrapped: PeftModel = peft.get_peft_model(transformer, config)
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise WeightsError(f"adapter {str(folder)!r} cannot be read: {one_line(error)}") from error
-    _check(state, peft.get_peft_model_state_dict(wrapped), path)
+    expected = peft.get_peft_model_state_dict(wrapped)
+    shapes = [(name, state[name].shape, expected[name].shape) for name in state.keys() & expected]
+    misshapen = [shape for shape in shapes if shape[1] != shape[2]]
+    check_fit(path, expected.keys() - state.keys(), state.keys() - expected.keys(), misshapen)
     peft.set_peft_model_state_dict(wrapped, state)
     return wrapped
 
@@ -278,21 +282,6 @@ def merged(transformer: nn.Module, dtype: torch.dtype) -> SD3Transformer2DModel:
     for parameter in plain.parameters():  # peft trains in float32
         parameter.data = parameter.data.to(dtype)
     return plain.requires_grad_(False)
-
-
-def _check(state: dict[str, Any], expected: dict[str, Any], path: Path) -> None:
-    for kind, names in (
-        ("no", expected.keys() - state.keys()),
-        ("unknown", state.keys() - expected.keys()),
-    ):
-        if names:
-            raise WeightsError(f"{str(path)!r}: {kind} parameter {min(names)}")
-    for name, value in state.items():
-        if value.shape != expected[name].shape:
-            raise WeightsError(
-                f"{str(path)!r}: {name} has shape {tuple(value.shape)}, "
-                f"expected {tuple(expected[name].shape)}"
-            )
 
 
 def _peft() -> Any:
