@@ -113,10 +113,10 @@ def add_inspect(commands: Commands) -> None:
 
 def inspect(args: argparse.Namespace) -> None:
     stream = read_stream(args.stream)
-    # Loads torch, which takes seconds: only once the file is known to be one.
-    from percov2_core.weights import load_codec
+    # Loads torch, which takes seconds, but no library of networks: nothing is painted.
+    from percov2_core.weights import load_file_codec
 
-    contents = load_codec(args.model).read(stream)
+    contents = load_file_codec(args.model).read(stream)
     size_bytes, bits = sum(stream.sizes), contents.bits._asdict()
     bpp = bits_per_pixel(size_bytes, stream.width, stream.height)
     if args.json:

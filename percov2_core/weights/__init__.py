@@ -32,27 +32,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from diffusers import AutoencoderDC
 from PIL import Image
 
 from percov2_core.caption.captioner import get_captioner
 from percov2_core.caption.language import CaptionLanguage, load_language
-from percov2_core.codec import PerCoV2, RateModules
 from percov2_core.config import RATES
+from percov2_core.contents import FileCodec, FileModules
 from percov2_core.errors import WeightsError
-from percov2_core.latent import LatentAutoencoder
-from percov2_core.weights import rates
 from percov2_core.weights.files import (
+    ENTROPY_FILE,
     LANGUAGE_FILE,
     About,
     checked_digest,
     existing,
     load_part,
+    load_prior,
     read_about,
 )
 from percov2_core.weights.find import base_of, find_base, find_model
 from percov2_core.weights.residency import Residency
+
+if TYPE_CHECKING:
+    from percov2_core.codec import PerCoV2, RateModules
+    from percov2_core.latent import LatentAutoencoder
 
 WARM_UP_PX = 512
 
@@ -76,10 +80,7 @@ def load_codec(
         ConfigError: if a setting in the environment is wrong.
     """
     home = residency or Residency.from_environment(device=device)
-    folder = find_model(str(name))
-    about = read_about(folder)
-    if (wanted := base_of(str(name))) not in ("", about.base):
-        raise WeightsError(f"model {str(folder)!r}: base is {about.base!r}, expected {wanted!r}")
+    folder, about = _find(name)
     vae, modules = _over_base(folder, about, home) if about.base else _own(folder, home)
     return assemble(
         about,
@@ -89,6 +90,29 @@ def load_codec(
         language=load_language(existing(folder / LANGUAGE_FILE)),
         home=home,
     )
+
+
+def load_file_codec(name: str | Path = "embedded") -> FileCodec:
+    """The half of a model that reads and writes files, on the CPU, without its networks.
+
+    Raises:
+        WeightsError: as `load_codec` does.
+    """
+    folder, about = _find(name)
+    return FileCodec(
+        name=about.name,
+        digest=checked_digest(about, folder),
+        language=load_language(existing(folder / LANGUAGE_FILE)),
+        rates={r: FileModules(prior=load_prior(folder / r / ENTROPY_FILE)) for r in RATES},
+    )
+
+
+def _find(name: str | Path) -> tuple[Path, About]:
+    folder = find_model(str(name))
+    about = read_about(folder)
+    if (wanted := base_of(str(name))) not in ("", about.base):
+        raise WeightsError(f"model {str(folder)!r}: base is {about.base!r}, expected {wanted!r}")
+    return folder, about
 
 
 def assemble(
@@ -101,6 +125,9 @@ def assemble(
     home: Residency,
 ) -> PerCoV2:
     """The codec from its loaded parts."""
+    # Here and below: diffusers and transformers take seconds, which `load_file_codec` does without.
+    from percov2_core.codec import PerCoV2
+
     if home.compile_allowed:
         for modules in rates.values():
             modules.flow.transformer.compile()
@@ -131,6 +158,11 @@ def warm_up(codec: PerCoV2, home: Residency | None = None) -> None:
 
 def _own(folder: Path, home: Residency) -> tuple[LatentAutoencoder, dict[str, RateModules]]:
     """A folder that holds its own base, as the embedded model's does."""
+    from diffusers import AutoencoderDC
+
+    from percov2_core.latent import LatentAutoencoder
+    from percov2_core.weights import rates
+
     vae = LatentAutoencoder(load_part(AutoencoderDC, folder / "vae", home.target))
     return vae, {rate: rates.load(folder / rate, home) for rate in RATES}
 
@@ -139,7 +171,7 @@ def _over_base(
     folder: Path, about: About, home: Residency
 ) -> tuple[LatentAutoencoder, dict[str, RateModules]]:
     """A folder that holds what differs from Stable Diffusion 3."""
-    # Pulls in the published pipeline, which the embedded model does without.
+    from percov2_core.weights import rates
     from percov2_core.weights.base import load_base
 
     place = find_base(about.base, t5=home.t5 and about.t5_tokens > 0)

@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from percov2_core.config import MODES, PRESETS, RATES, Preset
+from percov2_core.entropy.exact import ExactModel
+from percov2_core.entropy.prior import TokenPrior
 from percov2_core.errors import ConfigError, PerCoError, WeightsError
 from percov2_core.weights.sizes import BASES
 
@@ -205,6 +207,14 @@ def check_fit(
     ]
     if wrong:
         raise WeightsError(f"{str(place)!r}: {'; '.join(wrong[:_SHOWN])}")
+
+
+def load_prior(path: Path, device: str = "cpu") -> TokenPrior:
+    """The entropy model of a rate."""
+    try:
+        return TokenPrior(ExactModel.load(existing(path), device=device))
+    except (ValueError, KeyError) as error:
+        raise WeightsError(f"{str(path)!r}: {error}") from error
 
 
 def pack(folder: Path) -> None:

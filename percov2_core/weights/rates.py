@@ -21,7 +21,6 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrained
 from percov2_core.caption.describer import VOCABULARY
 from percov2_core.codec import RateModules
 from percov2_core.config import LATENT_CHANNELS
-from percov2_core.entropy.exact import ExactModel
 from percov2_core.entropy.exporter import export
 from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfig
 from percov2_core.entropy.prior import TokenPrior
@@ -37,6 +36,7 @@ from percov2_core.weights.files import (
     existing,
     fill,
     load_part,
+    load_prior,
     load_published,
     one_line,
     pack,
@@ -159,7 +159,7 @@ def load(
     return RateModules(
         encoder=load_part(HyperEncoder, folder / "hyper_encoder", device),
         quantizer=load_part(VectorQuantizer, folder / "quantizer", device),
-        prior=_load_prior(folder / ENTROPY_FILE, device),
+        prior=load_prior(folder / ENTROPY_FILE, str(device)),
         decoder=load_part(HyperDecoder, folder / "hyper_decoder", device),
         text=text or _load_text(folder, device),
         search=read_settings(SearchConfig, folder / "search.json"),
@@ -200,13 +200,6 @@ def _load_over(folder: Path, base: Path, home: Residency, merge: bool) -> nn.Mod
     plain = extend_patch_embedding(load_transformer(base / "transformer", home), features)
     wrapped = load_lora(plain, folder / "lora")
     return merged(wrapped, home.precision) if merge else wrapped
-
-
-def _load_prior(path: Path, device: torch.device) -> TokenPrior:
-    try:
-        return TokenPrior(ExactModel.load(existing(path), device=str(device)))
-    except (ValueError, KeyError) as error:
-        raise WeightsError(f"{str(path)!r}: {error}") from error
 
 
 def _load_text(folder: Path, device: torch.device) -> TextEncoder:
