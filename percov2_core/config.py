@@ -14,7 +14,6 @@ from typing import NamedTuple, SupportsIndex
 
 from percov2_core.errors import ConfigError
 
-LATENT_STRIDE = 8  # pixels per latent cell, fixed by the SD3 autoencoder
 LATENT_CHANNELS = 16
 MIN_SIDE_PX = 64
 MAX_SIDE_PX = 4096
@@ -33,7 +32,7 @@ class RateConfig:
     """One token grid of the codec."""
 
     name: str  # of the hyper-encoder, codebook and entropy model that belong together
-    token_stride: int  # pixels per token along one side, a multiple of `LATENT_STRIDE`
+    token_stride: int  # pixels per token along one side, a multiple of the 8 of a latent cell
     codebook_size: int = 256  # entries in the vector quantiser
 
     def grid(self, height: int, width: int) -> tuple[int, int]:

@@ -82,7 +82,7 @@ class FileCodec:
         if tokens.shape != (h, w) or not 0 <= tokens.min() <= tokens.max() < size:
             raise ConfigError(f"tokens must be {h} x {w} numbers in [0, {size})")
         writer, cuts = SymbolWriter(), []
-        packing.write_caption(writer, caption, self.language)
+        packing.write_caption(writer.write, caption, self.language)
         ordered = tokens.ravel()[coding_order(header.schedule, header.grid)]  # (N,)
         for written in prior.compress(
             tokens, caption, schedule=header.schedule, writer=writer, sent=header.tokens_sent
@@ -128,7 +128,7 @@ class FileCodec:
                 f"{self.name!r} has {self.fingerprint:02x}"
             )
         reader = SymbolReader(stream.payload)
-        caption = packing.read_caption(reader, self.language)
+        caption = packing.read_caption(reader.read, self.language)
         caption_bits = reader.ideal_bits
         tokens, token_bits = self.rates[MODES[stream.mode].rate].prior.decompress(
             reader,

@@ -31,12 +31,12 @@ def digest(prior: TokenPrior, language, tokens: np.ndarray, caption: str) -> str
     parts = []
     for sent in (tokens.size, tokens.size // 4, 0):
         writer = SymbolWriter()
-        write_caption(writer, caption, language)
+        write_caption(writer.write, caption, language)
         for _ in prior.compress(tokens, caption, schedule="qlds", writer=writer, sent=sent):
             pass
         data = writer.finish()
         reader = SymbolReader(data)
-        said = read_caption(reader, language)
+        said = read_caption(reader.read, language)
         read = prior.decompress(
             reader, tokens.shape, caption=said, schedule="qlds", sent=sent, seed=0
         )

@@ -96,9 +96,9 @@ class Lexicon:
     model: NGram
 
     def __post_init__(self) -> None:
-        if self.model.size != len(self.vocabulary):
+        if len(self.model.base) != len(self.vocabulary):
             raise WeightsError(
-                f"caption model: tables for {self.model.size} symbols, "
+                f"caption model: tables for {len(self.model.base)} symbols, "
                 f"the vocabulary has {len(self.vocabulary)}"
             )
 

@@ -66,11 +66,6 @@ class NGram:
         self._table = mass_table()
         self._base_mass = self._table[base]
 
-    @property
-    def size(self) -> int:
-        """V, the number of symbols."""
-        return len(self.base)
-
     def weights(self, history: Sequence[int]) -> NDArray[np.int64]:
         """(V,) what each symbol weighs after `history`, which began with `BOUNDARY`."""
         remaining = 1 << SCALE
@@ -92,7 +87,7 @@ class NGram:
         order = self.orders[len(context) - 1]
         key = 0
         for symbol in context:
-            key = key * self.size + symbol
+            key = key * len(self.base) + symbol
         index = int(np.searchsorted(order.contexts, key))
         if index == len(order.contexts) or order.contexts[index] != key:
             return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from math import log2
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,18 +21,9 @@ from percov2_core.errors import BitstreamError, ConfigError
 MAX_BYTES = 1000
 
 
-class Writer(Protocol):
-    """Where symbols go."""
-
-    def write(self, symbols: NDArray[np.integer], freqs: NDArray[np.uint32]) -> None:
-        """Append (N,) symbols with (N, K) frequencies."""
-
-
-class Reader(Protocol):
-    """Where symbols come from."""
-
-    def read(self, freqs: NDArray[np.uint32]) -> NDArray[np.int32]:
-        """(N, K) frequencies -> (N,) symbols."""
+# Where symbols go and come from: (N,) symbols with their (N, K) frequencies.
+Write = Callable[[NDArray[np.integer], NDArray[np.uint32]], None]
+Read = Callable[[NDArray[np.uint32]], NDArray[np.int32]]
 
 
 class Form(NamedTuple):
@@ -69,17 +60,17 @@ _BYTE_FREQS = np.full((1, 256), TOTAL // 256, dtype=np.uint32)
 Exchange = Callable[[int, NDArray[np.uint32]], int]
 
 
-def write_caption(writer: Writer, text: str, model: CaptionLanguage) -> None:
+def write_caption(write: Write, text: str, model: CaptionLanguage) -> None:
     """Append a caption.
 
     Raises:
         ConfigError: see `check_caption`.
     """
     for symbol, freqs in _cheapest(text, model):
-        writer.write(np.array([symbol]), freqs)
+        write(np.array([symbol]), freqs)
 
 
-def read_caption(reader: Reader, model: CaptionLanguage) -> str:
+def read_caption(read: Read, model: CaptionLanguage) -> str:
     """Read what `write_caption` wrote.
 
     Raises:
@@ -87,7 +78,7 @@ def read_caption(reader: Reader, model: CaptionLanguage) -> str:
     """
 
     def exchange(_: int, freqs: NDArray[np.uint32]) -> int:
-        return int(reader.read(freqs)[0])
+        return int(read(freqs)[0])
 
     form = FORMS[exchange(0, _FORM_FREQS)]
     if not form.lexicon:

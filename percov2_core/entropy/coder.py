@@ -80,7 +80,10 @@ class SymbolReader:
         self._data = data
         # All that is read is written again: the copy knows how many bytes it takes so far.
         self._mirror = SymbolWriter()
-        self._coder = constriction.stream.queue.RangeDecoder(_to_words(data))
+        # Two words more than needed, because a coder starts with two.
+        padding = bytes(-len(data) % _WORD.itemsize + 2 * _WORD.itemsize)
+        words = np.frombuffer(data + padding, dtype=_WORD).astype(np.uint32)
+        self._coder = constriction.stream.queue.RangeDecoder(words)
 
     @property
     def ideal_bits(self) -> float:
@@ -158,9 +161,3 @@ def _shortest(data: bytes, lower: int, width: int, *, size: int, least: int) -> 
             fits = start >= 0 and value < 1 << 8 * count
             return value.to_bytes(count, "big") if fits else None
         count += 1
-
-
-def _to_words(data: bytes) -> NDArray[np.uint32]:
-    """Zero-padded big-endian words; two more than needed, because a coder starts with two."""
-    padding = bytes(-len(data) % _WORD.itemsize + 2 * _WORD.itemsize)
-    return np.frombuffer(data + padding, dtype=_WORD).astype(np.uint32)

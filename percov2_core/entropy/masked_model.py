@@ -36,7 +36,6 @@ from percov2_core.errors import ConfigError
 
 REACH = 2  # the neighbourhood is (2 * REACH + 1) squared
 NEIGHBOURS = (2 * REACH + 1) ** 2
-CENTRE = NEIGHBOURS // 2
 WORD_REACH = 2  # a word is read together with this many words on either side
 PAD_WORD, UNKNOWN_WORD, FIRST_WORD = 0, 1, 2
 
@@ -195,12 +194,13 @@ class Tower(nn.Module):
 
     def __init__(self, config: MaskedModelConfig, *, layers: int) -> None:
         super().__init__()
-        side = 2 * MAX_TILE - 1
-        self.bias = nn.Parameter(torch.zeros(config.heads, side * side))
+        # (A, 63 * 63): at first heads differ in how fast they fade with distance.
+        axis = torch.arange(2 * MAX_TILE - 1) - (MAX_TILE - 1)
+        distance = torch.sqrt((axis[:, None] ** 2 + axis[None, :] ** 2).float()).flatten()
+        reach = 2.0 ** torch.linspace(1, 5, config.heads)
+        self.bias = nn.Parameter(1.0 - distance[None, :] / reach[:, None])
         self.word_bias = nn.Parameter(torch.zeros(config.heads))
         self.layers = nn.ModuleList(Layer(config) for _ in range(layers))
-        with torch.no_grad():
-            self.bias.copy_(_near_bias(config.heads))
 
     def biases(self, words: Tensor, grid: Grid, *, visible: Tensor) -> Biases:
         """(B, W) word ids and (N, N) bool visibility -> score biases."""
@@ -282,11 +282,3 @@ class MaskedImageModel(nn.Module):
         mixed: Tensor = self.mix_codes(self.codes(ids).flatten(2))
         placed: Tensor = mixed + self.rows(rows) + self.columns(columns)
         return placed
-
-
-def _near_bias(heads: int) -> Tensor:
-    """(A, 63 * 63) start of the bias tables: heads differ in how fast they fade with distance."""
-    axis = torch.arange(2 * MAX_TILE - 1) - (MAX_TILE - 1)
-    distance = torch.sqrt((axis[:, None] ** 2 + axis[None, :] ** 2).float()).flatten()
-    reach = 2.0 ** torch.linspace(1, 5, heads)
-    return 1.0 - distance[None, :] / reach[:, None]

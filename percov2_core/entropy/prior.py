@@ -57,13 +57,7 @@ class TokenPrior:
         self.codebook_size = model.config.codebook_size
 
     def compress(
-        self,
-        tokens: Ints,
-        caption: str,
-        *,
-        schedule: str,
-        writer: SymbolWriter,
-        sent: int,
+        self, tokens: Ints, caption: str, *, schedule: str, writer: SymbolWriter, sent: int
     ) -> Iterator[int]:
         """Write the first tokens of a grid, stage by stage, as the iterator is asked.
 
@@ -88,14 +82,7 @@ class TokenPrior:
             yield done
 
     def decompress(
-        self,
-        reader: SymbolReader,
-        grid: Grid,
-        *,
-        caption: str,
-        schedule: str,
-        sent: int,
-        seed: int,
+        self, reader: SymbolReader, grid: Grid, *, caption: str, schedule: str, sent: int, seed: int
     ) -> Decompressed:
         """Read the tokens that were sent and draw the others.
 

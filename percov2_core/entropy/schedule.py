@@ -118,16 +118,11 @@ def _quincunx(h: int, w: int) -> Ints:
 
 
 def _qlds(h: int, w: int) -> Ints:
-    """Cut the low-discrepancy order at ceil(N (x / S)**2.2) tokens, x = 1..S."""
-    rank, n = _r2_rank(h, w), h * w
-    ends = [_power_share(n, x) for x in range(1, QLDS_STAGES + 1)]
-    return np.searchsorted(np.array(ends), rank, side="right").astype(np.int64)
-
-
-def _power_share(n: int, x: int) -> int:
-    """The smallest c with c >= n (x / S)**(a/b), that is c**b S**a >= n**b x**a."""
-    a, b = QLDS_EXPONENT
-    return next(c for c in range(1, n + 1) if c**b * QLDS_STAGES**a >= n**b * x**a)
+    """Cut the low-discrepancy order at ceil(N (x / S)**(a/b)) tokens, x = 1..S."""
+    n, s, (a, b) = h * w, QLDS_STAGES, QLDS_EXPONENT
+    # The smallest c with c >= N (x / S)**(a/b), that is c**b S**a >= N**b x**a.
+    ends = [next(c for c in range(1, n + 1) if c**b * s**a >= n**b * x**a) for x in range(1, s + 1)]
+    return np.searchsorted(np.array(ends), _r2_rank(h, w), side="right").astype(np.int64)
 
 
 @lru_cache(maxsize=16)

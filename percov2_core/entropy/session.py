@@ -18,21 +18,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from percov2_core.entropy import exact
 from percov2_core.entropy import masked_model as mm
-from percov2_core.entropy.exact import (
-    KEY_LIMIT,
-    LOGIT_LIMIT,
-    NORM_BITS,
-    QUERY_LIMIT,
-    RESIDUAL_BITS,
-    RESIDUAL_LIMIT,
-    SCORE_BITS,
-    VALUE_LIMIT,
-    WEIGHT_TOTAL,
-    ExactLayer,
-    ExactModel,
-    Product,
-)
+from percov2_core.entropy.exact import ExactLayer, ExactModel, Product
 from percov2_core.entropy.schedule import MAX_TILE, Grid
 
 TOTAL = 1 << 16  # what the frequencies of one token add up to
@@ -179,15 +167,15 @@ class Session:
         layers, parts, heads, _, size = memory.shape
         made = product(x, carrier=self._carrier).reshape(len(x), layers, parts, heads, size)
         space = memory[:, :, :, at : at + len(x)].copy_(made.permute(1, 2, 3, 0, 4))
-        space[:, 0].clamp_(-KEY_LIMIT, KEY_LIMIT)
-        space[:, 1].clamp_(-VALUE_LIMIT, VALUE_LIMIT)
+        space[:, 0].clamp_(-exact.KEY_LIMIT, exact.KEY_LIMIT)
+        space[:, 1].clamp_(-exact.VALUE_LIMIT, exact.VALUE_LIMIT)
 
     def _update(
         self, layer: ExactLayer, x: Tensor, normed: Tensor, memory: Tensor, bias: Tensor
     ) -> Tensor:
         """One layer for (n, D) residual integers, given with their normed ones."""
         carrier = self._carrier
-        q = layer.query(normed, carrier=carrier).clamp_(-QUERY_LIMIT, QUERY_LIMIT)
+        q = layer.query(normed, carrier=carrier).clamp_(-exact.QUERY_LIMIT, exact.QUERY_LIMIT)
         heads, size = memory.shape[1], memory.shape[3]
         q = q.to(carrier).reshape(len(q), heads, size).transpose(0, 1)
         keys, values = memory[:, :, : bias.shape[-1]]
@@ -226,16 +214,18 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
 def _weights(q: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
     """(A, n, d), (A, M, d), (A, n, M) -> (A, n, M) weights that add up to at most 16000."""
     score = torch.baddbmm(bias.to(q.dtype), q, keys.transpose(1, 2)).clamp_(min=0.0)
-    total = score.sum(-1, keepdim=True, dtype=torch.float64).add_(mm.SUM_OFFSET * 2**SCORE_BITS)
-    return score.mul_(_divide(WEIGHT_TOTAL, total).float()).floor_()
+    total = score.sum(-1, keepdim=True, dtype=torch.float64).add_(
+        mm.SUM_OFFSET * 2**exact.SCORE_BITS
+    )
+    return score.mul_(_divide(exact.WEIGHT_TOTAL, total).float()).floor_()
 
 
 def _normalise(x: Tensor) -> Tensor:
     """(n, D) residual integers -> integers of root mean square 2**9."""
     wide, width = x.double(), x.shape[-1]
-    floor = width * (mm.NORM_FLOOR * 2**RESIDUAL_BITS) ** 2
+    floor = width * (mm.NORM_FLOOR * 2**exact.RESIDUAL_BITS) ** 2
     length = wide.square().sum(-1, keepdim=True).add_(floor).sqrt_()
-    return wide.mul_(_divide(2**NORM_BITS * sqrt(width), length)).add_(0.5).floor_().float()
+    return wide.mul_(_divide(2**exact.NORM_BITS * sqrt(width), length)).add_(0.5).floor_().float()
 
 
 def _divide(number: float, by: Tensor) -> Tensor:
@@ -245,12 +235,12 @@ def _divide(number: float, by: Tensor) -> Tensor:
 
 def _residual(x: Tensor) -> Tensor:
     """Clip a new tensor in place."""
-    return x.clamp_(-RESIDUAL_LIMIT, RESIDUAL_LIMIT)
+    return x.clamp_(-exact.RESIDUAL_LIMIT, exact.RESIDUAL_LIMIT)
 
 
 def _to_frequencies(logits: Tensor, exponential: Tensor) -> Tensor:
     """(n, K) integers in units of 2**-6 bits -> (n, K) int64 that sum to 2**16."""
-    logits = logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT).to(torch.int64)
+    logits = logits.clamp(-exact.LOGIT_LIMIT, exact.LOGIT_LIMIT).to(torch.int64)
     size = logits.shape[1]
     below = logits.amax(1, keepdim=True) - logits
     mass = exponential[below.clamp(max=len(exponential) - 1)]
