@@ -3,62 +3,57 @@
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 from PIL import Image
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from percov2_core.caption.captioner import BLIP_MODEL, get_captioner
 from percov2_core.caption.describer import describe
 from percov2_core.errors import ConfigError, UnavailableError
+from percov2_core.flow.text import word_tokenizer
 
 PICTURE = Image.new("RGB", (40, 30), (90, 120, 200))
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[ENC]", "[DEC]", "a", "blue", "dog"]
 
 
+LAYERS = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+VISION = {**LAYERS, "intermediate_size": 16, "image_size": 32, "patch_size": 16}
+PIXELS = BlipImageProcessorPil(size={"height": 32, "width": 32})
+
+
 @pytest.fixture
 def tiny_blip(tmp_path: Path) -> Path:
-    transformers = pytest.importorskip("transformers")
-    import torch
-    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
-
     torch.manual_seed(0)
-    layers = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = {"vocab_size": len(VOCABULARY), "intermediate_size": 16, "encoder_hidden_size": 16}
     special = {"bos_token_id": 6, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
     config = transformers.BlipConfig(
-        text_config={**layers, **text, **special, "max_position_embeddings": 64},
-        vision_config={**layers, "intermediate_size": 16, "image_size": 32, "patch_size": 16},
+        text_config={**LAYERS, **text, **special, "max_position_embeddings": 64},
+        vision_config=VISION,
     )
     transformers.BlipForConditionalGeneration(config).save_pretrained(tmp_path)
     (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY))
     tokenizer = transformers.BertTokenizer(str(tmp_path / "vocab.txt"))
-    pixels = BlipImageProcessorPil(size={"height": 32, "width": 32})
-    transformers.BlipProcessor(pixels, tokenizer).save_pretrained(tmp_path)
+    transformers.BlipProcessor(PIXELS, tokenizer).save_pretrained(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def tiny_blip2(tmp_path: Path) -> Path:
-    import torch
-    from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor
-    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
-
-    from percov2_core.flow.text import word_tokenizer
-
     torch.manual_seed(0)
-    layers = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     tokenizer = word_tokenizer(("a", "blue", "dog"), 77)
     tokenizer.add_tokens(["<image>"], special_tokens=True)
     ids = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 0}
     text = {"ffn_dim": 16, "word_embed_proj_dim": 16, "max_position_embeddings": 96}
-    config = Blip2Config(
-        vision_config={**layers, "intermediate_size": 16, "image_size": 32, "patch_size": 16},
-        qformer_config={**layers, "intermediate_size": 16, "encoder_hidden_size": 16},
-        text_config={"model_type": "opt", "vocab_size": len(tokenizer), **layers, **text, **ids},
+    config = transformers.Blip2Config(
+        vision_config=VISION,
+        qformer_config={**LAYERS, "intermediate_size": 16, "encoder_hidden_size": 16},
+        text_config={"model_type": "opt", "vocab_size": len(tokenizer), **LAYERS, **text, **ids},
         num_query_tokens=4,
         image_token_index=len(tokenizer) - 1,
     )
-    Blip2ForConditionalGeneration(config).save_pretrained(tmp_path)
-    pixels = BlipImageProcessorPil(size={"height": 32, "width": 32})
-    Blip2Processor(pixels, tokenizer, num_query_tokens=4).save_pretrained(tmp_path)
+    transformers.Blip2ForConditionalGeneration(config).save_pretrained(tmp_path)
+    transformers.Blip2Processor(PIXELS, tokenizer, num_query_tokens=4).save_pretrained(tmp_path)
     return tmp_path
 
 
@@ -90,19 +85,17 @@ def test_either_blip_is_found_by_its_folder_and_writes_up_to_32_tokens(
     assert how["pixel_values"].dtype == captioner.write.model.dtype
 
 
-def test_absent_weights_are_one_clear_line(monkeypatch, tmp_path):
+def test_absent_weights_are_one_clear_line_and_the_hub_is_not_asked_unless_allowed(
+    monkeypatch, tmp_path
+):
     monkeypatch.delenv("PERCOV2_ALLOW_DOWNLOAD", raising=False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UnavailableError) as caught:
         get_captioner("blip", blip=str(tmp_path / "nothing"))
     message = str(caught.value)
     assert message.startswith("captioner 'blip': ")
     assert "set PERCOV2_ALLOW_DOWNLOAD=1" in message
     assert "\n" not in message
-
-
-def test_the_hub_is_not_asked_unless_allowed(monkeypatch, tmp_path):
-    monkeypatch.delenv("PERCOV2_ALLOW_DOWNLOAD", raising=False)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UnavailableError, match="is not here"):
         get_captioner("blip", blip=f"{BLIP_MODEL}-absent")
 
@@ -110,12 +103,11 @@ def test_the_hub_is_not_asked_unless_allowed(monkeypatch, tmp_path):
 def test_auto_is_blip_where_its_weights_are_and_the_describer_elsewhere(tiny_blip, monkeypatch):
     monkeypatch.delenv("PERCOV2_ALLOW_DOWNLOAD", raising=False)
     assert get_captioner("auto", blip=str(tiny_blip)).name == "blip"
-    assert get_captioner("auto", blip=str(tiny_blip / "nothing")).name == "describer"
-
-
-def test_the_describer_is_a_captioner():
-    captioner = get_captioner("describer")
-    assert (captioner.name, captioner(PICTURE)) == ("describer", describe(PICTURE))
+    for captioner in (
+        get_captioner("auto", blip=str(tiny_blip / "nothing")),
+        get_captioner("describer"),
+    ):
+        assert (captioner.name, captioner(PICTURE)) == ("describer", describe(PICTURE))
 
 
 def test_a_captioner_that_there_is_not_is_named():

@@ -95,15 +95,12 @@ def test_saved_tables_are_the_same_after_loading(tmp_path):
     assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
 
 
-def test_a_missing_or_foreign_file_says_so(tmp_path):
+def test_a_missing_or_foreign_file_and_a_missing_table_are_named(tmp_path):
     with pytest.raises(WeightsError, match=r"caption model none\.npz cannot be read"):
         load_language(tmp_path / "none.npz")
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(WeightsError, match=r"caption model text\.npz cannot be read"):
         load_language(tmp_path / "text.npz")
-
-
-def test_a_table_that_is_missing_is_named(tmp_path):
     save_language(build_language(CAPTIONS, SENTENCES), tmp_path / "one.npz")
     arrays = dict(np.load(tmp_path / "one.npz"))
     del arrays["letters.base"]

@@ -52,13 +52,8 @@ def test_files_are_at_most_two_bytes_over_header_and_ideal_length(codec, squares
             written = codec.write(blank, tokens, caption)
             ideal_bits = codec.caption_bits(caption) + codec.read(written).token_bits.sum()
             assert 8 * written.sizes.payload <= ideal_bits + 16
-
-
-def test_headers_take_at_most_eight_bytes(streams):
-    for stream in (s for per_rate in streams.values() for s in per_rate):
-        assert stream.sizes.header == 7
-        if stream.cuts:
-            assert stream.truncate(0).sizes.header == 8
+            assert written.sizes.header == 7
+            assert not written.cuts or written.truncate(0).sizes.header == 8
 
 
 def test_mean_rates_stay_within_what_is_promised(codec, full, streams):
@@ -76,35 +71,15 @@ def test_mean_rates_stay_within_what_is_promised(codec, full, streams):
     assert np.mean([len(s.truncate(0).to_bytes()) for s in streams["ultra-low"]]) <= 40
 
 
-def test_hybrid_decodes_for_every_k_and_bits_fall_with_k(codec, streams):
-    for stream in streams["ultra-low"]:
-        counts, sizes = [k for k in SENT if k <= stream.tokens_total], []
-        for k in counts:
+def test_a_cut_file_is_what_encoding_gives_and_bits_fall_with_k(codec, squares, streams):
+    for picture, stream in zip(squares, streams["ultra-low"], strict=True):
+        sizes = []
+        for k in [k for k in SENT if k <= stream.tokens_total]:
             shorter = codec.truncate(stream, tokens=k)
+            assert codec.encode(picture, "hybrid", tokens=k) == shorter
             assert codec.read(Stream.from_bytes(shorter.to_bytes())).sent.sum() == k
             sizes.append(len(shorter.to_bytes()))
         assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
-
-
-def test_a_cut_file_is_what_encoding_with_so_many_tokens_gives(codec, squares, streams):
-    for picture, stream in zip(squares, streams["ultra-low"], strict=True):
-        for k in [k for k in SENT if k <= stream.tokens_total]:
-            assert codec.truncate(stream, tokens=k) == codec.encode(picture, "hybrid", tokens=k)
-
-
-def test_single_byte_corruptions_of_a_file_are_reported(codec, full, streams):
-    rng = np.random.default_rng(0)
-    data = streams["ultra-low"][0].to_bytes()
-    missed = 0
-    for _ in range(250 if full else 80):
-        damaged = bytearray(data)
-        damaged[rng.integers(len(data))] ^= int(rng.integers(1, 256))
-        try:
-            codec.read(Stream.from_bytes(bytes(damaged)))
-        except ValueError:
-            continue
-        missed += 1
-    assert missed <= 1
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -10,7 +10,7 @@ from percov2_core.entropy.coder import SymbolReader, SymbolWriter
 from percov2_core.entropy.exporter import export
 from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfig
 from percov2_core.entropy.prior import Draws, TokenPrior
-from percov2_core.entropy.schedule import coding_order, order, stage_map
+from percov2_core.entropy.schedule import coding_order, order
 from percov2_core.entropy.session import Session
 from percov2_core.errors import BitstreamError
 
@@ -53,18 +53,11 @@ def decoded(data, grid, *, schedule, sent=None, seed=0):
     return found
 
 
-@settings(max_examples=25, deadline=None)
-@given(names, grids, st.integers(0, 99))
-def test_all_tokens_survive_the_round_trip(schedule, grid, seed):
-    tokens = random_tokens(seed, grid)
-    writer, _ = coded(tokens, schedule=schedule)
-    assert np.array_equal(decoded(writer.finish(), grid, schedule=schedule).tokens, tokens)
-
-
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(names, grids, st.data())
 def test_the_first_tokens_survive_and_the_others_are_drawn_from_them(schedule, grid, data):
-    sent = data.draw(st.integers(0, grid[0] * grid[1]))
+    total = grid[0] * grid[1]
+    sent = data.draw(st.one_of(st.just(total), st.integers(0, total)))
     tokens = random_tokens(1, grid)
     writer, _ = coded(tokens, schedule=schedule, sent=sent)
     found, bits = decoded(writer.finish(), grid, schedule=schedule, sent=sent, seed=5)
@@ -113,14 +106,6 @@ def test_grids_beyond_one_tile_survive_the_round_trip(schedule):
         found = decoded(writer.finish(), (3, 70), schedule=schedule, sent=sent).tokens
         first = coding_order(schedule, (3, 70))[:sent]
         assert np.array_equal(found.ravel()[first], tokens.ravel()[first])
-
-
-@settings(max_examples=25, deadline=None)
-@given(names, st.tuples(st.integers(1, 40), st.integers(1, 70)))
-def test_the_coding_order_goes_stage_by_stage_over_all_tiles(schedule, grid):
-    sequence = coding_order(schedule, grid)
-    assert sorted(sequence.tolist()) == list(range(grid[0] * grid[1]))
-    assert np.all(np.diff(stage_map(schedule, grid).ravel()[sequence]) >= 0)
 
 
 def test_the_seed_and_the_tokens_sent_change_what_is_drawn():

@@ -48,11 +48,8 @@ def run(model: Recorder, *, steps: int, guidance: float) -> torch.Tensor:
     return arrived
 
 
-def test_one_euler_step_subtracts_the_velocity():
+def test_one_euler_step_subtracts_the_velocity_that_guidance_extrapolates():
     assert torch.allclose(run(Recorder(), steps=1, guidance=1.0), torch.tensor(3.0))
-
-
-def test_guidance_extrapolates_from_the_empty_caption():
     # x - (u + g (c - u)) with u = x - 1, c = x - 3, g = 2: arrives at 1 + 2 (3 - 1).
     assert torch.allclose(run(Recorder(), steps=1, guidance=2.0), torch.tensor(5.0))
 

@@ -85,14 +85,9 @@ def tiny_sizes(rate: str) -> Sizes:
 
 def tiny_masked_model() -> MaskedImageModel:
     config = MaskedModelConfig(
-        width=16,
-        heads=2,
-        content_layers=1,
-        query_layers=1,
-        hidden=16,
-        code_width=8,
-        vocabulary=VOCABULARY,
-    )
+        width=16, heads=2, content_layers=1, query_layers=1, hidden=16,
+        code_width=8, vocabulary=VOCABULARY,
+    )  # fmt: skip
     return _shaken(MaskedImageModel(config).eval())
 
 
