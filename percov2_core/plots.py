@@ -37,11 +37,7 @@ _COLOURS: Mapping[str, str] = MappingProxyType(
         "vvc": "#393b79",
     }
 )
-_SYMBOLS = {
-    "percov2 ultra-low": "circle",
-    "percov2 extreme": "diamond",
-    "percov2 hybrid": "square",
-}
+_SYMBOLS = {"percov2 ultra-low": "circle", "percov2 extreme": "diamond", "percov2 hybrid": "square"}
 _LAYOUT = {
     "template": "plotly_white",
     "margin": {"l": 60, "r": 20, "t": 50, "b": 50},
@@ -58,8 +54,7 @@ def colour(label: str) -> str:
 
 def rate_distortion(frame: pd.DataFrame, *, metric: str = "psnr") -> go.Figure:
     """Mean metric over mean rate, a line per codec and mode."""
-    table = _means(frame, "bpp", metric)
-    figure = go.Figure()
+    figure, table = go.Figure(), _means(frame, "bpp", metric)
     for label, points in table.groupby("label"):
         points = points.sort_values("bpp")
         figure.add_scatter(
@@ -179,8 +174,7 @@ def write_report(
         errors=errors[["picture", "key", "error"]].to_html(index=False, border=0),
         error_count=len(errors),
     )
-    path = out / "report.html"
-    path.write_text(page, encoding="utf-8")
+    (path := out / "report.html").write_text(page, encoding="utf-8")
     return path
 
 
@@ -209,11 +203,8 @@ def _wall(frame: pd.DataFrame, out: Path, pictures: Iterable[Picture]) -> str:
         original = originals.get(str(picture))
         tiles = [_tile(_reduced(original) if original else b"", str(picture), "original")]
         for row in rows.itertuples():
-            webp, text = (
-                (out / row.thumbnail).read_bytes(),
-                f"{row.key}, {row.size_bytes:.0f} bytes",
-            )
-            tiles.append(_tile(webp, text, row.thumbnail))
+            text = f"{row.key}, {row.size_bytes:.0f} bytes"
+            tiles.append(_tile((out / row.thumbnail).read_bytes(), text, row.thumbnail))
         lines.append(f'<div class="line">{"".join(tiles)}</div>')
     return "\n".join(lines)
 

@@ -39,19 +39,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         if self.path == "/frame":
-            self._send_frame()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(_FRAME.encode())
         elif self.path.startswith(PREFIX):
             self._forward(self.path.removeprefix(PREFIX) or "/")
         else:
             self.send_error(404)
 
     do_GET = do_POST = do_HEAD = _serve
-
-    def _send_frame(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html")
-        self.end_headers()
-        self.wfile.write(_FRAME.encode())
 
     def _forward(self, path: str) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from percov2_core import PerCoV2, load_codec
+from percov2_core import load_codec
 from percov2_core.evaluation.protocol import find_pictures
 
 CELL_PX = 256
@@ -18,16 +18,13 @@ NUMBERS = (3, 5, 7, 13, 15, 23)
 MODES = ("extreme", "ultra-low", "hybrid")
 
 
-def column(codec: PerCoV2, picture: Image.Image) -> list[Image.Image]:
-    """The picture, and what each mode makes of it."""
-    return [picture, *(codec.decode(codec.encode(picture, m), preset="vivid") for m in MODES)]
-
-
 def main(folder: Path, out: Path, numbers: tuple[int, ...]) -> None:
     codec, pictures = load_codec(), find_pictures(folder)
     sheet = Image.new("RGB", (CELL_PX * len(numbers), CELL_PX * (1 + len(MODES))))
     for i, number in enumerate(numbers):
-        for j, image in enumerate(column(codec, pictures[number - 1].open())):
+        picture = pictures[number - 1].open()
+        made = (codec.decode(codec.encode(picture, mode), preset="vivid") for mode in MODES)
+        for j, image in enumerate([picture, *made]):
             sheet.paste(image.resize((CELL_PX, CELL_PX)), (i * CELL_PX, j * CELL_PX))
     sheet.save(out, quality=88)
 

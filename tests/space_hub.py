@@ -25,7 +25,6 @@ class Space:
     hardware: str = "cpu-basic"
     sleep_time: int | None = None
     variables: dict[str, str] = field(default_factory=dict)
-    secrets: dict[str, str] = field(default_factory=dict)
     commit: str = "0" * 40
     stale: int = 0  # answers about the runtime that still speak of what ran before
     stages: list[str] = field(default_factory=lambda: ["BUILDING", "APP_STARTING", "RUNNING"])
@@ -45,8 +44,7 @@ class Hub:
 
 
 class Refused(Exception):
-    def __init__(self, status: int, message: str) -> None:
-        self.status, self.message = status, message
+    """Its arguments are the status and the message of the answer."""
 
 
 @contextmanager
@@ -66,8 +64,8 @@ class _Handler(Handler):
         try:
             answer = self._answer(path, body)
         except Refused as refused:
-            error = {"error": refused.message}
-            return self._send(refused.status, error, {"X-Error-Message": refused.message})
+            status, message = refused.args
+            return self._send(status, {"error": message}, message)
         return self._send(200, answer)
 
     do_GET = do_POST = do_PUT = do_DELETE = _serve
@@ -88,12 +86,12 @@ class _Handler(Handler):
                 return answer(self.hub, body, *found.groups())
         raise Refused(404, f"no such page: {self.command} {path}")
 
-    def _send(self, status: int, answer: Any, headers: dict[str, str] | None = None) -> None:
+    def _send(self, status: int, answer: Any, message: str = "") -> None:
         data = json.dumps(answer).encode()
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
-            self.send_header(name, value)
-        if answer == {"error": "Repository not found"}:
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("X-Error-Message", message)
+        if message == "Repository not found":
             self.send_header("X-Error-Code", "RepoNotFound")
         self.end_headers()
         self.wfile.write(data)
@@ -103,10 +101,6 @@ def _find(hub: Hub, name: str) -> Space:
     if name not in hub.spaces:
         raise Refused(404, "Repository not found")
     return hub.spaces[name]
-
-
-def _whoami(hub: Hub, body: bytes) -> Any:
-    return {"type": "user", "name": OWNER, "orgs": []}
 
 
 def _create(hub: Hub, body: bytes) -> Any:
@@ -135,16 +129,11 @@ def _tree(hub: Hub, body: bytes, name: str) -> Any:
 
 def _preupload(hub: Hub, body: bytes, name: str) -> Any:
     _find(hub, name)
-    return {
-        "files": [
-            {
-                "path": file["path"],
-                "uploadMode": "lfs" if file["size"] > LARGE_BYTES else "regular",
-                "shouldIgnore": False,
-            }
-            for file in json.loads(body)["files"]
-        ]
-    }
+    files = json.loads(body)["files"]
+    for file in files:
+        file["uploadMode"] = "lfs" if file["size"] > LARGE_BYTES else "regular"
+        file["shouldIgnore"] = False
+    return {"files": files}
 
 
 def _batch(hub: Hub, body: bytes, name: str) -> Any:
@@ -182,19 +171,10 @@ def _variables(hub: Hub, body: bytes, name: str) -> Any:
     return {key: {"key": key, "value": value} for key, value in space.variables.items()}
 
 
-def _secrets(hub: Hub, body: bytes, name: str) -> Any:
-    return {key: {"key": key} for key in _find(hub, name).secrets}
-
-
 def _hardware(hub: Hub, body: bytes, name: str) -> Any:
     wanted = json.loads(body)
     space = _find(hub, name)
     space.hardware, space.sleep_time = wanted["flavor"], wanted.get("sleepTimeSeconds")
-    return _runtime(hub, b"", name)
-
-
-def _sleep_time(hub: Hub, body: bytes, name: str) -> Any:
-    _find(hub, name).sleep_time = json.loads(body)["seconds"]
     return _runtime(hub, b"", name)
 
 
@@ -214,7 +194,7 @@ def _runtime(hub: Hub, body: bytes, name: str) -> Any:
 
 _NAME = r"([\w.-]+/[\w.-]+)"
 _ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
-    ("GET", "/api/whoami-v2", _whoami),
+    ("GET", "/api/whoami-v2", lambda hub, body: {"type": "user", "name": OWNER, "orgs": []}),
     ("POST", "/api/repos/create", _create),
     ("POST", "/api/validate-yaml", lambda hub, body: {"errors": [], "warnings": []}),
     ("GET", f"/api/spaces/{_NAME}/tree/main", _tree),
@@ -223,8 +203,7 @@ _ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
     ("POST", f"/api/spaces/{_NAME}/commit/main", _commit),
     ("GET", f"/api/spaces/{_NAME}/variables", _variables),
     ("POST", f"/api/spaces/{_NAME}/variables", _variables),
-    ("GET", f"/api/spaces/{_NAME}/secrets", _secrets),
+    ("GET", f"/api/spaces/{_NAME}/secrets", lambda hub, body, name: {}),
     ("POST", f"/api/spaces/{_NAME}/hardware", _hardware),
-    ("POST", f"/api/spaces/{_NAME}/sleeptime", _sleep_time),
     ("GET", f"/api/spaces/{_NAME}/runtime", _runtime),
 ]

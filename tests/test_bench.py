@@ -86,9 +86,6 @@ def test_the_command_sweeps_its_lists_and_writes_the_table(tmp_path, capsys, mon
         ("random", "cpu", "yes", "no device")
     }
     assert "of the matrix product; host-device copies: no device" in capsys.readouterr().out
-
-
-def test_a_model_that_has_no_published_size_is_refused_in_one_line(capsys):
     assert main(["bench", "--device", "cpu", "--random-weights"]) == 2
     assert "--random-weights: model must be one of sd3-medium" in capsys.readouterr().err
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import numpy as np
 from PIL import Image
 
 from percov2_core.errors import BitstreamError, ImageError
@@ -103,13 +104,11 @@ class Remembered:
 
 
 def largest_within(codec: Baseline, image: Image.Image, *, size_bytes: int) -> Fit | None:
-    """The highest quality whose file has at most `size_bytes`.
+    """The highest quality whose file has at most `size_bytes`; None if there is none, or if the
+    codec cannot code a picture of this size.
 
     Takes sizes to rise with quality; where a codec breaks that by a few bytes the answer is
     still within the budget, perhaps one quality short of the best.
-
-    Returns:
-        None if no quality fits, or if the codec cannot code a picture of this size.
     """
     best, low, step = None, 0, 1
     high = len(codec.qualities)
@@ -129,17 +128,12 @@ def largest_within(codec: Baseline, image: Image.Image, *, size_bytes: int) -> F
     return best
 
 
-def best_within(
-    codecs: Iterable[Baseline],
-    image: Image.Image,
-    *,
-    size_bytes: int,
-    score: Callable[[Image.Image, Image.Image], float],
-) -> Fit | None:
-    """The fit with the highest `score(image, decoded)` over several codecs or sizes."""
-    fits = [largest_within(codec, image, size_bytes=size_bytes) for codec in codecs]
-    return max(
-        (fit for fit in fits if fit is not None),
-        key=lambda fit: score(image, fit.codec.decode(fit.data)),
-        default=None,
-    )
+def best_within(codecs: Iterable[Baseline], image: Image.Image, *, size_bytes: int) -> Fit | None:
+    """The fit with the least squared error over several codecs or sizes."""
+    fits = (largest_within(codec, image, size_bytes=size_bytes) for codec in codecs)
+    pixels = np.asarray(image.convert("RGB"), np.float64)
+
+    def error(fit: Fit) -> float:
+        return float(np.square(pixels - np.asarray(fit.codec.decode(fit.data))).mean())
+
+    return min((fit for fit in fits if fit is not None), key=error, default=None)

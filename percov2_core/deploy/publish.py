@@ -10,12 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import httpx2
-from huggingface_hub import (
-    HfApi,
-    get_token,
-    is_offline_mode,
-    set_client_factory,
-)
+from huggingface_hub import HfApi, get_token, is_offline_mode, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -55,7 +50,16 @@ def publish(plan: Plan, *, report: Report) -> str:
     with _explained(space, api.endpoint):
         _find_or_create(api, space, plan)
         report(f"uploading {len(plan.files)} files, {plan.total_bytes:,} bytes, to {space}")
-        commit = _upload(api, space, plan)
+        with TemporaryDirectory() as folder:
+            plan.copy_to(Path(folder))
+            # One commit that makes the Space's files those of the plan.
+            commit = api.upload_folder(
+                repo_id=space,
+                repo_type="space",
+                folder_path=folder,
+                delete_patterns="*",
+                commit_message="Publish from the repository",
+            ).oid
         _apply_settings(api, space, plan, report)
         report(f"waiting until {space} runs")
         _wait(api, space, commit, plan.manifest.page.startup_s)
@@ -100,19 +104,6 @@ def _find_or_create(api: HfApi, space: str, plan: Plan) -> None:
             f"space: {space} exists and holds something else (it has no {FILE_NAME}): "
             "choose another name with --space OWNER/NAME"
         )
-
-
-def _upload(api: HfApi, space: str, plan: Plan) -> str:
-    """One commit that makes the Space's files those of the plan; -> its id."""
-    with TemporaryDirectory() as folder:
-        plan.copy_to(Path(folder))
-        return api.upload_folder(
-            repo_id=space,
-            repo_type="space",
-            folder_path=folder,
-            delete_patterns="*",
-            commit_message="Publish from the repository",
-        ).oid
 
 
 def _apply_settings(api: HfApi, space: str, plan: Plan, report: Report) -> None:

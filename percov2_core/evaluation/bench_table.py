@@ -12,7 +12,6 @@ import pandas as pd
 from percov2_core.errors import ConfigError
 
 STEM = "bench"
-NOT_MEASURED = "not measured"
 NO_DEVICE = "no device"
 TARGET = "percov2-sd3-medium"  # the model that is to be measured on a GPU
 
@@ -85,15 +84,15 @@ def read(path: Path) -> list[BenchRow]:
 
 def as_markdown(rows: Sequence[BenchRow]) -> str:
     """The table, ended by the points of Stable Diffusion 3 on a GPU that nobody measured yet."""
-    lines = [_HEAD, *(_line(row) for row in rows)]
+    lines = [_HEAD, *map(_LINE.format, rows)]
     targeted = [r for r in rows if (r.model, r.kind, r.batch) == (TARGET, "cuda", 1)]
-    done = {(r.size_px, r.steps, r.guidance > 1, r.t5) for r in targeted}
-    lines += [_line_of(*point) for point in TARGETS if point not in done]
+    done = {(r.size_px, r.steps, "above 1" if r.guidance > 1 else "1", r.t5) for r in targeted}
+    lines += [_MISSING.format(*point) for point in TARGETS if point not in done]
     return _ABOUT + "\n".join(lines) + "\n"
 
 
 # Sizes, steps, guided or not, and T5, at which the full-size model is to be measured.
-TARGETS = tuple(product((512, 1024), (1, 4, 20), (False, True), ("no", "yes")))
+TARGETS = tuple(product((512, 1024), (1, 4, 20), ("1", "above 1"), ("no", "yes")))
 
 _ABOUT = """# Seconds, memory and use of the machine
 
@@ -105,29 +104,19 @@ is the GPU's, or that of the whole process. Weights marked random give the same 
 trained ones, and no pictures.
 
 """
-_COLUMNS = (
-    "model", "device", "mode", "size", "batch", "steps", "guidance", "T5", "encode s", "decode s",
-    "loop s", "loop TFLOP/s", "matmul TFLOP/s", "share", "copies", "peak GiB", "note",
-)  # fmt: skip
+_COLUMNS = {
+    "model": "{0.model}, {0.weights}, {0.dtype}", "device": "{0.device}", "mode": "{0.mode}",
+    "size": "{0.size_px}", "batch": "{0.batch}", "steps": "{0.steps}",
+    "guidance": "{0.guidance:g}", "T5": "{0.t5}", "encode s": "{0.encode_s:.3f}",
+    "decode s": "{0.decode_s:.3f}", "loop s": "{0.loop_s:.3f}",
+    "loop TFLOP/s": "{0.loop_tflops:.3g}", "matmul TFLOP/s": "{0.matmul_tflops:.3g}",
+    "share": "{0.share:.1%}", "copies": "{0.copies}", "peak GiB": "{0.peak_gib:.2f}",
+    "note": "{0.note}",
+}  # fmt: skip
+_LINE = f"| {' | '.join(_COLUMNS.values())} |"
 _HEAD = f"| {' | '.join(_COLUMNS)} |\n|{' --- |' * len(_COLUMNS)}"
-
-
-def _line(row: BenchRow) -> str:
-    cells = (
-        f"{row.model}, {row.weights}, {row.dtype}", row.device, row.mode, row.size_px, row.batch,
-        row.steps, f"{row.guidance:g}", row.t5, f"{row.encode_s:.3f}", f"{row.decode_s:.3f}",
-        f"{row.loop_s:.3f}", f"{row.loop_tflops:.3g}", f"{row.matmul_tflops:.3g}",
-        f"{row.share:.1%}", row.copies, f"{row.peak_gib:.2f}",
-        row.note,
-    )  # fmt: skip
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def _line_of(size: int, steps: int, guided: bool, t5: str) -> str:
-    cells: list[object] = [f"{TARGET}, random, bfloat16", "any GPU", "any", size, 1, steps]
-    cells += ["above 1" if guided else "1", t5]
-    cells += [NOT_MEASURED] * (len(_COLUMNS) - len(cells) - 1) + [""]
-    return f"| {' | '.join(map(str, cells))} |"
+_MISSING = f"| {TARGET}, random, bfloat16 | any GPU | any | {{}} | 1 | {{}} | {{}} | {{}} |"
+_MISSING += " not measured |" * 8 + "  |"
 
 
 def headline(row: BenchRow) -> str:

@@ -17,7 +17,7 @@ from percov2_core.errors import ImageError, PerCoError, UnavailableError
 from percov2_core.evaluation.protocol import Picture, to_tensor
 from percov2_core.evaluation.rows import decoded_path
 from percov2_core.metrics import METRICS, Scores
-from percov2_core.metrics.distortion import ms_ssim, psnr
+from percov2_core.metrics.distortion import check_scales, ms_ssim, psnr
 from percov2_core.metrics.features import SqueezeNetFeatures, feature_distance
 from percov2_core.metrics.lpips import load_lpips
 from percov2_core.metrics.perceptual import load_picorank
@@ -37,29 +37,19 @@ class _Metric(NamedTuple):
     compare: Callable[[Any, Any], Tensor]
 
 
-class Reference:
-    """An original with what the metrics computed of it, so that each is computed once."""
+class Seen(NamedTuple):
+    """A picture as the metrics see it; what cannot take one this small is left out."""
 
-    def __init__(self, image: Image.Image, device: torch.device) -> None:
-        self.pixels = to_tensor(image).to(device)
-        self._kept: dict[str, Any] = {}
-
-    def seen(self, name: str, by: _Metric) -> Any:
-        if name not in self._kept:
-            self._kept[name] = by.see(self.pixels)
-        return self._kept[name]
+    size: tuple[int, int]
+    by: dict[str, Any]
 
 
 class Judge:
-    """Holds the metrics' networks.
-
-    Attributes:
-        unavailable: Metric -> why it cannot be had here.
-    """
+    """Holds the metrics' networks."""
 
     def __init__(self, names: Iterable[str] = METRICS, *, device: str = "cpu") -> None:
         self.device = torch.device(device)
-        self.unavailable: dict[str, str] = {}
+        self.unavailable: dict[str, str] = {}  # metric -> why it cannot be had here
         self._metrics: dict[str, _Metric] = {}
         for name in names:
             try:
@@ -68,33 +58,35 @@ class Judge:
                 self.unavailable[name] = str(error)
 
     @torch.inference_mode()
-    def score(self, reference: Reference, image: Image.Image) -> Scores:
-        """Compare a decoded picture with its original.
+    def see(self, image: Image.Image) -> Seen:
+        """What `score` needs of a picture; of an original it is computed once."""
+        pixels, by = to_tensor(image).to(self.device), {}
+        for name, metric in self._metrics.items():
+            try:
+                by[name] = metric.see(pixels)
+            except ImageError as error:
+                logger.info("%s: %s", name, error)
+        return Seen(image.size, by)
 
-        A metric that cannot take a picture this small stays None.
+    @torch.inference_mode()
+    def score(self, original: Seen, image: Image.Image) -> Scores:
+        """Compare a decoded picture with its original.
 
         Raises:
             ImageError: if the sizes differ.
         """
-        got = to_tensor(image).to(self.device)
-        if got.shape != reference.pixels.shape:
-            h, w = reference.pixels.shape[-2:]
-            raise ImageError(f"decoded size must be {w}x{h}, got {image.width}x{image.height}")
-        values: dict[str, float] = {}
-        for name, metric in self._metrics.items():
-            try:
-                kept = reference.seen(name, metric)
-                values[name] = float(metric.compare(kept, metric.see(got)))
-            except ImageError as error:
-                logger.info("%s: %s", name, error)
-        return Scores(**values)
+        if image.size != original.size:
+            (w, h), got = original.size, f"{image.width}x{image.height}"
+            raise ImageError(f"decoded size must be {w}x{h}, got {got}")
+        seen, metrics = self.see(image).by, self._metrics
+        return Scores(**{n: float(metrics[n].compare(original.by[n], seen[n])) for n in seen})
 
 
 def _build(name: str, device: torch.device) -> _Metric:
     if name == "psnr":
         return _Metric(lambda x: x, psnr)
     if name == "ms_ssim":
-        return _Metric(lambda x: x, ms_ssim)
+        return _Metric(check_scales, ms_ssim)
     if name == "patch_swd":
         return _Metric(descriptors, sliced_wasserstein)
     if name == "lpips":
@@ -120,14 +112,8 @@ def _signed(x: Tensor) -> Tensor:
 def compare_sets(
     frame: pd.DataFrame, pictures: Sequence[Picture], out: Path, *, names: Sequence[str]
 ) -> pd.DataFrame:
-    """One line per setting of `frame` whose decoded pictures were kept below `out`.
-
-    Args:
-        names: Of set_swd, fid, kid.
-
-    Returns:
-        The columns key, pictures, those of `names`, and note: why a number is missing.
-    """
+    """One line per setting whose decoded pictures were kept below `out`, with the columns key,
+    pictures, `names` (of set_swd, fid, kid), and note: why a number is missing."""
     lines = []
     for key in sorted(set(frame["key"])):
         files = [(picture, out / decoded_path(key, picture.name)) for picture in pictures]
@@ -159,10 +145,8 @@ def _decoded(pairs: Sequence[tuple[Picture, Path]]) -> Iterator[Tensor]:
 def fid_kid(
     references: Iterable[Tensor], others: Iterable[Tensor], *, count: int
 ) -> dict[str, float]:
-    """Compare two sets by torchmetrics -> `fid` and `kid`, the mean over subsets of half of them.
-
-    Args:
-        references, others: `count` pictures (1, 3, H, W) float in [0, 255] each.
+    """Two sets of `count` pictures (1, 3, H, W) float in [0, 255] -> `fid` and `kid`, the mean
+    over subsets of half of them, by torchmetrics.
 
     Raises:
         ImageError: if there are fewer than 50 pictures.

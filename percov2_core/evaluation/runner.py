@@ -22,8 +22,8 @@ from tqdm import tqdm
 from percov2_core.baselines.base import Baseline, Remembered, best_within
 from percov2_core.baselines.classic import family_at_all_sizes, find_baseline
 from percov2_core.errors import ConfigError, ImageError, PerCoError
-from percov2_core.evaluation.judge import Judge, Reference
-from percov2_core.evaluation.protocol import Picture, to_tensor
+from percov2_core.evaluation.judge import Judge, Seen
+from percov2_core.evaluation.protocol import Picture
 from percov2_core.evaluation.rows import (
     LOG_FOLDER,
     UNMET,
@@ -36,7 +36,6 @@ from percov2_core.evaluation.rows import (
 )
 from percov2_core.evaluation.settings import OURS, Setting
 from percov2_core.metrics import METRICS, bits_per_pixel
-from percov2_core.metrics.distortion import psnr
 
 if TYPE_CHECKING:
     from percov2_core.codec import PerCoV2
@@ -100,7 +99,7 @@ class Worker:
             image = unit.picture.open()
         except PerCoError as error:
             return [replace(row, error=str(error)) for row in rows]
-        reference = Reference(image, self.judge.device)
+        original = self.judge.see(image)
         families: list[Baseline] = []
         files: dict[Setting, _File] = {}
         for i, row in enumerate(rows):
@@ -111,7 +110,7 @@ class Worker:
                     families = [Remembered(c) for c in family_at_all_sizes(setting.codec)]
                 if setting.encoding not in files:
                     files[setting.encoding] = self._encode(setting, image, unit.picture, families)
-                rows[i] = self._decode(row, files[setting.encoding], reference)
+                rows[i] = self._decode(row, files[setting.encoding], original)
             except PerCoError as error:
                 rows[i] = replace(row, error=str(error))
         return rows
@@ -124,7 +123,7 @@ class Worker:
         begun, chosen = time.perf_counter(), None
         if setting.has_budget:
             budget = self._budget(setting, picture)
-            fit = best_within(families, image, size_bytes=budget, score=_psnr)
+            fit = best_within(families, image, size_bytes=budget)
             if fit is None:
                 raise ImageError(f"{setting.codec} {UNMET} {budget} bytes")
             codec, data, chosen = fit.codec, fit.data, f"{fit.codec.name}@{fit.quality}"
@@ -146,10 +145,15 @@ class Worker:
         )
         encoded = time.perf_counter()
         contents = codec.read(stream)
-        columns = dict(
-            zip(("header_bits", "caption_bits", "token_bits"), contents.bits, strict=True)
-        )
+        header, text, tokens = contents.bits
         about = f"PerCoV2 {codec.name}, model {codec.fingerprint:02x}, {setting.schedule}"
+        columns = {
+            "description": about,
+            "caption_text": contents.caption,
+            "header_bits": header,
+            "caption_bits": text,
+            "token_bits": tokens,
+        }
 
         def decode(at: Setting) -> Image.Image:
             preset = at.preset or "balanced"
@@ -162,7 +166,7 @@ class Worker:
             decode=decode,
             encode_s=encoded - begun,
             read_s=time.perf_counter() - encoded,
-            columns={"description": about, "caption_text": contents.caption, **columns},
+            columns=columns,
         )
 
     def _budget(self, setting: Setting, picture: Picture) -> int:
@@ -183,18 +187,17 @@ class Worker:
             raise ConfigError(f"caption 'fixed': the table has no line for {stem!r}")
         return self.plan.captions[stem]
 
-    def _decode(self, row: Row, file: _File, reference: Reference) -> Row:
+    def _decode(self, row: Row, file: _File, original: Seen) -> Row:
         begun = time.perf_counter()
         decoded = file.decode(row.setting)
         seconds = file.read_s + time.perf_counter() - begun
-        assert row.width is not None and row.height is not None
         return replace(
             row,
             size_bytes=len(file.data),
-            bpp=bits_per_pixel(len(file.data), row.width, row.height),
+            bpp=bits_per_pixel(len(file.data), *decoded.size),
             encode_s=round(file.encode_s, 4),
             decode_s=round(seconds, 4),
-            scores=self.judge.score(reference, decoded),
+            scores=self.judge.score(original, decoded),
             thumbnail=self._store(row, decoded),
             **file.columns,
         )
@@ -216,10 +219,6 @@ class Worker:
         return path
 
 
-def _psnr(a: Image.Image, b: Image.Image) -> float:
-    return float(psnr(to_tensor(a), to_tensor(b)))
-
-
 def make_units(
     pictures: Iterable[Picture], settings: Sequence[Setting], *, done: set[tuple[str, str]]
 ) -> list[Unit]:
@@ -235,22 +234,13 @@ def make_units(
 
 
 def evaluate(
-    pictures: Sequence[Picture],
-    settings: Sequence[Setting],
-    plan: Plan,
-    *,
-    processes: int = 1,
+    pictures: Sequence[Picture], settings: Sequence[Setting], plan: Plan, *, processes: int = 1
 ) -> pd.DataFrame:
-    """Run what is missing, then write `rows.csv` and `rows.parquet` into `plan.out`.
+    """Run what is missing by so many processes, then write `rows.csv` and `rows.parquet` into
+    `plan.out`; -> all rows of that folder, also those of earlier runs.
 
     Under `accelerate launch` every process takes its share of the units and the first one
     writes the tables; the output folder must be one that all of them see.
-
-    Args:
-        processes: Worker processes of this rank; 1 stays in this process.
-
-    Returns:
-        All rows of the output folder, also those of earlier runs.
 
     Raises:
         ConfigError: if there is no such device, or the folder holds rows of something else.

@@ -107,14 +107,8 @@ def our_settings(
     tokens: Sequence[int] = (),
     captions: Sequence[str] = ("describer",),
 ) -> list[Setting]:
-    """Every combination. With `steps` or `guidance` the grid of both; else the presets.
-
-    Args:
-        tokens: For the hybrid mode; by default half of the 64 at 512 x 512.
-
-    Raises:
-        ConfigError: if a number is out of range.
-    """
+    """Every combination. With `steps` or `guidance` the grid of both; else the presets. `tokens`
+    are for the hybrid mode. ConfigError if a number is out of range."""
     for number in steps:
         check_whole("steps", number, 1, MAX_STEPS)
     for scale in guidance:
@@ -123,10 +117,10 @@ def our_settings(
     if steps or guidance:
         grid = product(steps or (None,), guidance or (None,))
         points = [Setting(codec=OURS, steps=s, guidance=g) for s, g in grid]
-    settings = []
-    for mode, schedule, caption in product(modes, schedules, captions):
-        counts = (tokens or (32,)) if MODES[mode].partial else (None,)
-        for count, point in product(counts, points):
-            chosen = replace(point, mode=mode, schedule=schedule, caption=caption, tokens=count)
-            settings.append(chosen)
-    return settings
+    return [
+        replace(point, mode=mode, schedule=schedule, caption=caption, tokens=count)
+        for mode, schedule, caption in product(modes, schedules, captions)
+        # By default half of the 64 at 512 x 512.
+        for count in ((tokens or (32,)) if MODES[mode].partial else (None,))
+        for point in points
+    ]

@@ -17,27 +17,18 @@ def to_8bit(x: Tensor) -> Tensor:
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """PSNR in dB on 8-bit RGB, per picture.
-
-    Args:
-        a, b: (B, 3, H, W) float in [0, 255].
-
-    Returns:
-        (B,) float; inf where the pictures are equal.
-    """
+    """(B, 3, H, W) float in [0, 255], twice -> (B,) PSNR in dB; inf where pictures are equal."""
     mse = (a.double() - b.double()).square().mean(dim=(1, 2, 3))
     return 10 * torch.log10(255.0**2 / mse)
 
 
+def check_scales(x: Tensor) -> Tensor:
+    """`x` if MS-SSIM can take it; ImageError if it is too small for five scales."""
+    check_side("MS-SSIM", x.shape, least_px=MS_SSIM_MIN_SIDE_PX)
+    return x
+
+
 def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Multi-scale SSIM (Wang et al. 2003) per picture, by pytorch-msssim.
-
-    Args:
-        a, b: (B, 3, H, W) float in [0, 255], both sides at least 161.
-
-    Raises:
-        ImageError: if the picture is too small for five scales.
-    """
-    check_side("MS-SSIM", a.shape, least_px=MS_SSIM_MIN_SIDE_PX)
+    """(B, 3, H, W) float in [0, 255], twice -> (B,) multi-scale SSIM (Wang et al. 2003)."""
     scores: Tensor = pytorch_msssim.ms_ssim(a.float(), b.float(), 255, size_average=False)
     return scores

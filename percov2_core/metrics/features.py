@@ -41,17 +41,13 @@ class SqueezeNetFeatures(nn.Module):
         """(B, 3, H, W) RGB float in [-1, 1] -> seven (B, C, H', W') activations."""
         x = (x.flip(1) + 1) * 127.5 - self.mean
         out = []
-        x = self._conv(x, "conv1", stride=2)
         for layer in ("conv1", *(f"fire{i}" for i in range(2, 10))):
-            if layer != "conv1":
-                s = self._conv(x, f"{layer}_squeeze1x1")
-                x = torch.cat(
-                    [
-                        self._conv(s, f"{layer}_expand1x1"),
-                        self._conv(s, f"{layer}_expand3x3", padding=1),
-                    ],
-                    dim=1,
-                )
+            if layer == "conv1":
+                x = self._conv(x, layer, stride=2)
+            else:
+                x = self._conv(x, f"{layer}_squeeze1x1")
+                wide = self._conv(x, f"{layer}_expand3x3", padding=1)
+                x = torch.cat([self._conv(x, f"{layer}_expand1x1"), wide], dim=1)
             if layer in _TAPS:
                 out.append(x)
             if layer in _POOL_AFTER:
@@ -60,16 +56,11 @@ class SqueezeNetFeatures(nn.Module):
 
 
 def feature_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """(B,) float: mean over layers of the spatial mean of ||a/|a| - b/|b|||^2.
-
-    Written as 2 - 2 cos, which is the same number for non-zero vectors.
-    """
-    return torch.stack(
-        [_layer_distance(x.float(), y.float()) for x, y in zip(a, b, strict=True)]
-    ).mean(0)
-
-
-def _layer_distance(x: Tensor, y: Tensor) -> Tensor:
-    # Not F.cosine_similarity: its backward is ten times slower on channels-last activations.
-    dot, xx, yy = (x * y).sum(1), (x * x).sum(1), (y * y).sum(1)
-    return (2 - 2 * dot * (xx * yy + 1e-6).rsqrt()).mean(dim=(1, 2))
+    """(B,) float: mean over layers of the spatial mean of ||a/|a| - b/|b|||^2, as 2 - 2 cos."""
+    distances = []
+    for x, y in zip(a, b, strict=True):
+        x, y = x.float(), y.float()
+        # Not F.cosine_similarity: its backward is ten times slower on channels-last activations.
+        dot, xx, yy = (x * y).sum(1), (x * x).sum(1), (y * y).sum(1)
+        distances.append((2 - 2 * dot * (xx * yy + 1e-6).rsqrt()).mean(dim=(1, 2)))
+    return torch.stack(distances).mean(0)

@@ -38,12 +38,8 @@ _WIDTHS = (64, 192, 384, 256, 256)
 class Lpips(nn.Module):
     """Weighted squared distances of unit-length AlexNet activations after each ReLU. Frozen.
 
-    Args:
-        trunk: As torchvision names it ("features.0.weight").
-        heads: As lpips names it ("lin0.model.1.weight").
-
-    Raises:
-        WeightsError: if a tensor is missing or has another shape.
+    The trunk is named as torchvision does ("features.0.weight"), the heads as lpips does
+    ("lin0.model.1.weight"); WeightsError if a tensor is missing or has another shape.
     """
 
     shift: Tensor
@@ -74,11 +70,7 @@ class Lpips(nn.Module):
         self.eval().requires_grad_(False)
 
     def taps(self, x: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) RGB float in [-1, 1] -> five activations.
-
-        Raises:
-            ImageError: if a side is under 32 px.
-        """
+        """(B, 3, H, W) RGB float in [-1, 1] -> five activations; ImageError under 32 px."""
         check_side("LPIPS", x.shape, least_px=MIN_SIDE_PX)
         x, taps = (x - self.shift) / self.scale, []
         for layer in self.features:
@@ -139,10 +131,6 @@ def _download(url: str, path: Path) -> None:
 
 @cache
 def load_lpips() -> Lpips:
-    """The published metric.
-
-    Raises:
-        UnavailableError: if the weights cannot be had here.
-    """
+    """The published metric; UnavailableError if its weights cannot be had here."""
     files = [find_weights(url) for url in (TRUNK, HEADS)]
     return Lpips(*(torch.load(file, map_location="cpu", weights_only=True) for file in files))

@@ -43,11 +43,8 @@ class PicoRank(nn.Module):
         )
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) RGB float in [-1, 1] -> four (B, C, H / 2^i, W / 2^i) activations.
-
-        Raises:
-            ImageError: if a side is under 32 px.
-        """
+        """(B, 3, H, W) RGB float in [-1, 1] -> four (B, C, H / 2^i, W / 2^i) activations;
+        ImageError under 32 px."""
         check_side("PicoRank", x.shape, least_px=MIN_SIDE_PX)
         taps = [F.relu(self.stem(x))]
         for block in self.blocks:

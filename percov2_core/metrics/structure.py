@@ -6,6 +6,7 @@ Contrast and structure only (Wang et al. 2003); brightness is left to the square
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,14 +16,8 @@ _C2 = (0.03 * 2) ** 2  # pixels span 2
 
 
 def structure_maps(y: Tensor, x: Tensor) -> list[Tensor]:
-    """Weighted 1 - contrast and structure, at each of up to five scales.
-
-    Args:
-        y, x: (B, 3, H, W) float in [-1, 1], both sides at least 8.
-
-    Returns:
-        (B, 1, h, w) float per scale, finest first; scales smaller than a window are left out.
-    """
+    """(B, 3, H, W) float in [-1, 1], twice -> (B, 1, h, w) of each scale, finest first: weighted
+    1 - contrast and structure. Scales smaller than a window are left out."""
     maps = []
     for weight in SCALE_WEIGHTS:
         if min(x.shape[-2:]) < _WINDOW_PX:
@@ -39,7 +34,4 @@ def structure_maps(y: Tensor, x: Tensor) -> list[Tensor]:
 
 def structure_distance(y: Tensor, x: Tensor) -> Tensor:
     """(B,) float in [0, 2]: the mean of each scale's map, added up."""
-    total = y.new_zeros(y.shape[0])
-    for values in structure_maps(y, x):
-        total = total + values.mean(dim=(1, 2, 3))
-    return total
+    return torch.stack([m.mean(dim=(1, 2, 3)) for m in structure_maps(y, x)]).sum(0)

@@ -22,17 +22,8 @@ _DIRECTIONS = 128
 
 
 def descriptors(x: Tensor) -> list[Tensor]:
-    """Patches at random places of each level, the same for every picture, finest first.
-
-    Args:
-        x: (1, 3, H, W) RGB float in [0, 255], both sides at least 16.
-
-    Returns:
-        L tensors (N, P) float.
-
-    Raises:
-        ImageError: if the picture is smaller than 16 px.
-    """
+    """(1, 3, H, W) RGB float in [0, 255] -> L tensors (N, P), finest level first: patches at
+    random places, the same for every picture. ImageError under 16 px."""
     check_side("patch SWD", x.shape, least_px=MIN_SIDE_PX)
     generator = torch.Generator().manual_seed(0)
     return [_patches(level, generator) for level in laplacian_pyramid(x.float() / 127.5 - 1)]
@@ -67,12 +58,7 @@ def _patches(level: Tensor, generator: torch.Generator) -> Tensor:
 def sliced_wasserstein(reference: list[Tensor], other: list[Tensor]) -> Tensor:
     """Mean over levels and 128 random directions of the 1-D Wasserstein distance, times 1000.
 
-    Args:
-        reference, other: L tensors (N, P) each, of one picture or concatenated over a set;
-            both with the same N.
-
-    Returns:
-        () float >= 0; 0 for equal sets.
+    L tensors (N, P), of one picture or concatenated over a set, twice -> () float >= 0.
     """
     generator = torch.Generator().manual_seed(0)
     distances = [_one_level(a, b, generator) for a, b in zip(reference, other, strict=True)]
@@ -93,11 +79,9 @@ def _one_level(a: Tensor, b: Tensor, generator: torch.Generator) -> Tensor:
 
 def set_swd(references: list[Tensor], others: list[Tensor]) -> Tensor:
     """Patch SWD between two sets of equally many (1, 3, H, W) pictures -> () float."""
-    a, b = (_pool([descriptors(x) for x in side]) for side in (references, others))
-    return sliced_wasserstein(a, b)
-
-
-def _pool(pictures: list[list[Tensor]]) -> list[Tensor]:
     # Pictures of different sizes have different depths: only the levels that all have count.
-    depth = min(len(levels) for levels in pictures)
-    return [torch.cat([levels[i] for levels in pictures]) for i in range(depth)]
+    a, b = (
+        [torch.cat(level) for level in zip(*map(descriptors, side), strict=False)]
+        for side in (references, others)
+    )
+    return sliced_wasserstein(a, b)

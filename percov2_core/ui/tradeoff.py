@@ -20,7 +20,7 @@ from percov2_core.baselines.classic import FACTORS, family_at_all_sizes, find_ba
 from percov2_core.codec import PerCoV2
 from percov2_core.config import MODES, check_choice
 from percov2_core.errors import PerCoError
-from percov2_core.evaluation.judge import Judge, Reference
+from percov2_core.evaluation.judge import Judge
 from percov2_core.evaluation.rows import summarise, to_frame
 from percov2_core.metrics import AXES, Scores, lpips
 from percov2_core.ui import border, results, text
@@ -159,8 +159,7 @@ class TradeOffTab:
 
     def _measured(self, run: Run) -> Measured:
         assert run.original is not None  # only opened files have none, and they are not measured
-        reference = Reference(run.original, self.judge.device)
-        return Measured(run, self.judge.score(reference, run.decoded))
+        return Measured(run, self.judge.score(self.judge.see(run.original), run.decoded))
 
     def draw(self, history: list[Measured], x: str, y: str) -> tuple[Any, str, str]:
         """-> figure, what to say where there is none, table of runs."""
@@ -202,7 +201,7 @@ class TradeOffTab:
 
 def classic_entries(judge: Judge, original: Image.Image, *, size_bytes: int) -> Iterator[Entry]:
     """One codec after the other, the quick ones first."""
-    reference, quick = Reference(original, judge.device), Judge(["psnr"])
+    reference = judge.see(original)
 
     def entry(label: str, fit: Fit) -> Entry:
         decoded = fit.codec.decode(fit.data)
@@ -216,12 +215,7 @@ def classic_entries(judge: Judge, original: Image.Image, *, size_bytes: int) -> 
         # This machine may lack the codec, or the picture may be too small for it.
         with contextlib.suppress(PerCoError):
             yield entry(f"{name}, its smallest", _smallest(find_baseline(family), original))
-            fit = best_within(
-                family_at_all_sizes(family),
-                original,
-                size_bytes=size_bytes,
-                score=lambda _, decoded: quick.score(reference, decoded).psnr or 0.0,
-            )
+            fit = best_within(family_at_all_sizes(family), original, size_bytes=size_bytes)
             if fit is not None:
                 yield entry(f"{name} in the same bytes", fit)
             elif family != "jpeg":
