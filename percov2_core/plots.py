@@ -17,7 +17,7 @@ import plotly.offline
 from percov2_core.errors import ConfigError
 from percov2_core.evaluation.protocol import Picture
 from percov2_core.evaluation.rows import summarise
-from percov2_core.evaluation.runner import THUMBNAIL_PX
+from percov2_core.evaluation.runner import save_thumbnail
 from percov2_core.metrics import AXES
 
 PERCEPTION = ("lpips", "picorank", "feature_distance", "patch_swd")
@@ -219,8 +219,5 @@ def _tile(webp: bytes, text: str, name: str) -> str:
 
 
 def _reduced(picture: Picture) -> bytes:
-    small = picture.open()
-    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=80)
+    save_thumbnail(picture.open(), buffer := io.BytesIO())
     return buffer.getvalue()

@@ -81,62 +81,32 @@ class PillowCodec:
 
 
 def _register(kind: str) -> None:
-    if kind == "JXL":
-        try:
+    try:
+        if kind == "JXL":
             import pillow_jxl  # noqa: F401  importing it registers the format with Pillow
-        except ImportError as error:
-            raise UnavailableError("jxl is unavailable: pip install pillow-jxl-plugin") from error
+    except ImportError as error:
+        raise UnavailableError("jxl is unavailable: pip install pillow-jxl-plugin") from error
 
 
 # Compression ratios, from the fewest bytes to the most; Pillow calls them quality layers.
 _RATIOS = tuple(round(6400 / 2 ** (i / 8)) for i in range(73))
 _WAVELET = {"quality_mode": "rates", "irreversible": True}
 
+_TURBO, _OPENJPEG = ("libjpeg-turbo", "libjpeg_turbo"), ("OpenJPEG", "jpg_2000")
+_JXL = ("pillow-jxl-plugin", "pillow-jxl-plugin")
+_JP2, _CODESTREAM = ("JPEG 2000 in a JP2 file, 9/7 wavelet", "JPEG 2000 codestream, 9/7 wavelet")
+# Of AVIF, a fixed number of threads: the encoder decides differently with one and with several.
+_SPEED = {"speed": 2, "max_threads": 4}
+_HUFFMAN = "JPEG 4:2:0, optimised Huffman tables"
 _PILLOW = (
-    PillowCodec(
-        "jpeg",
-        "JPEG",
-        "JPEG 4:2:0, optimised Huffman tables",
-        ("libjpeg-turbo", "libjpeg_turbo"),
-        range(1, 96),
-        {"optimize": True},
-    ),
-    PillowCodec(
-        "jpeg2000",
-        "JPEG2000",
-        "JPEG 2000 in a JP2 file, 9/7 wavelet",
-        ("OpenJPEG", "jpg_2000"),
-        _RATIOS,
-        {**_WAVELET, "no_jp2": False},
-    ),
-    PillowCodec(
-        "j2k",
-        "JPEG2000",
-        "JPEG 2000 codestream, 9/7 wavelet",
-        ("OpenJPEG", "jpg_2000"),
-        _RATIOS,
-        {**_WAVELET, "no_jp2": True},
-    ),
+    PillowCodec("jpeg", "JPEG", _HUFFMAN, _TURBO, range(1, 96), {"optimize": True}),
+    PillowCodec("jpeg2000", "JPEG2000", _JP2, _OPENJPEG, _RATIOS, {**_WAVELET, "no_jp2": False}),
+    PillowCodec("j2k", "JPEG2000", _CODESTREAM, _OPENJPEG, _RATIOS, {**_WAVELET, "no_jp2": True}),
     PillowCodec(
         "webp", "WEBP", "WebP lossy, method 6", ("libwebp", "webp"), range(101), {"method": 6}
     ),
-    PillowCodec(
-        "avif",
-        "AVIF",
-        "AVIF 4:2:0, speed 2",
-        ("libavif", "avif"),
-        range(101),
-        # A fixed number: the encoder decides differently with one thread and with several.
-        {"speed": 2, "max_threads": 4},
-    ),
-    PillowCodec(
-        "jxl",
-        "JXL",
-        "JPEG XL lossy, effort 9",
-        ("pillow-jxl-plugin", "pillow-jxl-plugin"),
-        range(100),
-        {"effort": 9},
-    ),
+    PillowCodec("avif", "AVIF", "AVIF 4:2:0, speed 2", ("libavif", "avif"), range(101), _SPEED),
+    PillowCodec("jxl", "JXL", "JPEG XL lossy, effort 9", _JXL, range(100), {"effort": 9}),
 )
 
 

@@ -95,11 +95,7 @@ class Manifest(_Checked):
 
 
 def read_manifest(root: Path = ROOT) -> Manifest:
-    """Read and check the Spacefile in `root`.
-
-    Raises:
-        ConfigError: if it is missing, no YAML, or a field is wrong; names the field.
-    """
+    """Read and check the Spacefile in `root`; ConfigError names the field that is wrong."""
     path = root / FILE_NAME
     try:
         return Manifest.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -168,9 +164,8 @@ def make_plan(
 ) -> Plan:
     """List what publishing would do, from the files on disk; two options go before the Spacefile.
 
-    Raises:
-        ConfigError: if the name or the hardware is none, a listed file is missing, README.md is
-            stale, or the files are too large.
+    ConfigError if the name or the hardware is none, a listed file is missing, README.md is
+    stale, or the files are too large.
     """
     if space is not None and not re.fullmatch(rf"({_PART}/)?{_PART}", space):
         raise ConfigError(f"--space: expected OWNER/NAME, got {space!r}")
@@ -187,12 +182,9 @@ def make_plan(
     for entry in manifest.upload:
         if not any(path == entry or path.startswith(f"{entry.rstrip('/')}/") for path in found):
             raise ConfigError(f"{FILE_NAME}: upload: no file of {entry!r} is in git")
-    for wanted in (FILE_NAME, README, "requirements.txt", manifest.page.app_file):
-        if wanted not in found:
-            raise ConfigError(f"{FILE_NAME}: upload: expected {wanted} among the files, got none")
-    for path in found:
-        if not (root / path).is_file() or (root / path).is_symlink():
-            raise ConfigError(f"{FILE_NAME}: upload: expected {path} to be a plain file, got none")
+    for path in {FILE_NAME, README, "requirements.txt", manifest.page.app_file} | found:
+        if path not in found or not (root / path).is_file() or (root / path).is_symlink():
+            raise ConfigError(f"{FILE_NAME}: upload: expected a plain file {path}, got none")
     files = {path: (root / path).stat().st_size for path in sorted(found)}
     if (total := sum(files.values())) > MAX_TOTAL_BYTES:
         raise ConfigError(
@@ -222,9 +214,5 @@ def _git_files(root: Path, upload: Iterable[str], *options: str) -> set[str] | N
 def _plain_files(root: Path, upload: Iterable[str]) -> set[str]:
     """The files of a copy without git: all but caches and hidden ones."""
     files = (file for entry in upload for file in (root / entry, *(root / entry).rglob("*")))
-    names = (file.relative_to(root) for file in files if file.is_file())
-    return {
-        name.as_posix()
-        for name in names
-        if not any(part.startswith(".") or part == "__pycache__" for part in name.parts)
-    }
+    names = (file.relative_to(root).as_posix() for file in files if file.is_file())
+    return {name for name in names if not re.search(r"(^|/)(\.|__pycache__/)", name)}

@@ -162,15 +162,9 @@ class _Watch:
         def run(*args: Any, **kwargs: Any) -> Any:
             with self.running(label):
                 result = function(*args, **kwargs)
-            return steps(result) if isinstance(result, Generator) else result
-
-        def steps(made: Iterator[Any]) -> Iterator[Any]:
-            while True:
-                with self.running(label):
-                    step = next(made, None)
-                if step is None:
-                    return
-                yield step
+            if not isinstance(result, Generator):
+                return result
+            return iter(self.around(partial(next, result, None), label), None)
 
         return run
 

@@ -67,11 +67,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
 
 
 def at_least_one(text: str) -> int:
-    """A count on the command line.
-
-    Raises:
-        ArgumentTypeError: if it is none; argparse puts the option before it.
-    """
+    """A count on the command line; argparse puts the option before the error."""
     if not text.isascii() or not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
@@ -88,14 +84,8 @@ def build_settings(args: argparse.Namespace) -> list[Setting]:
     nothing = not args.codecs and not args.modes
     codecs, modes = (["all"], list(MODES)) if nothing else (args.codecs, args.modes)
     classic = budget_settings(codecs, args.budgets) if args.budgets else classic_settings(codecs)
-    return classic + our_settings(
-        modes,
-        presets=args.presets,
-        steps=args.steps,
-        guidance=args.guidance,
-        schedules=args.schedules,
-        tokens=args.tokens,
-    )
+    points = {"presets": args.presets, "steps": args.steps, "guidance": args.guidance}
+    return classic + our_settings(modes, **points, schedules=args.schedules, tokens=args.tokens)
 
 
 def run(args: argparse.Namespace, *, report: Report) -> None:

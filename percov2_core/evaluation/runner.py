@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -208,15 +209,20 @@ class Worker:
         if not self.plan.thumbnails:
             return None
         name = decoded_path(row.setting.key, row.picture, folder="thumbnails", suffix="webp")
-        small = decoded.copy()
-        small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-        small.save(self._place(name), quality=80)
+        save_thumbnail(decoded, self._place(name))
         return name.as_posix()
 
     def _place(self, name: Path) -> Path:
         path = self.plan.out / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+
+def save_thumbnail(image: Image.Image, file: Path | io.BytesIO) -> None:
+    """Write a reduced WebP for the report."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    small.save(file, "WEBP", quality=80)
 
 
 def make_units(
@@ -313,14 +319,12 @@ def _sign(plan: Plan, pictures: Sequence[Picture]) -> None:
         "data": str(plan.data.resolve()),
     }
     path = plan.out / SIGNATURE
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        for name, value in signature.items():
-            if found.get(name, value) != value:
-                raise ConfigError(
-                    f"{path}: the rows there have {name} {found[name]!r}, the new ones "
-                    f"{value!r}: choose another output folder"
-                )
-        return
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for name, value in signature.items():
+        if found.get(name, value) != value:
+            raise ConfigError(
+                f"{path}: the rows there have {name} {found[name]!r}, the new ones "
+                f"{value!r}: choose another output folder"
+            )
     plan.out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(signature, indent=1) + "\n", encoding="utf-8")

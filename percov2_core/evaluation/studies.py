@@ -13,9 +13,9 @@ import json
 import shutil
 import sys
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import pandas as pd
@@ -52,51 +52,46 @@ class Study(NamedTuple):
     metrics: tuple[str, ...] = METRICS
 
 
-STUDIES: Mapping[str, Study] = MappingProxyType(
-    {
-        "protocol": Study(
-            "classic codecs at the settings of the protocol's table",
-            lambda args: classic_settings(PROTOCOL),
-        ),
-        "classic": Study(
-            "the best that each classic codec does in N bytes, over all reduced sizes",
-            lambda args: budget_settings(args.codecs or EQUAL_CODECS, args.budgets),
-        ),
-        "presets": Study(
-            "our modes at their presets", lambda args: our_settings(args.modes, presets=PRESETS)
-        ),
-        "equal": Study(
-            "classic codecs in as many bytes as our file of the same picture (after presets)",
-            lambda args: [
-                Setting(codec=codec, match=mode)
-                for codec in args.codecs or EQUAL_CODECS
-                for mode in args.modes
-            ],
-        ),
-        "sweep": Study(
-            "distortion against perception: steps x guidance per mode",
-            lambda args: our_settings(args.modes, steps=args.steps, guidance=args.guidance),
-        ),
-        "schedules": Study(
-            "bits of the tokens under each schedule",
-            lambda args: our_settings(
-                [m for m in args.modes if not MODES[m].partial],
-                steps=(1,),
-                guidance=(1.0,),
-                schedules=SCHEDULES,
-            ),
-            ("psnr",),
-        ),
-        "hybrid": Study(
-            "hybrid mode over the number of tokens sent",
-            lambda args: our_settings(["hybrid"], tokens=HYBRID_TOKENS),
-        ),
-        "captions": Study(
-            "no caption, the describer's, and a person's; language model against deflate",
-            lambda args: our_settings(args.modes, captions=CAPTIONS),
-        ),
-    }
-)
+def _equal(args: argparse.Namespace) -> list[Setting]:
+    pairs = product(args.codecs or EQUAL_CODECS, args.modes)
+    return [Setting(codec=codec, match=mode) for codec, mode in pairs]
+
+
+def _schedules(args: argparse.Namespace) -> list[Setting]:
+    modes = [mode for mode in args.modes if not MODES[mode].partial]
+    return our_settings(modes, steps=(1,), guidance=(1.0,), schedules=SCHEDULES)
+
+
+STUDIES = {
+    "protocol": Study(
+        "classic codecs at the settings of the protocol's table",
+        lambda args: classic_settings(PROTOCOL),
+    ),
+    "classic": Study(
+        "the best that each classic codec does in N bytes, over all reduced sizes",
+        lambda args: budget_settings(args.codecs or EQUAL_CODECS, args.budgets),
+    ),
+    "presets": Study(
+        "our modes at their presets",
+        lambda args: our_settings(args.modes, presets=PRESETS),
+    ),
+    "equal": Study(
+        "classic codecs in as many bytes as our file of the same picture (after presets)", _equal
+    ),
+    "sweep": Study(
+        "distortion against perception: steps x guidance per mode",
+        lambda args: our_settings(args.modes, steps=args.steps, guidance=args.guidance),
+    ),
+    "schedules": Study("bits of the tokens under each schedule", _schedules, ("psnr",)),
+    "hybrid": Study(
+        "hybrid mode over the number of tokens sent",
+        lambda args: our_settings(["hybrid"], tokens=HYBRID_TOKENS),
+    ),
+    "captions": Study(
+        "no caption, the describer's, and a person's; language model against deflate",
+        lambda args: our_settings(args.modes, captions=CAPTIONS),
+    ),
+}
 
 
 def run_study(name: str, args: argparse.Namespace) -> pd.DataFrame:
@@ -138,8 +133,7 @@ def deflate_bits(text: object) -> int | None:
 
 def read_captions(path: Path) -> dict[str, str]:
     """A table with the columns picture (file name without its ending) and caption."""
-    captions: dict[str, str] = pd.read_csv(path).set_index("picture")["caption"].to_dict()
-    return captions
+    return dict(pd.read_csv(path)[["picture", "caption"]].to_numpy().tolist())
 
 
 def sizes_by_picture(path: Path) -> dict[str, dict[str, int]]:
@@ -171,13 +165,11 @@ def _write(frame: pd.DataFrame, study: Study, path: Path, *, command: str) -> No
     path.parent.mkdir(parents=True, exist_ok=True)
     # Seconds say more about the machine and its other work than about a codec: see `bench`.
     frame = frame.drop(columns=["thumbnail", "encode_s", "decode_s"])
-    frame.dropna(axis=1, how="all").to_csv(
-        path.with_suffix(".csv"), index=False, float_format="%.6g"
-    )
+    full = frame.dropna(axis=1, how="all")
+    full.to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g")
     table = summarise(frame)
     if "deflate_bits" in frame:
-        means = frame.groupby("key")["deflate_bits"].mean()
-        table["deflate_bits"] = table["key"].map(means)
+        table["deflate_bits"] = table["key"].map(frame.groupby("key")["deflate_bits"].mean())
     report = {
         "about": study.about,
         "command": command,
