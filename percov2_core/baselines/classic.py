@@ -148,8 +148,7 @@ class Vvc:
     def encode(self, image: Image.Image, quality: int) -> bytes:
         """`quality` is the quantisation parameter, 63 (fewest bytes) to 20.
 
-        Raises:
-            ImageError: if the picture is too small for the encoder.
+        ImageError if the picture is too small for the encoder.
         """
         pixels = np.asarray(image.convert("RGB"))
         odd_h, odd_w = pixels.shape[0] % 2, pixels.shape[1] % 2
@@ -181,8 +180,7 @@ class Vvc:
 def find_baseline(name: str) -> Baseline:
     """`codec` or `codec/factor` -> the codec.
 
-    Raises:
-        ConfigError: if the codec is unknown or the factor is not 1 to 16.
+    ConfigError if the codec is unknown or the factor is not 1 to 16.
     """
     family, _, factor = name.partition("/")
     codecs: dict[str, Baseline] = {codec.name: codec for codec in (*_PILLOW, Vvc())}

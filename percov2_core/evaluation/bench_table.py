@@ -71,8 +71,7 @@ def write(rows: Iterable[BenchRow], folder: Path) -> None:
 def read(path: Path) -> list[BenchRow]:
     """Rows of a CSV that `write` wrote; none if there is no file.
 
-    Raises:
-        ConfigError: if it has other columns.
+    ConfigError if it has other columns.
     """
     if not path.exists():
         return []

@@ -70,11 +70,7 @@ class Judge:
 
     @torch.inference_mode()
     def score(self, original: Seen, image: Image.Image) -> Scores:
-        """Compare a decoded picture with its original.
-
-        Raises:
-            ImageError: if the sizes differ.
-        """
+        """Compare a decoded picture with its original; ImageError if the sizes differ."""
         if image.size != original.size:
             (w, h), got = original.size, f"{image.width}x{image.height}"
             raise ImageError(f"decoded size must be {w}x{h}, got {got}")

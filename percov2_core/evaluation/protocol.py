@@ -25,8 +25,7 @@ SUFFIXES = (
 def list_pictures(folder: Path) -> list[Path]:
     """Every picture file below `folder` that is not hidden, sorted by path.
 
-    Raises:
-        ConfigError: if there is none.
+    ConfigError if there is none.
     """
     if not folder.is_dir():
         raise ConfigError(f"data folder {str(folder)!r}: there is no such folder")
@@ -58,8 +57,7 @@ class Picture:
     def open(self) -> Image.Image:
         """The picture that codecs get; one larger than they take is reduced first.
 
-        Raises:
-            ImageError: if the file is no readable picture.
+        ImageError if the file is no readable picture.
         """
         try:
             image = image_io.load(self.path, fit=MAX_SIDE_PX)

@@ -27,11 +27,7 @@ _HEAD = ("bpp", "bytes", "PSNR dB", "MS-SSIM", "feature distance", "patch SWD", 
 
 
 def read_means(results: Path, study: str) -> Rows:
-    """The means of one study.
-
-    Raises:
-        ConfigError: if the study has not run.
-    """
+    """The means of one study; ConfigError if the study has not run."""
     path = results / f"{study}.json"
     if not path.is_file():
         raise ConfigError(f"tables: no results at {str(path)!r}: run the study {study} first")
@@ -82,8 +78,7 @@ TABLES: Mapping[str, Callable[[Path], str]] = MappingProxyType(
 def fill(text: str, results: Path) -> str:
     """`text` with every table between `<!-- table NAME -->` and `<!-- end -->` made anew.
 
-    Raises:
-        ConfigError: if a mark is missing.
+    ConfigError if a mark is missing.
     """
     for name, make in TABLES.items():
         begin, end = f"<!-- table {name} -->\n", "<!-- end -->"
