@@ -230,7 +230,6 @@ def test_pictures_of_one_stem_are_rows_and_files_of_their_own(tmp_path: Path) ->
         (["--device", "gpu"], "device must be cpu, cuda, cuda:N or auto, got 'gpu'"),
         (["--device", "mps"], "device must be cpu, or one of the "),
         (["--codecs", "gif"], "codec must be one of jpeg, "),
-        (["--codecs", "gif", "--budgets", "9"], "codec must be one of jpeg, "),
         (["--codecs", "jpeg@0"], "codec 'jpeg@0': no quality 0; it has 1 to 95"),
         (["--codecs", "jpeg@x"], "codec 'jpeg@x': qualities must be whole numbers"),
         (["--modes", "extreme", "--steps", "0"], "steps must be in [1, 100], got 0"),
