@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from string import Template
-from types import MappingProxyType
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -23,20 +22,18 @@ from percov2_core.metrics import AXES
 PERCEPTION = ("lpips", "picorank", "feature_distance", "patch_swd")
 
 # Ours in warm and full colours, the others in cool ones, so that a legend is not needed twice.
-_COLOURS: Mapping[str, str] = MappingProxyType(
-    {
-        "percov2 ultra-low": "#d62728",
-        "percov2 extreme": "#ff7f0e",
-        "percov2 hybrid": "#c218a8",
-        "jpeg": "#7f7f7f",
-        "jpeg2000": "#8c6d31",
-        "j2k": "#bd9e39",
-        "webp": "#2ca02c",
-        "avif": "#1f77b4",
-        "jxl": "#17a2a2",
-        "vvc": "#393b79",
-    }
-)
+_COLOURS = {
+    "percov2 ultra-low": "#d62728",
+    "percov2 extreme": "#ff7f0e",
+    "percov2 hybrid": "#c218a8",
+    "jpeg": "#7f7f7f",
+    "jpeg2000": "#8c6d31",
+    "j2k": "#bd9e39",
+    "webp": "#2ca02c",
+    "avif": "#1f77b4",
+    "jxl": "#17a2a2",
+    "vvc": "#393b79",
+}
 _SYMBOLS = {"percov2 ultra-low": "circle", "percov2 extreme": "diamond", "percov2 hybrid": "square"}
 _LAYOUT = {
     "template": "plotly_white",

@@ -81,6 +81,11 @@ def test_every_picture_of_a_setting_becomes_a_row_and_a_broken_one_an_error(
     expected = 8 * good["size_bytes"] / (good["width"] * good["height"])
     assert good["bpp"].to_list() == pytest.approx(expected.to_list())
     assert summarise(frame)[["pictures", "errors"]].to_numpy().tolist() == [[3, 1]] * 3
+    # Rows of another protocol or folder are not mixed in.
+    with pytest.raises(ConfigError, match="have square False, the new ones True: choose another"):
+        evaluate(find_pictures(folder), settings, plan(tmp_path))
+    with pytest.raises(ConfigError, match=r"have data '.*/data', the new ones '.*/more'"):
+        evaluate([], settings, plan(tmp_path, data=folder / "more"))
 
 
 def test_an_interrupted_run_goes_on_without_repeating_finished_rows(
@@ -101,15 +106,6 @@ def test_an_interrupted_run_goes_on_without_repeating_finished_rows(
     path.write_text(path.read_text()[:-40])
     assert len(evaluate(pictures, settings, plan(tmp_path))) == 8
     assert len(again) == 8 - 3 + 1
-
-
-def test_rows_of_another_protocol_are_not_mixed_in(folder: Path, tmp_path: Path) -> None:
-    settings, pictures = classic_settings(["jpeg@1"]), find_pictures(folder, square=False)[:1]
-    evaluate(pictures, settings, plan(tmp_path, data=folder))
-    with pytest.raises(ConfigError, match="have square False, the new ones True: choose another"):
-        evaluate(find_pictures(folder), settings, plan(tmp_path, data=folder))
-    with pytest.raises(ConfigError, match=r"have data '.*/data', the new ones '.*/more'"):
-        evaluate(pictures, settings, plan(tmp_path, data=folder / "more"))
 
 
 def test_two_processes_give_the_same_numbers_as_one(folder: Path, tmp_path: Path) -> None:
@@ -185,17 +181,6 @@ def command(folder: Path, out: Path, *words: str) -> list[str]:
     return ["evaluate", str(folder), "-o", str(out), "--metrics", "psnr", *words]
 
 
-def test_the_command_writes_tables_and_a_report(folder: Path, tmp_path: Path, capsys) -> None:
-    (folder / "broken.png").unlink()
-    words = command(folder, tmp_path / "out", "set_swd", "fid", "--native")
-    assert main([*words, "--codecs", "jpeg@1", "webp/2@0"]) == 0
-    printed = capsys.readouterr().out
-    assert "webp/2 quality=0" in printed
-    assert "FID and KID need 50 pictures a side, got 3" in printed
-    assert (tmp_path / "out" / "report.html").stat().st_size > 10**6
-    assert (tmp_path / "out" / "sets.csv").is_file()
-
-
 def test_a_broken_picture_is_named_and_the_others_are_measured(folder, tmp_path, capsys) -> None:
     assert main(command(folder, tmp_path / "out", "--codecs", "jpeg@1+10")) == 1
     said, end = capsys.readouterr().err.splitlines()[-2:]
@@ -204,7 +189,7 @@ def test_a_broken_picture_is_named_and_the_others_are_measured(folder, tmp_path,
     assert pd.read_csv(tmp_path / "out" / "rows.csv")["psnr"].count() == 6
 
 
-def test_pictures_of_one_stem_are_rows_and_files_of_their_own(tmp_path: Path) -> None:
+def test_pictures_of_one_stem_are_rows_and_files_of_their_own(tmp_path: Path, capsys) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     names = ["p.jpg", "p.jpeg", "p.png", "x/p.png", "y/p.png"]
     originals = []
@@ -212,7 +197,10 @@ def test_pictures_of_one_stem_are_rows_and_files_of_their_own(tmp_path: Path) ->
         (data / name).parent.mkdir(parents=True, exist_ok=True)
         picture(96, 96, seed=seed).save(data / name)
         originals.append(to_tensor(Image.open(data / name)))
-    assert main(command(data, out, "set_swd", "--native", "--codecs", "jpeg@1")) == 0
+    assert main(command(data, out, "set_swd", "fid", "--native", "--codecs", "jpeg@1")) == 0
+    printed = capsys.readouterr().out
+    assert "jpeg quality=1" in printed and "FID and KID need 50 pictures a side, got 5" in printed
+    assert (out / "report.html").stat().st_size > 10**6
     rows = pd.read_csv(out / "rows.csv").set_index("picture")
     assert sorted(rows.index) == sorted(names)
     assert len(list(out.glob("decoded/*/*.png"))) == len(set(rows["thumbnail"])) == 5

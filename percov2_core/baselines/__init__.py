@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 # What the command line calls them, and what people do.
-CLASSIC: Mapping[str, str] = MappingProxyType(
-    {
-        "jpeg": "JPEG",
-        "jpeg2000": "JPEG 2000 (JP2)",
-        "j2k": "JPEG 2000",
-        "webp": "WebP",
-        "avif": "AVIF",
-        "jxl": "JPEG XL",
-        "vvc": "VVC intra",
-    }
-)
+CLASSIC = {
+    "jpeg": "JPEG",
+    "jpeg2000": "JPEG 2000 (JP2)",
+    "j2k": "JPEG 2000",
+    "webp": "WebP",
+    "avif": "AVIF",
+    "jxl": "JPEG XL",
+    "vvc": "VVC intra",
+}

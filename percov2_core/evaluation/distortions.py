@@ -7,8 +7,7 @@ returns an RGB picture of the same size.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -100,28 +99,26 @@ def _texture(image: Image.Image, strength: float, rng: np.random.Generator) -> I
     return _from_array(np.asarray(soft) + grain * lost.std() * rng.uniform(0.3, 1.5))
 
 
-DISTORTIONS: Mapping[str, Distort] = MappingProxyType(
-    {
-        "jpeg": lambda image, s, _: _through(image, "JPEG", quality=max(1, _quality(s))),
-        "webp": lambda image, s, _: _through(image, "WEBP", quality=_quality(s), method=2),
-        "avif": _avif,
-        "jpeg2000": lambda image, s, _: _through(
-            image, "JPEG2000", quality_layers=[10 * 80.0**s], irreversible=True
-        ),
-        "small": _small,
-        "small-avif": _small_avif,
-        "blur": lambda image, s, _: image.filter(ImageFilter.GaussianBlur(0.5 * 20.0**s)),
-        "noise": _noise,
-        "colour": _colour,
-        "tone": _tone,
-        "grey": lambda image, s, _: Image.blend(
-            image, image.convert("L").convert("RGB"), 0.1 + 0.9 * s
-        ),
-        "blocks": _blocks,
-        "warp": _warp,
-        "texture": _texture,
-    }
-)
+DISTORTIONS: dict[str, Distort] = {
+    "jpeg": lambda image, s, _: _through(image, "JPEG", quality=max(1, _quality(s))),
+    "webp": lambda image, s, _: _through(image, "WEBP", quality=_quality(s), method=2),
+    "avif": _avif,
+    "jpeg2000": lambda image, s, _: _through(
+        image, "JPEG2000", quality_layers=[10 * 80.0**s], irreversible=True
+    ),
+    "small": _small,
+    "small-avif": _small_avif,
+    "blur": lambda image, s, _: image.filter(ImageFilter.GaussianBlur(0.5 * 20.0**s)),
+    "noise": _noise,
+    "colour": _colour,
+    "tone": _tone,
+    "grey": lambda image, s, _: Image.blend(
+        image, image.convert("L").convert("RGB"), 0.1 + 0.9 * s
+    ),
+    "blocks": _blocks,
+    "warp": _warp,
+    "texture": _texture,
+}
 
 
 def distort_at_random(image: Image.Image, *, seed: int) -> Image.Image:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from percov2_core.baselines import CLASSIC
@@ -70,9 +69,7 @@ def schedule_table(results: Path) -> str:
     return _markdown(head, lines)
 
 
-TABLES: Mapping[str, Callable[[Path], str]] = MappingProxyType(
-    {"equal": equal_bytes_table, "protocol": protocol_table, "schedules": schedule_table}
-)
+TABLES = {"equal": equal_bytes_table, "protocol": protocol_table, "schedules": schedule_table}
 
 
 def fill(text: str, results: Path) -> str:

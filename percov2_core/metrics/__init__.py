@@ -5,9 +5,8 @@ Neither torch nor numpy is imported here: names and rates are needed where no me
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from types import MappingProxyType
 from typing import Any
 
 from percov2_core.errors import ImageError
@@ -46,6 +45,4 @@ class Scores:
 
 
 METRICS = tuple(metric.name for metric in fields(Scores))
-AXES: Mapping[str, str] = MappingProxyType(
-    {"bpp": "bits per pixel", **{m.name: m.metadata["axis"] for m in fields(Scores)}}
-)
+AXES = {"bpp": "bits per pixel", **{m.name: str(m.metadata["axis"]) for m in fields(Scores)}}
