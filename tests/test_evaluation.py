@@ -72,7 +72,8 @@ def test_every_picture_of_a_setting_becomes_a_row_and_a_broken_one_an_error(
     folder: Path, tmp_path: Path
 ) -> None:
     settings = classic_settings(["jpeg@1+10", "webp@0"])
-    frame = evaluate(find_pictures(folder, square=False), settings, plan(tmp_path))
+    pictures = find_pictures(folder, square=False)
+    frame = evaluate(pictures, settings, plan(tmp_path))
     assert len(frame) == 4 * 3
     broken = frame[frame["picture"] == "broken.png"]
     assert broken["error"].str.contains("not a picture").all()
@@ -85,7 +86,7 @@ def test_every_picture_of_a_setting_becomes_a_row_and_a_broken_one_an_error(
     with pytest.raises(ConfigError, match="have square False, the new ones True: choose another"):
         evaluate(find_pictures(folder), settings, plan(tmp_path))
     with pytest.raises(ConfigError, match=r"have data '.*/data', the new ones '.*/more'"):
-        evaluate([], settings, plan(tmp_path, data=folder / "more"))
+        evaluate(pictures, settings, plan(tmp_path, data=folder / "more"))
 
 
 def test_an_interrupted_run_goes_on_without_repeating_finished_rows(
