@@ -1,6 +1,7 @@
-"""Damaged files through the reader and the token decoder, with their time and memory.
+"""Damaged files through the reader and the token decoder, with their time and memory; then files
+that claim large sizes through `/inspect` and `/decompress` of a real server.
 
-    python -m tests.fuzz [--count 100000] [--processes 1] [--model NAME] [--seed 0]
+    python -m tests.fuzz [--count 100000] [--claims 200] [--processes 1] [--model NAME] [--seed 0]
 
 Without --model the tiny random model is used. Ends with status 1 if anything but `BitstreamError`
 was raised, if one file took more than 2 s of one core, if memory grew by more than 200 MB, if more
@@ -18,31 +19,48 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import mkdtemp
+
+import psutil
 
 from percov2_core.bitstream import Stream
 from percov2_core.codec import PerCoV2
 from percov2_core.config import MODES, SCHEDULES
 from percov2_core.errors import BitstreamError
 from percov2_core.weights import load_codec
-from tests.tiny import picture, tiny_codec
+from tests.hostile.stranger import Stranger
+from tests.hostile.values import claim
+from tests.tiny import picture, tiny_codec, tiny_folder
+from tests.ui_server import serve
 
 LIMIT_S = 2.0
+SIDES = (64, 1024, 2048, 3000, 4096)  # pixels that a file claims
 LIMIT_BYTES = 200 * 2**20
 ONE_BYTE = 3  # the kind of damage that changes a single byte
 
 
 @dataclass
 class Tally:
-    """What became of the files."""
+    """What became of the files.
 
-    rejected: int = 0  # reported by a `BitstreamError`
-    intact: int = 0  # read, and not damaged: the mutation had put back what was there
-    missed: int = 0  # read although damaged
-    one_byte: int = 0  # those with exactly one byte changed
-    one_byte_missed: int = 0  # the missed among them
-    slowest_s: float = 0.0  # processor time of the slowest
-    grown_bytes: int = 0  # by how much memory grew at most, over what the valid files had taken
+    Attributes:
+        rejected: Reported by a `BitstreamError`.
+        intact: Read, and not damaged: the mutation had put back what was there.
+        missed: Read although damaged.
+        one_byte, one_byte_missed: Those with exactly one byte changed, and the missed among them.
+        slowest_s: Processor time of the slowest.
+        grown_bytes: By how much memory grew at most, over what the valid files had taken.
+    """
+
+    rejected: int = 0
+    intact: int = 0
+    missed: int = 0
+    one_byte: int = 0
+    one_byte_missed: int = 0
+    slowest_s: float = 0.0
+    grown_bytes: int = 0
 
     @classmethod
     def of_all(cls, parts: Sequence[Tally]) -> Tally:
@@ -113,6 +131,37 @@ def run(codec: PerCoV2, count: int, seed: int) -> Tally:
     return tally
 
 
+def claims(model: str | None, count: int, seed: int) -> float:
+    """Processor time of the slowest answer of a real server to files that claim large sizes."""
+    dice, codec, slowest_s = random.Random(seed), tiny_codec(), 0.0
+    name = model or tiny_folder()
+    if model:
+        codec = load_codec(model, device="cpu")
+    valid = codec.encode(picture(64, 64), "extreme", caption="a cat")
+    with (
+        serve(name, Path(mkdtemp(prefix="percov2-fuzz-"))) as server,
+        Stranger(server.address) as stranger,
+    ):
+        process = psutil.Process(server.pid)
+        for _ in range(count):
+            mode, schedule = dice.choice(list(MODES)), dice.choice(SCHEDULES)
+            size = (dice.choice(SIDES), dice.choice(SIDES))
+            payload = valid.payload[: dice.randrange(8)]
+            payload += dice.randbytes(dice.choice((0, 100, 1000, 10_000, 100_000)))
+            claimed = claim(replace(valid, schedule=schedule), mode, size, payload)
+            file = stranger.upload("claim.pcv2", claimed)
+            for end_point, more in (("inspect", []), ("decompress", ["balanced", 0])):
+                before = process.cpu_times()
+                answer = stranger.one(stranger.named(end_point), [file, *more])
+                after = process.cpu_times()
+                assert answer.refused and answer.error, (mode, schedule, size, len(payload))
+                spent_s = after.user + after.system - before.user - before.system
+                if spent_s > slowest_s:
+                    print(f"{end_point} {mode} {schedule} {size} {len(payload)}: {spent_s:.2f} s")
+                slowest_s = max(slowest_s, spent_s)
+    return slowest_s
+
+
 def _is_read(codec: PerCoV2, data: bytes) -> bool:
     try:
         codec.read(Stream.from_bytes(data))
@@ -133,6 +182,7 @@ def _load_and_run(model: str | None, count: int, seed: int) -> Tally:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--claims", type=int, default=200)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--model")
     parser.add_argument("--seed", type=int, default=0)
@@ -147,7 +197,9 @@ def main() -> int:
         ]
         tally = Tally.of_all([job.result() for job in jobs])
     print(", ".join(f"{name} {value:.6g}" for name, value in asdict(tally).items()))
-    return int(not tally.passed)
+    slowest_s = claims(args.model, args.claims, args.seed)
+    print(f"{args.claims} large claims, slowest {slowest_s:.3g} s of one core")
+    return int(not tally.passed or slowest_s > LIMIT_S)
 
 
 if __name__ == "__main__":

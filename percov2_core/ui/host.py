@@ -70,6 +70,8 @@ _STANDING = ("/heartbeat/", "/mcp", "/dev/reload")
 
 def prepare() -> None:
     """Settle folders and shared hardware. Call it first."""
+    # Spinning threads were seen to take ten times as long on cores that others use as well.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     use_temporary_folders()
     if has_shared_gpu():
         # It has to see torch before anybody uses it: on such hosts there is no GPU yet.
