@@ -25,7 +25,7 @@ from percov2_core.weights.base import load_text
 from percov2_core.weights.fresh import write_fresh_checkpoint
 from percov2_core.weights.rates import add_lora
 from percov2_core.weights.residency import Residency
-from percov2_core.weights.sizes import SD3, TINY, TRANSFORMER
+from percov2_core.weights.sizes import BASES, SD3, TINY
 from tests.tiny import drawing_within, picture, rows
 from tests.tiny_sd3 import tiny_sd3_folder
 
@@ -317,7 +317,7 @@ def test_a_damaged_shard_is_named(cache, tmp_path):
 def test_the_memory_that_the_readme_names_is_what_is_counted(rank, shards, gib, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", str(shards > 1).lower())
     with torch.device("meta"):
-        network = SD3Transformer2DModel(**TRANSFORMER).requires_grad_(False)
+        network = SD3Transformer2DModel(**BASES["sd3-medium"].transformer).requires_grad_(False)
         network = extend_patch_embedding(network, SD3["extreme"].features)
         if rank:  # a frozen base may be in half precision
             network = add_lora(network.to(torch.bfloat16), rank=rank)
