@@ -1,7 +1,8 @@
 """Damaged files through the reader and the token decoder, with their time and memory; then files
-that claim large sizes through `/inspect` and `/decompress` of a real server.
+that claim large sizes through `/inspect` and `/decompress` of a real server; then damaged pictures.
 
-    python -m tests.fuzz [--count 100000] [--claims 200] [--processes 1] [--model NAME] [--seed 0]
+    python -m tests.fuzz [--count 100000] [--claims 200] [--pictures 20000] [--processes 1]
+        [--model NAME] [--seed 0]
 
 Without --model the tiny random model is used. Ends with status 1 if anything but `BitstreamError`
 was raised, if one file took more than 2 s of one core, if memory grew by more than 200 MB, if more
@@ -30,6 +31,7 @@ from percov2_core.codec import PerCoV2
 from percov2_core.config import MODES, SCHEDULES
 from percov2_core.errors import BitstreamError
 from percov2_core.weights import load_codec
+from tests import fuzz_pictures
 from tests.hostile.stranger import Stranger
 from tests.hostile.values import claim
 from tests.tiny import picture, tiny_codec, tiny_folder
@@ -183,6 +185,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--claims", type=int, default=200)
+    parser.add_argument("--pictures", type=int, default=20_000)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--model")
     parser.add_argument("--seed", type=int, default=0)
@@ -199,7 +202,9 @@ def main() -> int:
     print(", ".join(f"{name} {value:.6g}" for name, value in asdict(tally).items()))
     slowest_s = claims(args.model, args.claims, args.seed)
     print(f"{args.claims} large claims, slowest {slowest_s:.3g} s of one core")
-    return int(not tally.passed or slowest_s > LIMIT_S)
+    read, faults = fuzz_pictures.run(args.pictures, args.seed)
+    print(", ".join(f"{name}: {count}" for name, count in sorted(read.items())), *faults, sep="\n")
+    return int(not tally.passed or slowest_s > LIMIT_S or bool(faults))
 
 
 if __name__ == "__main__":
