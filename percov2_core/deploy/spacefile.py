@@ -32,9 +32,7 @@ def _inside(path: str) -> str:
 
 
 _Text: TypeAlias = Annotated[str, Field(min_length=1)]
-_Colour: TypeAlias = Literal[
-    "red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"
-]  # fmt: skip
+_Colour: TypeAlias = Literal["red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"]
 _Variable: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 

@@ -104,14 +104,24 @@ trained ones, and no pictures.
 
 """
 _COLUMNS = {
-    "model": "{0.model}, {0.weights}, {0.dtype}", "device": "{0.device}", "mode": "{0.mode}",
-    "size": "{0.size_px}", "batch": "{0.batch}", "steps": "{0.steps}",
-    "guidance": "{0.guidance:g}", "T5": "{0.t5}", "encode s": "{0.encode_s:.3f}",
-    "decode s": "{0.decode_s:.3f}", "loop s": "{0.loop_s:.3f}",
-    "loop TFLOP/s": "{0.loop_tflops:.3g}", "matmul TFLOP/s": "{0.matmul_tflops:.3g}",
-    "share": "{0.share:.1%}", "copies": "{0.copies}", "peak GiB": "{0.peak_gib:.2f}",
+    "model": "{0.model}, {0.weights}, {0.dtype}",
+    "device": "{0.device}",
+    "mode": "{0.mode}",
+    "size": "{0.size_px}",
+    "batch": "{0.batch}",
+    "steps": "{0.steps}",
+    "guidance": "{0.guidance:g}",
+    "T5": "{0.t5}",
+    "encode s": "{0.encode_s:.3f}",
+    "decode s": "{0.decode_s:.3f}",
+    "loop s": "{0.loop_s:.3f}",
+    "loop TFLOP/s": "{0.loop_tflops:.3g}",
+    "matmul TFLOP/s": "{0.matmul_tflops:.3g}",
+    "share": "{0.share:.1%}",
+    "copies": "{0.copies}",
+    "peak GiB": "{0.peak_gib:.2f}",
     "note": "{0.note}",
-}  # fmt: skip
+}
 _LINE = f"| {' | '.join(_COLUMNS.values())} |"
 _HEAD = f"| {' | '.join(_COLUMNS)} |\n|{' --- |' * len(_COLUMNS)}"
 _MISSING = f"| {TARGET}, random, bfloat16 | any GPU | any | {{}} | 1 | {{}} | {{}} | {{}} |"

@@ -119,9 +119,14 @@ def train_masked(options: RunOptions, name: str) -> None:
         quantizer=load_part(VectorQuantizer, modules / "quantizer", state.device),
     )
     loop = options.loop(
-        minutes=minutes, lr=2e-3, floor=0.01, warmup_steps=60, weight_decay=0.05, ema=0.995,
+        minutes=minutes,
+        lr=2e-3,
+        floor=0.01,
+        warmup_steps=60,
+        weight_decay=0.05,
+        ema=0.995,
         evaluate_every_s=120.0,
-    )  # fmt: skip
+    )
     trained = fit(
         sets,
         options.out,

@@ -110,10 +110,16 @@ def train(
         lambda step: draw_pairs(photos, seed=seed, step=step),
         out,
         config=LoopConfig(
-            minutes=minutes, lr=2e-3, floor=0.02, warmup_steps=50, weight_decay=1e-4, ema=0.99,
-            seed=seed, device="cpu",
+            minutes=minutes,
+            lr=2e-3,
+            floor=0.02,
+            warmup_steps=50,
+            weight_decay=1e-4,
+            ema=0.99,
+            seed=seed,
+            device="cpu",
         ),
-    )  # fmt: skip
+    )
     return system.net
 
 

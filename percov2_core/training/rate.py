@@ -131,9 +131,13 @@ def _train_over_base(options: RunOptions, name: str) -> None:
     model, tuning = model_over_base(options), options.settings(Tuning, "tuning")
     # Of the paper where it says so (learning rate, decay, a constant rate), else our choice.
     loop = options.loop(
-        lr=1e-5, floor=1.0, warmup_steps=500, steps=100_000,
-        save_every_s=900.0, evaluate_every_s=1800.0,
-    )  # fmt: skip
+        lr=1e-5,
+        floor=1.0,
+        warmup_steps=500,
+        steps=100_000,
+        save_every_s=900.0,
+        evaluate_every_s=1800.0,
+    )
     cache = Cache(
         options.needs("cache"), batch_px=tuning.batch_px, seed=loop.seed, held_out=tuning.held_out
     )

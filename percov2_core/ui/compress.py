@@ -70,9 +70,15 @@ class CompressTab:
 
     def _controls(self) -> None:
         self.image = gr.Image(
-            label="Picture", type="filepath", image_mode=None, format="png", height=210,
-            sources=["upload", "clipboard", "webcam"], buttons=[], elem_id="pc-image",
-        )  # fmt: skip
+            label="Picture",
+            type="filepath",
+            image_mode=None,
+            format="png",
+            height=210,
+            sources=["upload", "clipboard", "webcam"],
+            buttons=[],
+            elem_id="pc-image",
+        )
         self.picks = plain_html(
             thumbnails(self.examples), elem_id="pc-examples", js_on_load=_EXAMPLES_JS
         )
@@ -238,9 +244,15 @@ class CompressTab:
                 yield {self.stage: results.painting(image.size, frame=frame)}
             elif self.turns.finish(turn):
                 run = Run(
-                    chosen.name, contents, look, headline, frame.picture, frame.step_s, image,
+                    chosen.name,
+                    contents,
+                    look,
+                    headline,
+                    frame.picture,
+                    frame.step_s,
+                    image,
                     turn.number,
-                )  # fmt: skip
+                )
                 done = [*given[self.done], run][-border.KEEP_RUNS :]
                 yield {self.stage: results.compare_run(run), self.run: run, self.done: done}
 

@@ -30,8 +30,10 @@ from percov2_core.ui import host
 
 # Options of gradio's listeners: callbacks that wait for nobody;
 FREE: dict[str, Any] = {
-    "concurrency_limit": None, "api_visibility": "private", "show_progress": "hidden",
-}  # fmt: skip
+    "concurrency_limit": None,
+    "api_visibility": "private",
+    "show_progress": "hidden",
+}
 # one queue for everything that needs the model.
 DEVICE: dict[str, Any] = {**FREE, "concurrency_id": "device", "concurrency_limit": 1}
 # Reading and describing a picture need not wait for what others paint.

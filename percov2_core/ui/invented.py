@@ -42,9 +42,15 @@ class InventedTab:
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=280):
                 tokens = gr.Slider(
-                    0, 1, 0, step=1, label="Tokens sent", info=text.RESEND_INFO, interactive=False,
+                    0,
+                    1,
+                    0,
+                    step=1,
+                    label="Tokens sent",
+                    info=text.RESEND_INFO,
+                    interactive=False,
                     elem_id="pc-resend",
-                )  # fmt: skip
+                )
             with gr.Column(scale=8, min_width=280):
                 resent = plain_html(empty(text.EMPTY_RESENT), elem_id="pc-resent")
         vary.click(self.vary, run, grid, **DEVICE)
@@ -87,10 +93,17 @@ class InventedTab:
             size = bytes_in_words(sum(part.sizes))
             tag = f"{part.tokens_sent} of {part.tokens_total} tokens, {size}"
             for frame in paint(self.codec, self.codec.read(part), run.look, turn):
-                yield gr.skip() if frame.picture is None else results.compare(
-                    run.decoded, frame.picture, tag=tag, caption=run.contents.caption,
-                    left="All its tokens",
-                )  # fmt: skip
+                yield (
+                    gr.skip()
+                    if frame.picture is None
+                    else results.compare(
+                        run.decoded,
+                        frame.picture,
+                        tag=tag,
+                        caption=run.contents.caption,
+                        left="All its tokens",
+                    )
+                )
 
 
 def can_be_shorter(run: Run) -> bool:

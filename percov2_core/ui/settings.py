@@ -30,17 +30,25 @@ class Settings:
 
     def __init__(self) -> None:
         self.side = gr.Radio(
-            list(text.SIZES.items()), value=border.COMFORTABLE_SIDE_PX, label=text.SIZE_INFO,
+            list(text.SIZES.items()),
+            value=border.COMFORTABLE_SIDE_PX,
+            label=text.SIZE_INFO,
             visible="hidden",
-        )  # fmt: skip
+        )
         self.mode = gr.Radio(
-            list(text.MODES.items()), value="extreme", label="Mode", info=text.MODE_INFO,
+            list(text.MODES.items()),
+            value="extreme",
+            label="Mode",
+            info=text.MODE_INFO,
             elem_id="pc-mode",
-        )  # fmt: skip
+        )
         self.caption = gr.Textbox(
-            label=text.CAPTION_LABEL, placeholder=text.CAPTION_PLACEHOLDER, lines=4, max_lines=4,
+            label=text.CAPTION_LABEL,
+            placeholder=text.CAPTION_PLACEHOLDER,
+            lines=4,
+            max_lines=4,
             elem_id="pc-caption-box",
-        )  # fmt: skip
+        )
 
     def advanced(self, codec: PerCoV2) -> None:
         default = codec.presets["extreme"]["balanced"]
@@ -49,9 +57,11 @@ class Settings:
             label: name for label, name in text.OTHER_CAPTIONERS.items() if name != codec.captioner
         }
         self.captioner = gr.Radio(
-            list(captioners.items()), value=codec.captioner, label="Caption by",
+            list(captioners.items()),
+            value=codec.captioner,
+            label="Caption by",
             info=text.CAPTIONER_INFO,
-        )  # fmt: skip
+        )
         self.preset = gr.Radio(
             list(text.PRESETS.items()), value="balanced", label="Preset", info=text.PRESET_INFO
         )
@@ -63,14 +73,20 @@ class Settings:
         )
         self.seed = gr.Number(0, precision=0, minimum=0, label="Seed", info=text.SEED_INFO)
         self.schedule = gr.Dropdown(
-            list(text.SCHEDULES.items()), value=DEFAULT_SCHEDULE, label="Schedule",
+            list(text.SCHEDULES.items()),
+            value=DEFAULT_SCHEDULE,
+            label="Schedule",
             info=text.SCHEDULE_INFO,
-        )  # fmt: skip
+        )
         self.tokens = gr.Slider(0, 64, 0, step=1, label="Tokens sent", info=text.TOKENS_INFO)
         self.target = gr.Number(
-            None, precision=0, minimum=0, label="Target size in bytes", info=text.TARGET_INFO,
+            None,
+            precision=0,
+            minimum=0,
+            label="Target size in bytes",
+            info=text.TARGET_INFO,
             elem_id="pc-target",
-        )  # fmt: skip
+        )
 
     def look(self, given: Given, image: Image.Image) -> Look:
         """How to paint `image`, if that takes no minutes."""
