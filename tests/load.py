@@ -35,7 +35,7 @@ from percov2_core.codec import PerCoV2
 from percov2_core.config import MODES
 from percov2_core.ui.page import SWEEP_FILES_S
 from percov2_core.weights import load_codec
-from tests.hostile.stranger import Answer, Visitor
+from tests.hostile.stranger import API, Answer, Visitor
 from tests.ui_server import ROOT, Server, serve
 
 MB = 2**20
@@ -81,7 +81,9 @@ class Crowd:
             visitor.patience_s = ANSWER_S
             visitor.http.timeout = httpx.Timeout(ANSWER_S)
             try:
-                doing(visitor, dice)
+                # A browser's own: when it closes, the page knows that its visitor has left.
+                with visitor.http.stream("GET", f"{API}/heartbeat/{visitor.session}"):
+                    doing(visitor, dice)
             except (httpx.HTTPError, LookupError, ValueError) as error:
                 self._add("lost", f"{doing.__name__}: {error!r}")
 

@@ -33,7 +33,7 @@ MAX_UPLOAD_BYTES = 20 * 2**20
 MAX_UPLOAD_PIXELS = 25 * 10**6
 COMFORTABLE_SIDE_PX = 1024  # above it, a resize is offered
 MAX_WORKING_SIDE_PX = 2048
-MAX_WORKING_PIXELS = MAX_WORKING_SIDE_PX**2
+MAX_WORKING_PIXELS = 2_600_000  # whose tokens are read in 2 s of one plain core
 MAX_STEP_PIXELS = 50 * 10**6  # steps x pixels, about a minute on two plain cores
 MAX_BODY_BYTES = 2**20  # of a request that uploads nothing: the longest link has 270 kB
 MAX_UPLOAD_BODY_BYTES = MAX_UPLOAD_BYTES * 4 // 3 + 2**16  # programs may send base64
@@ -189,7 +189,7 @@ class Chosen:
         name: File name without its ending.
         kind: Format of the upload as Pillow calls it.
         size_bytes: Length of the upload.
-        image: Mode "RGB", no side over 2048 px.
+        image: Mode "RGB", no larger than this page works on.
     """
 
     source: Path
@@ -245,7 +245,8 @@ def read_picture(payload: Payload | None) -> Chosen:
             f"This picture has {width * height / 1e6:.1f} megapixels ({width} x {height}); "
             f"the page takes at most {MAX_UPLOAD_PIXELS // 10**6}. Make it smaller and try again."
         )
-    image = image_io.load(path, fit=MAX_WORKING_SIDE_PX, name=name)
+    largest = int(max(width, height) * (MAX_WORKING_PIXELS / (width * height)) ** 0.5)
+    image = image_io.load(path, fit=min(MAX_WORKING_SIDE_PX, largest), name=name)
     return Chosen(path, Path(name).stem, kind, size_bytes, image)
 
 

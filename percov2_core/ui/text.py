@@ -39,7 +39,7 @@ SCHEDULES = MappingProxyType(
         "None: every token costs the same": "uniform",
     }
 )
-SIZES = MappingProxyType({"1024 px (quick)": 1024, "2048 px (slow)": 2048})
+SIZES = MappingProxyType({"1024 px (quick)": 1024, "Up to 2048 px (slow)": 2048})
 
 CAPTION_LABEL = "Caption (travels in the file)"
 CAPTION_PLACEHOLDER = (
