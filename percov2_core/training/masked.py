@@ -66,17 +66,11 @@ _STAGE_SHARES = (0.5, 0.12, 0.12, 0.06, 0.2)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskedTuning:
-    """What the steps see of the grids.
+    """What the steps see of the grids."""
 
-    Attributes:
-        batch_tokens: Tokens in one step; grids per batch follow from their size.
-        min_crop: Shortest side of a cut, in tokens.
-        held_out: Last grids of each file, used for validation only; at most a quarter of them.
-    """
-
-    batch_tokens: int = 6144
-    min_crop: int = 8
-    held_out: int = 32
+    batch_tokens: int = 6144  # in one step; grids per batch follow from their size
+    min_crop: int = 8  # shortest side of a cut, in tokens
+    held_out: int = 32  # last grids of each file, validated on only; at most a quarter of them
 
 
 class TokenSet(NamedTuple):
