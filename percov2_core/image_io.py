@@ -68,6 +68,8 @@ class Probe(NamedTuple):
 
 def load(source: Source, *, fit: int | None = None, name: str = "") -> Image.Image:
     """Read a picture from a path, its bytes or an open file; the first frame if it moves.
+    ImageError if it is no picture, is damaged, or a side is outside [64, 4096] (after fitting): one
+    sentence with what to do; OSError if the file cannot be opened.
 
     Args:
         source: Where it is.
@@ -76,11 +78,6 @@ def load(source: Source, *, fit: int | None = None, name: str = "") -> Image.Ima
 
     Returns:
         8-bit sRGB, mode "RGB", as `normalise` makes it.
-
-    Raises:
-        ImageError: if it is no picture, is damaged, or a side is outside [64, 4096] (after
-            fitting): one sentence with what to do.
-        OSError: if the file cannot be opened.
     """
     with _about(_called(source, name)):
         stored, image = _open(source)
@@ -90,11 +87,7 @@ def load(source: Source, *, fit: int | None = None, name: str = "") -> Image.Ima
 
 def probe(source: Source, *, name: str = "") -> Probe:
     """What `source` is, from its header: no pixel is decoded.
-
-    Raises:
-        ImageError: if it is no picture.
-        OSError: if the file cannot be opened.
-    """
+    ImageError if it is no picture; OSError if the file cannot be opened."""
     with _about(_called(source, name)):
         stored, image = _open(source)
         width, height = stored.size or image.size
@@ -103,11 +96,8 @@ def probe(source: Source, *, name: str = "") -> Probe:
 
 def normalise(image: Image.Image) -> Image.Image:
     """Any picture -> mode "RGB", 8-bit sRGB, upright, transparent parts on white.
-
-    Raises:
-        ImageError: if the pixels are damaged or of an unknown kind, or a side is outside
-            [64, 4096], or if it is no picture.
-    """
+    ImageError if the pixels are damaged or of an unknown kind, or a side is outside [64, 4096], or
+    if it is no picture."""
     if not isinstance(image, Image.Image):
         raise ImageError(f"picture must be a PIL image, got {type(image).__name__}")
     with _about("the picture"):
@@ -122,19 +112,14 @@ def normalise(image: Image.Image) -> Image.Image:
 
 def fitted(image: Image.Image, side_px: int) -> Image.Image:
     """`image` with its long side reduced to `side_px` if it is longer; the shape stays.
-
-    Raises:
-        ImageError: if its short side would have less than 64 pixels.
-    """
+    ImageError if its short side would have less than 64 pixels."""
     with _about("the picture"):
         return image.resize(_reduced(image.size, side_px), Image.Resampling.LANCZOS)
 
 
 def to_tensor(image: Image.Image, multiple: int) -> Tensor:
     """Mode "RGB", H x W -> (1, 3, H', W') float32 in [-1, 1].
-
-    H' and W' are the next multiples; the last row and column are repeated to fill them.
-    """
+    H' and W' are the next multiples; the last row and column are repeated to fill them."""
     import torch  # takes seconds to load: a wrong picture is reported before
     import torch.nn.functional as F
 

@@ -117,10 +117,7 @@ class Stored:
 
 def take_apart(data: bytes) -> Stored:
     """Recognise a picture by its first bytes and read what its file says.
-
-    Raises:
-        ImageError: if it is none, or its structure is broken; the text says what "it" is.
-    """
+    ImageError if it is none, or its structure is broken; the text says what "it" is."""
     start = data[:64]
     kind = next((k for seen, k in _SIGNATURES.items() if re.match(seen, start, re.S)), None)
     if kind is None:

@@ -151,10 +151,8 @@ def write_report(
     frame: pd.DataFrame, out: Path, pictures: Iterable[Picture], notes: Sequence[str]
 ) -> Path:
     """Write `out/report.html`: every figure that the rows allow, the table, a picture wall.
-
     The file loads nothing from anywhere; its thumbnails are looked for below `out`. `notes` are
-    sentences to show above the table, such as metrics that cannot be had.
-    """
+    sentences to show above the table, such as metrics that cannot be had."""
     # Responsive: the grid's columns are narrower once the page has its scroll bar.
     drawn = {"include_plotlyjs": False, "full_html": False, "config": {"responsive": True}}
     figures = "\n".join(

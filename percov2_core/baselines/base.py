@@ -40,10 +40,8 @@ class Baseline(Protocol):
 @dataclass(frozen=True, slots=True)
 class Resized:
     """`codec` at 1 / `factor` of the size: Lanczos down, bicubic back.
-
-    The file is the inner file and one byte: how many columns (low four bits) and rows the
-    enlarged picture is too large.
-    """
+    The file is the inner file and one byte: how many columns (low four bits) and rows the enlarged
+    picture is too large."""
 
     codec: Baseline
     factor: int
@@ -106,10 +104,8 @@ class Remembered:
 def largest_within(codec: Baseline, image: Image.Image, *, size_bytes: int) -> Fit | None:
     """The highest quality whose file has at most `size_bytes`; None if there is none, or if the
     codec cannot code a picture of this size.
-
-    Takes sizes to rise with quality; where a codec breaks that by a few bytes the answer is
-    still within the budget, perhaps one quality short of the best.
-    """
+    Takes sizes to rise with quality; where a codec breaks that by a few bytes the answer is still
+    within the budget, perhaps one quality short of the best."""
     best, low, step = None, 0, 1
     high = len(codec.qualities)
     while low < high:

@@ -132,10 +132,8 @@ def _run(arguments: Sequence[str], data: bytes) -> bytes:
 
 class Vvc:
     """libvvenc, preset slow, 4:2:0 in 10 bits.
-
-    The file is the raw bit stream and one byte: bit 0 and bit 1 tell that the width and the
-    height were odd, which 4:2:0 cannot express.
-    """
+    The file is the raw bit stream and one byte: bit 0 and bit 1 tell that the width and the height
+    were odd, which 4:2:0 cannot express."""
 
     name = "vvc"
     qualities = tuple(range(63, 19, -1))  # quantisation parameters
@@ -147,9 +145,7 @@ class Vvc:
 
     def encode(self, image: Image.Image, quality: int) -> bytes:
         """`quality` is the quantisation parameter, 63 (fewest bytes) to 20.
-
-        ImageError if the picture is too small for the encoder.
-        """
+        ImageError if the picture is too small for the encoder."""
         pixels = np.asarray(image.convert("RGB"))
         odd_h, odd_w = pixels.shape[0] % 2, pixels.shape[1] % 2
         pixels = np.pad(pixels, ((0, odd_h), (0, odd_w), (0, 0)), mode="edge")
@@ -179,9 +175,7 @@ class Vvc:
 
 def find_baseline(name: str) -> Baseline:
     """`codec` or `codec/factor` -> the codec.
-
-    ConfigError if the codec is unknown or the factor is not 1 to 16.
-    """
+    ConfigError if the codec is unknown or the factor is not 1 to 16."""
     family, _, factor = name.partition("/")
     codecs: dict[str, Baseline] = {codec.name: codec for codec in (*_PILLOW, Vvc())}
     check_choice("codec", family, CLASSIC)

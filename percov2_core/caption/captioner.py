@@ -54,15 +54,13 @@ class Blip:
 
 def get_captioner(name: str, *, blip: str | None = None, device: str = "cpu") -> Captioner:
     """Find a captioner by its name.
+    ConfigError if there is no such captioner; UnavailableError if the weights of `blip` cannot be
+    had here.
 
     Args:
         name: One of `CAPTIONERS`; `auto` is `blip` where its weights are, else `describer`.
         blip: Folder or Hub name of the weights of `blip`; None takes PERCOV2_BLIP or BLIP_MODEL.
         device: Where `blip` runs.
-
-    Raises:
-        ConfigError: if there is no such captioner.
-        UnavailableError: if the weights of `blip` cannot be had here.
     """
     check_choice("captioner", name, CAPTIONERS)
     if name != "describer":
@@ -78,12 +76,8 @@ def get_captioner(name: str, *, blip: str | None = None, device: str = "cpu") ->
 @lru_cache(maxsize=1)  # a second picture must not load the weights again
 def load_blip(source: str, device: str) -> Captioner:
     """Load BLIP or BLIP-2 from a local folder, the local cache, or, if allowed, the Hub.
-
-    It computes in bfloat16 on a GPU, in float32 elsewhere.
-
-    Raises:
-        UnavailableError: if it is not there, or a library is missing.
-    """
+    It computes in bfloat16 on a GPU, in float32 elsewhere. UnavailableError if it is not there, or
+    a library is missing."""
     local_only = os.environ.get(DOWNLOAD_VARIABLE) != "1"
     try:
         import torch

@@ -106,11 +106,9 @@ VOCABULARY = tuple(sorted(set(words(" ".join(_PHRASES)))))
 
 def opponent(rgb: NDArray[np.int64]) -> NDArray[np.int64]:
     """Map (..., 3) RGB linearly to eight times (luma, blue - luma, red - luma).
-
-    Squared distances there weigh hue about twice as much as squared distances in RGB do:
-    a wrong hue word is a worse mistake than a wrong lightness word. Being linear and in
-    integers it also maps sums of colours, exactly.
-    """
+    Squared distances there weigh hue about twice as much as squared distances in RGB do: a wrong
+    hue word is a worse mistake than a wrong lightness word. Being linear and in integers it also
+    maps sums of colours, exactly."""
     luma = rgb @ np.array([2, 5, 1])
     return np.stack([luma, 8 * rgb[..., 2] - luma, 8 * rgb[..., 0] - luma], axis=-1)
 
@@ -120,9 +118,7 @@ _CENTRES = opponent(np.array(list(TERMS.values()), dtype=np.int64))  # (T, 3)
 
 def term_costs(total: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """(T,) squared error of each term for `count` colours, less what no term can change.
-
-    `total` is (3,), the sum of the colours in the space of `opponent`.
-    """
+    `total` is (3,), the sum of the colours in the space of `opponent`."""
     costs: NDArray[np.int64] = count * (_CENTRES**2).sum(axis=1) - 2 * (_CENTRES @ total)
     return costs
 

@@ -114,10 +114,7 @@ class CaptionLanguage:
 
 def load_language(path: Path) -> CaptionLanguage:
     """Read a caption language model.
-
-    Raises:
-        WeightsError: if the file is missing, damaged or lacks a part.
-    """
+    WeightsError if the file is missing, damaged or lacks a part."""
 
     def lexicon(name: str) -> Lexicon:
         words = arrays[f"{name}.words"].tobytes().decode().split("\n")
@@ -132,9 +129,7 @@ def load_language(path: Path) -> CaptionLanguage:
 
 def save_language(language: CaptionLanguage, path: Path) -> None:
     """Write a caption language model, always the same bytes for the same model.
-
-    Keys and symbols are stored as differences, split into planes of bytes.
-    """
+    Keys and symbols are stored as differences, split into planes of bytes."""
     arrays = {}
     for name in ("grammar", "free"):
         lexicon: Lexicon = getattr(language, name)

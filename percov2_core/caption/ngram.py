@@ -50,8 +50,7 @@ class Successors(NamedTuple):
 
 class NGram:
     """Symbol weights after a history, from (V,) levels without any context and the successors of
-    the contexts of 1, 2, ... symbols. A WeightsError if the tables do not fit together.
-    """
+    the contexts of 1, 2, ... symbols. A WeightsError if the tables do not fit together."""
 
     def __init__(self, base: NDArray[np.uint8], orders: Sequence[Successors]) -> None:
         for order in orders:

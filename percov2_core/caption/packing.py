@@ -61,21 +61,14 @@ Exchange = Callable[[int, NDArray[np.uint32]], int]
 
 
 def write_caption(write: Write, text: str, model: CaptionLanguage) -> None:
-    """Append a caption.
-
-    Raises:
-        ConfigError: see `check_caption`.
-    """
+    """Append a caption. ConfigError: see `check_caption`."""
     for symbol, freqs in _cheapest(text, model):
         write(np.array([symbol]), freqs)
 
 
 def read_caption(read: Read, model: CaptionLanguage) -> str:
     """Read what `write_caption` wrote.
-
-    Raises:
-        BitstreamError: if the data is impossible or holds no possible caption.
-    """
+    BitstreamError if the data is impossible or holds no possible caption."""
 
     def exchange(_: int, freqs: NDArray[np.uint32]) -> int:
         return int(read(freqs)[0])
@@ -107,10 +100,7 @@ def _bits(choices: list[Choice]) -> float:
 
 def check_caption(text: str) -> str:
     """Return `text` if it can be written.
-
-    Raises:
-        ConfigError: if it is not valid Unicode text, or longer than MAX_BYTES in UTF-8.
-    """
+    ConfigError if it is not valid Unicode text, or longer than MAX_BYTES in UTF-8."""
     if not isinstance(text, str):
         raise ConfigError(f"caption must be text, got {type(text).__name__}")
     try:

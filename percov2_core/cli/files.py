@@ -28,11 +28,7 @@ def standard_input() -> BinaryIO:
 
 def read_stream(name: str) -> Stream:
     """Parse the file `name`, or standard input.
-
-    Raises:
-        BitstreamError: if it is no file of this format.
-        OSError: if it cannot be read.
-    """
+    BitstreamError if it is no file of this format; OSError if it cannot be read."""
     # One byte over the limit is enough to be refused by name.
     if name == STANDARD:
         return Stream.from_bytes(standard_input().read(MAX_FILE_BYTES + 1))
@@ -58,14 +54,11 @@ class Output:
 
     def check(self, suffixes: Collection[str], *, source: str) -> None:
         """Refuse what cannot be written or must not be, before the work is done.
+        ConfigError if the name does not do; OSError if its folder does not let us write.
 
         Args:
             suffixes: What the name may end in.
             source: File that the command reads; it is never written to, by whatever name.
-
-        Raises:
-            ConfigError: if the name does not do.
-            OSError: if its folder does not let us write.
         """
         if self.name == STANDARD:
             return
@@ -86,11 +79,7 @@ class Output:
 
     def write(self, data: bytes) -> None:
         """Write all or nothing: what stood there is replaced when the new file is complete.
-
-        Raises:
-            ConfigError: if a file has come to stand there.
-            OSError: names the output.
-        """
+        ConfigError if a file has come to stand there; the OSError names the output."""
         if self.name == STANDARD:
             sys.stdout.buffer.write(data)
             flush_output()
@@ -126,11 +115,7 @@ class Output:
 
 
 def flush_output() -> None:
-    """Send what was printed.
-
-    Raises:
-        OSError: names standard output.
-    """
+    """Send what was printed. The OSError names standard output."""
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -33,12 +33,7 @@ Report = Callable[[str], None]
 
 def publish(plan: Plan, *, report: Report) -> str:
     """Create or update the Space, and wait until it runs; -> the address of its page on the Hub.
-
-    `report` is told each step, in one line.
-
-    Raises:
-        DeployError: in one line that says what to do.
-    """
+    `report` is told each step, in one line. DeployError in one line that says what to do."""
     api = HfApi(token=_token())
     set_client_factory(_client)
     # It recommends another protocol for large folders, which knows no time-outs of ours.

@@ -161,10 +161,8 @@ def make_plan(
     manifest: Manifest, root: Path, *, space: str | None = None, hardware: str | None = None
 ) -> Plan:
     """List what publishing would do, from the files on disk; two options go before the Spacefile.
-
-    ConfigError if the name or the hardware is none, a listed file is missing, README.md is
-    stale, or the files are too large.
-    """
+    ConfigError if the name or the hardware is none, a listed file is missing, README.md is stale,
+    or the files are too large."""
     if space is not None and not re.fullmatch(rf"({_PART}/)?{_PART}", space):
         raise ConfigError(f"--space: expected OWNER/NAME, got {space!r}")
     hardware = hardware or manifest.settings.hardware

@@ -55,11 +55,8 @@ _CPU_ATTENTION = {
 
 def open_codec(name: str, *, random: bool, t5: bool, device: str | None) -> PerCoV2:
     """Load a model, or build one of a published size on random weights.
-
-    Raises:
-        ConfigError: if random weights are asked for where no published size is known.
-        WeightsError: if the model cannot be loaded.
-    """
+    ConfigError if random weights are asked for where no published size is known; WeightsError if
+    the model cannot be loaded."""
     home = Residency.from_environment(device=device)
     if not random and name != TINY_RANDOM:
         return load_codec(name, residency=home if t5 else home.without_t5())
@@ -112,9 +109,7 @@ def points(
 
 def measure(codec: PerCoV2, point: BenchRow, image: Image.Image, *, repeats: int) -> BenchRow:
     """The point with everything measured: boxes of one picture, then the loop of a batch.
-
-    Seconds are medians of `repeats`, after a first time that warms up.
-    """
+    Seconds are medians of `repeats`, after a first time that warms up."""
     if codec.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(codec.device)
     square = ImageOps.fit(image, (point.size_px, point.size_px))

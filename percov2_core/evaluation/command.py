@@ -75,9 +75,7 @@ def at_least_one(text: str) -> int:
 
 def build_settings(args: argparse.Namespace) -> list[Setting]:
     """What the command line asks for; every codec and mode if it names none.
-
-    ConfigError if a codec, a quality or a name does not exist.
-    """
+    ConfigError if a codec, a quality or a name does not exist."""
     from percov2_core.evaluation.settings import budget_settings, classic_settings, our_settings
 
     nothing = not args.codecs and not args.modes
@@ -89,9 +87,7 @@ def build_settings(args: argparse.Namespace) -> list[Setting]:
 
 def run(args: argparse.Namespace, *, report: Report) -> None:
     """Evaluate, print the summary and write the report.
-
-    ImageError if a picture could not be measured; the others were.
-    """
+    ImageError if a picture could not be measured; the others were."""
     # Here and not at the top: the command line must start without torch and pandas.
     from percov2_core.evaluation.judge import Judge, compare_sets
     from percov2_core.evaluation.protocol import find_pictures

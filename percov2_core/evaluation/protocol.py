@@ -24,9 +24,7 @@ SUFFIXES = (
 
 def list_pictures(folder: Path) -> list[Path]:
     """Every picture file below `folder` that is not hidden, sorted by path.
-
-    ConfigError if there is none.
-    """
+    ConfigError if there is none."""
     if not folder.is_dir():
         raise ConfigError(f"data folder {str(folder)!r}: there is no such folder")
     named = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
@@ -56,9 +54,7 @@ class Picture:
 
     def open(self) -> Image.Image:
         """The picture that codecs get; one larger than they take is reduced first.
-
-        ImageError if the file is no readable picture.
-        """
+        ImageError if the file is no readable picture."""
         try:
             image = image_io.load(self.path, fit=MAX_SIDE_PX)
         except OSError as error:

@@ -244,13 +244,9 @@ def evaluate(
 ) -> pd.DataFrame:
     """Run what is missing by so many processes, then write `rows.csv` and `rows.parquet` into
     `plan.out`; -> all rows of that folder, also those of earlier runs.
-
-    Under `accelerate launch` every process takes its share of the units and the first one
-    writes the tables; the output folder must be one that all of them see.
-
-    Raises:
-        ConfigError: if there is no such device, or the folder holds rows of something else.
-    """
+    Under `accelerate launch` every process takes its share of the units and the first one writes
+    the tables; the output folder must be one that all of them see. ConfigError if there is no such
+    device, or the folder holds rows of something else."""
     check_device(plan.device)
     state = PartialState(cpu=plan.device == "cpu")
     if plan.device == "auto":
@@ -274,11 +270,7 @@ def evaluate(
 
 
 def check_device(name: str) -> None:
-    """Refuse a device that this machine does not have.
-
-    Raises:
-        ConfigError: says what it could be.
-    """
+    """Refuse a device that this machine does not have. The ConfigError says what it could be."""
     if name in ("cpu", "auto"):
         return
     try:

@@ -67,9 +67,7 @@ class Setting:
 
 def classic_settings(specs: Iterable[str]) -> list[Setting]:
     """`avif`, `avif/4`, `vvc@56+60` (those qualities) -> settings; `all` is every codec.
-
-    ConfigError if a codec or a quality does not exist.
-    """
+    ConfigError if a codec or a quality does not exist."""
     settings = []
     for spec in specs:
         if spec == "all":

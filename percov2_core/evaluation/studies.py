@@ -96,9 +96,7 @@ STUDIES = {
 
 def run_study(name: str, args: argparse.Namespace) -> pd.DataFrame:
     """Run one study and write its files into `args.out`.
-
-    ConfigError if its pictures or the rows that it builds on are missing.
-    """
+    ConfigError if its pictures or the rows that it builds on are missing."""
     study = STUDIES[name]
     pictures = find_pictures(args.data)[: args.limit]
     plan = Plan(
@@ -137,9 +135,7 @@ def read_captions(path: Path) -> dict[str, str]:
 
 def sizes_by_picture(path: Path) -> dict[str, dict[str, int]]:
     """Picture -> mode -> bytes of our file, from the rows of the study `presets`.
-
-    ConfigError if that study has not run.
-    """
+    ConfigError if that study has not run."""
     if not path.is_file():
         raise ConfigError(f"study equal needs {str(path)!r}: run the study presets first")
     rows = pd.read_csv(path).dropna(subset=["size_bytes"])

@@ -74,9 +74,7 @@ TABLES = {"equal": equal_bytes_table, "protocol": protocol_table, "schedules": s
 
 def fill(text: str, results: Path) -> str:
     """`text` with every table between `<!-- table NAME -->` and `<!-- end -->` made anew.
-
-    ConfigError if a mark is missing.
-    """
+    ConfigError if a mark is missing."""
     for name, make in TABLES.items():
         begin, end = f"<!-- table {name} -->\n", "<!-- end -->"
         before, mark, after = text.partition(begin)

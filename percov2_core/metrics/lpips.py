@@ -37,10 +37,8 @@ _WIDTHS = (64, 192, 384, 256, 256)
 
 class Lpips(nn.Module):
     """Weighted squared distances of unit-length AlexNet activations after each ReLU. Frozen.
-
     The trunk is named as torchvision does ("features.0.weight"), the heads as lpips does
-    ("lin0.model.1.weight"); WeightsError if a tensor is missing or has another shape.
-    """
+    ("lin0.model.1.weight"); WeightsError if a tensor is missing or has another shape."""
 
     shift: Tensor
     scale: Tensor
@@ -94,11 +92,8 @@ def _unit(x: Tensor) -> Tensor:
 
 def find_weights(url: str) -> Path:
     """The checked file: from PERCOV2_LPIPS_WEIGHTS, else from the cache, else downloaded.
-
-    Raises:
-        UnavailableError: if it can be had from nowhere.
-        WeightsError: if the file has another checksum.
-    """
+    UnavailableError if it can be had from nowhere; WeightsError if the file has another
+    checksum."""
     name = url.rpartition("/")[2]
     if named := os.environ.get(ENVIRONMENT):
         path = Path(named) / name

@@ -57,9 +57,7 @@ def _patches(level: Tensor, generator: torch.Generator) -> Tensor:
 
 def sliced_wasserstein(reference: list[Tensor], other: list[Tensor]) -> Tensor:
     """Mean over levels and 128 random directions of the 1-D Wasserstein distance, times 1000.
-
-    L tensors (N, P), of one picture or concatenated over a set, twice -> () float >= 0.
-    """
+    L tensors (N, P), of one picture or concatenated over a set, twice -> () float >= 0."""
     generator = torch.Generator().manual_seed(0)
     distances = [_one_level(a, b, generator) for a, b in zip(reference, other, strict=True)]
     return 1000 * torch.stack(distances).mean()

@@ -117,9 +117,7 @@ class Scorer:
 
     def score(self, reconstruct: Callable[[Tensor], Tensor], sheet: Path) -> dict[str, float]:
         """Mean PSNR, MS-SSIM and feature distance of `reconstruct` ((1, 3, H, W) -> same).
-
-        Each picture and what became of it stand beside each other on `sheet`.
-        """
+        Each picture and what became of it stand beside each other on `sheet`."""
         rows: list[dict[str, float]] = []
         pairs = []
         for x in torch.split(self.pictures, 1):

@@ -74,11 +74,7 @@ def train_caption_language(options: RunOptions) -> None:
 
 
 def read_captions(captions_gz: Path) -> list[str]:
-    """All lines of a gzipped text, each once.
-
-    Raises:
-        ConfigError: if there are too few to hold some out.
-    """
+    """All lines of a gzipped text, each once; ConfigError if there are too few to hold some out."""
     with gzip.open(captions_gz, "rt", encoding="utf-8") as file:
         lines = list(dict.fromkeys(line.rstrip("\n") for line in file))
     if len(lines) <= 2 * HELD_OUT:

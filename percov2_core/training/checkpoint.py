@@ -29,19 +29,14 @@ _AVERAGE, _MODEL, _PARTIAL = "average.safetensors", "model.safetensors", "checkp
 
 def kept(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers that a run owns, by name.
-
-    A module that stands on frozen weights from elsewhere names them in `unsaved`.
-    """
+    A module that stands on frozen weights from elsewhere names them in `unsaved`."""
     unsaved: frozenset[str] = getattr(module, "unsaved", frozenset())
     return {k: v.detach() for k, v in module.state_dict().items() if k not in unsaved}
 
 
 def fill(module: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Overwrite what `kept` names.
-
-    Raises:
-        ConfigError: if a name is missing or unknown, or a shape differs.
-    """
+    ConfigError if a name is missing or unknown, or a shape differs."""
     targets = kept(module)
     shapes, given = ({k: v.shape for k, v in tensors.items()} for tensors in (targets, values))
     if wrong := sorted(name for name, _ in shapes.items() ^ given.items()):
@@ -104,9 +99,7 @@ class Checkpoints:
 
     def save(self, step: int, elapsed_s: float) -> None:
         """Write a checkpoint in place of the one before it; a broken write leaves the old one.
-
-        Every process has to call this, since gathering takes them all; one of them writes.
-        """
+        Every process has to call this, since gathering takes them all; one of them writes."""
         folder, partial = self.out / f"checkpoint-{step:08d}", self.out / _PARTIAL
         if folder.exists():
             return
@@ -124,10 +117,7 @@ class Checkpoints:
 
     def load(self) -> tuple[int, float]:
         """Go on from the last checkpoint: its step, and the seconds that it took.
-
-        Raises:
-            ConfigError: if there is none, or it is one of another module.
-        """
+        ConfigError if there is none, or it is one of another module."""
         if not (found := _found(self.out)):
             raise ConfigError(f"resume: no checkpoint at {str(self.out)!r}; start without --resume")
         self.accelerator.load_state(str(found[-1]))
@@ -151,10 +141,7 @@ class Checkpoints:
 
 def load_average(out: Path) -> dict[str, Tensor]:
     """The averaged weights of a run's last checkpoint, by name, on the CPU.
-
-    Raises:
-        ConfigError: if there is none.
-    """
+    ConfigError if there is none."""
     if not (found := _found(out)):
         raise ConfigError(f"init: no checkpoint at {str(out)!r}")
     return load_file(found[-1] / _AVERAGE)

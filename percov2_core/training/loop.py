@@ -111,6 +111,7 @@ def run(
     groups: Groups | None = None,
 ) -> None:
     """Train `system` and leave the averaged weights in it.
+    ConfigError if there is nothing to resume from.
 
     Args:
         make_batch: Called on other threads; what it returns must depend on its number alone, so
@@ -119,9 +120,6 @@ def run(
         evaluate: Named scores of the averaged weights, every `evaluate_every_s` and at the end.
         groups: Parameter groups of AdamW, each with `lr_scale` or `weight_decay` of its own;
             without it, one group of everything that requires a gradient.
-
-    Raises:
-        ConfigError: if there is nothing to resume from.
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)

@@ -36,7 +36,6 @@ percov.pasted(element, upload, (path) => trigger('paste', {path}));"""
 
 class CompressTab:
     """Layout and callbacks; made inside its `gr.Tab`.
-
     Callbacks answer with what they change: component -> its value.
 
     Attributes:

@@ -49,9 +49,7 @@ _ZOOM = """
 @dataclass(frozen=True)
 class Run:
     """One file and the picture that came out of it.
-
-    `number` is the visitor's press of Compress that began it, 0 for an opened file.
-    """
+    `number` is the visitor's press of Compress that began it, 0 for an opened file."""
 
     name: str
     contents: Contents
@@ -141,9 +139,7 @@ def compare(
     left: str = "Original",
 ) -> str:
     """Original on the left, decoded on the right of a movable edge; decoded alone without it.
-
-    The edge is a native range input, so that every keyboard and every screen reader can use it.
-    """
+    The edge is a native range input, so that every keyboard and every screen reader can use it."""
     edge, buttons, label, split = "", "", "Result", 0
     if original is not None:
         label, split = "Original and result", 50

@@ -118,10 +118,7 @@ def tokens_of(image: Image.Image) -> int:
 
 def encode_within(codec: PerCoV2, image: Image.Image, size_bytes: int, **options: Any) -> Stream:
     """The richest stream of at most `size_bytes`: extreme, else ultra-low, else hybrid.
-
-    Raises:
-        ConfigError: if not even the caption fits.
-    """
+    ConfigError if not even the caption fits."""
     for mode in ("extreme", "ultra-low"):
         stream = codec.encode(image, mode, **options)
         if len(stream.to_bytes()) <= size_bytes:

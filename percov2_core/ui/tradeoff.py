@@ -108,9 +108,7 @@ class TradeOffTab:
 
     def follow(self, shown: Any, run: gr.State, done: gr.State, numbers: gr.HTML) -> None:
         """Measure and draw after `shown`, an event that brings a picture to the main tab.
-
-        The visitor may be faster than what follows, so nothing is skipped.
-        """
+        The visitor may be faster than what follows, so nothing is skipped."""
         given, filled = [run, done, self.history], [numbers, self.history]
         measured = shown.success(self.measure, given, filled, trigger_mode="multiple", **MEASURE)
         measured.success(self.draw, *self.drawing, trigger_mode="multiple", **FREE)
@@ -182,9 +180,7 @@ class TradeOffTab:
 
     def take(self, event: gr.EventData) -> tuple[Any, ...]:
         """A click on a stored point of ours: its settings for the next picture.
-
-        -> tab, mode, steps, guidance, tokens
-        """
+        -> tab, mode, steps, guidance, tokens"""
         point = self.stored.find(border.told(event, "key"))
         if not point:
             return (_KEEP,) * 5

@@ -116,13 +116,11 @@ def load_base(
     t5_tokens: int = T5_TOKENS,
 ) -> SD3Base:
     """Load all but the transformer of a folder in diffusers' layout, strictly.
+    WeightsError if a file is missing or damaged, or a parameter does not fit; UnavailableError if
+    text encoders are to visit the GPU and accelerate is not installed.
 
     Args:
         t5_tokens: Tokens of the third text encoder, 0 to leave it out.
-
-    Raises:
-        WeightsError: if a file is missing or damaged, or a parameter does not fit.
-        UnavailableError: if text encoders are to visit the GPU and accelerate is not installed.
     """
     home = residency or Residency.from_environment()
     if not (folder / INDEX_FILE).is_file():

@@ -47,13 +47,11 @@ def cached(repository: str, patterns: list[str]) -> Path | None:
 
 def download(repository: str, patterns: list[str], *, probe: str) -> Path:
     """Fetch the files that `patterns` name into the local cache.
+    WeightsError if the repository cannot be had; says what to accept or set.
 
     Args:
         probe: A file that the repository must have; it is asked for first, because a gated
             repository answers for itself but not for its files.
-
-    Raises:
-        WeightsError: if the repository cannot be had; says what to accept or set.
     """
     with _one_line(repository):
         get_hf_file_metadata(
@@ -64,10 +62,7 @@ def download(repository: str, patterns: list[str], *, probe: str) -> Path:
 
 def upload(folder: Path, repository: str) -> str:
     """Send a folder to a repository, which is made, private, if it does not exist; -> its address.
-
-    Raises:
-        WeightsError: if it cannot be sent; says what to set.
-    """
+    WeightsError if it cannot be sent; says what to set."""
     with _one_line(repository):
         api = HfApi()
         if not api.repo_exists(repository):

@@ -50,10 +50,7 @@ class Residency:
         cls, environment: Mapping[str, str] | None = None, *, device: str | None = None
     ) -> Residency:
         """Read the variables; `device` goes before PERCOV2_DEVICE.
-
-        Raises:
-            ConfigError: if a variable holds something else than its field can.
-        """
+        ConfigError if a variable holds something else than its field can."""
         values = os.environ if environment is None else environment
         found = cls(
             device=values.get("PERCOV2_DEVICE", ""),
