@@ -20,7 +20,7 @@ from percov2_core.entropy.coder import SymbolReader
 from percov2_core.errors import BitstreamError, ConfigError, ImageError
 from percov2_core.flow.transformer import FlowModel
 from percov2_core.weights import load_codec
-from tests.tiny import picture, tiny_codec, tiny_folder, tiny_masked_model
+from tests.tiny import counted, picture, tiny_codec, tiny_folder, tiny_masked_model
 
 CAPTION = "Zwölf  Boxkämpfer\n🥊, jagen!"
 
@@ -38,20 +38,15 @@ def test_a_picture_comes_back_in_its_own_size_and_all_bits_are_told(mode, size):
     assert sum(codec.read(stream).bits) == 8 * len(stream.to_bytes())
 
 
-def test_the_same_picture_gives_the_same_file_and_the_same_pixels():
+def test_the_same_picture_gives_the_same_file_and_the_same_seed_the_same_pixels():
     codec = tiny_codec()
     files = [codec.encode(picture(), "extreme").to_bytes() for _ in range(2)]
     assert files[0] == files[1]
-    pictures = [codec.decode(Stream.from_bytes(files[0]), steps=2) for _ in range(2)]
-    assert pictures[0].tobytes() == pictures[1].tobytes()
-
-
-def test_another_seed_paints_another_picture_from_the_same_tokens():
-    codec = tiny_codec()
-    stream = codec.encode(picture(), "ultra-low")
-    a, b = (codec.decode(stream, seed=seed) for seed in (1, 2))
-    assert a.tobytes() != b.tobytes()
-    assert codec.decode(stream, seed=0).tobytes() == codec.decode(stream).tobytes()
+    stream = Stream.from_bytes(files[0])
+    again, same, other = (
+        codec.decode(stream, **how).tobytes() for how in ({}, {"seed": 0}, {"seed": 1})
+    )
+    assert again == same == codec.decode(stream).tobytes() != other
 
 
 def test_each_step_reports_itself_and_offers_a_preview():
@@ -63,13 +58,6 @@ def test_each_step_reports_itself_and_offers_a_preview():
     assert steps[0].preview().size == steps[2].picture.size
     assert steps[0].preview().tobytes() != steps[2].picture.tobytes()
     assert steps[2].picture.tobytes() == codec.decode(stream, steps=3).tobytes()
-
-
-def counted(monkeypatch, owner, name):
-    """Count the calls of a method."""
-    calls, method = [], getattr(owner, name)
-    monkeypatch.setattr(owner, name, lambda *a, **k: calls.append(1) or method(*a, **k))
-    return calls
 
 
 def test_closing_a_painting_in_its_middle_runs_no_further_step(monkeypatch):
@@ -114,9 +102,8 @@ def test_a_file_of_another_model_is_named_as_such():
         codec.decode(other)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+WRONG = {
+    "encode": [
         ({"mode": "tiny"}, "mode must be one of ultra-low, extreme, hybrid, got 'tiny'"),
         ({"schedule": "spiral"}, "schedule must be one of"),
         ({"tokens": 5}, "tokens: mode 'extreme' sends all 60, got 5"),
@@ -131,19 +118,7 @@ def test_a_file_of_another_model_is_named_as_such():
         ({"mode": "x" * 10_000}, r"mode must be one of .*, got 'x{56}\.\.\.$"),
         ({"seed": 10**5000}, r"seed must be in \[0, 4294967295\], got a very large int"),
     ],
-)
-def test_wrong_arguments_of_encode_are_named_before_the_picture_is_looked_at(
-    arguments, message, monkeypatch
-):
-    codec = tiny_codec()
-    monkeypatch.setattr(codec.vae, "encode", lambda x: pytest.fail("the autoencoder was asked"))
-    with pytest.raises(ConfigError, match=message):
-        codec.encode(picture(), **arguments)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+    "decode": [
         ({"steps": 0}, r"steps must be in \[1, 100\], got 0"),
         ({"guidance": 0.5}, r"guidance must be in \[1, 20\], got 0.5"),
         ({"preset": "wild"}, "preset must be one of faithful, balanced, vivid, got 'wild'"),
@@ -154,18 +129,7 @@ def test_wrong_arguments_of_encode_are_named_before_the_picture_is_looked_at(
         ({"guidance": float("nan")}, r"guidance must be in \[1, 20\], got nan"),
         ({"seed": -1}, r"seed must be in \[0, 4294967295\], got -1"),
     ],
-)
-def test_wrong_arguments_of_decode_are_named(arguments, message):
-    # The file is of another model: that would be found out when it is read.
-    codec = tiny_codec()
-    stream = Stream.blank((160, 96), "extreme", codec.fingerprint ^ 1)
-    with pytest.raises(ConfigError, match=message):
-        codec.decode(stream, **arguments)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+    "truncate": [
         ({}, "truncate: give stage or tokens, got None and None"),
         ({"stage": 0, "tokens": 0}, "truncate: give stage or tokens, got 0 and 0"),
         ({"tokens": 7}, r"tokens must be in \[0, 6\], got 7"),
@@ -173,11 +137,23 @@ def test_wrong_arguments_of_decode_are_named(arguments, message):
         ({"stage": 99}, r"stage must be in \[0, \d\], got 99"),
         ({"stage": "all"}, r"stage must be a whole number in \[0, \d\], got 'all'"),
     ],
+}
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "message"), [(v, *r) for v in WRONG for r in WRONG[v]]
 )
-def test_wrong_arguments_of_truncate_are_named(arguments, message):
+def test_wrong_arguments_are_named_before_anything_is_looked_at(
+    verb, arguments, message, monkeypatch
+):
     codec = tiny_codec()
+    # The file to decode is of another model: that would be found out when it is read.
+    other = Stream.blank((160, 96), "extreme", codec.fingerprint ^ 1)
+    given = {"encode": picture(), "decode": other}
+    given["truncate"] = verb == "truncate" and codec.encode(picture(), "ultra-low")
+    monkeypatch.setattr(codec.vae, "encode", lambda x: pytest.fail("the autoencoder was asked"))
     with pytest.raises(ConfigError, match=message):
-        codec.truncate(codec.encode(picture(), "ultra-low"), **arguments)
+        getattr(codec, verb)(given[verb], **arguments)
 
 
 def test_numbers_of_numpy_are_as_good_as_those_of_python():

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderDC
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from percov2_core.caption.describer import VOCABULARY, describe
@@ -49,6 +50,35 @@ def rows(path: Path) -> list[dict[str, str]]:
     """What training wrote into a CSV."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def write_photos(folder: Path) -> Path:
+    """A folder of five pictures to train with."""
+    for i in range(5):
+        picture(150 + 10 * i, 140, seed=i).save(folder / f"{i}.png")
+    return folder
+
+
+def change_weights(path: Path, change) -> None:
+    """Let `change` edit the tensors of a file by their names."""
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def rename(weights, old, new):
+    weights[new] = weights.pop(old)
+
+
+def edit_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def counted(monkeypatch, owner, name):
+    """A list that grows with each call of a function or method."""
+    calls, function = [], getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *a, **k: calls.append(a) or function(*a, **k))
+    return calls
 
 
 def drawing_within(first: int, end: int, draw):
