@@ -73,6 +73,27 @@ def unsearched(shipped: PerCoV2) -> PerCoV2:
 
 
 @pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of pictures to train with."""
+    from tests.tiny import picture
+
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(6):
+        picture(150 + 10 * i, 140, seed=i).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sd3_base() -> Iterator[Path]:
+    """The tiny base folder, named to the package."""
+    from tests.tiny_sd3 import tiny_sd3_folder
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERCOV2_SD3_BASE", str(tiny_sd3_folder()))
+        yield tiny_sd3_folder()
+
+
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The page around the tiny codec, in a process of its own."""
     from tests.tiny import tiny_folder

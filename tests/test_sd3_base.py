@@ -20,6 +20,7 @@ from percov2_core.weights.files import TEXT_WEIGHTS_FILE, WEIGHTS_FILE
 from percov2_core.weights.rates import load_transformer
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import BASES, TINY, find_base_model
+from tests.tiny import change_weights, edit_json, rename
 from tests.tiny_sd3 import tiny_sd3_folder
 
 CPU = Residency(device="cpu")
@@ -36,17 +37,13 @@ def pipeline():
     return StableDiffusion3Pipeline.from_pretrained(tiny_sd3_folder(), local_files_only=True)
 
 
-def change_weights(path, change):
-    weights = load_file(path)
-    change(weights)
-    save_file(weights, path, metadata={"format": "pt"})
-
-
 def numbers(module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def test_captions_are_embedded_as_by_the_published_pipeline(pipeline):
+def test_captions_are_embedded_as_published_and_without_t5_by_the_first_part(
+    pipeline,
+):
     base = load_base(tiny_sd3_folder(), residency=CPU, t5_tokens=24)
     ours = base.text.encode([CAPTION, ""])
     how = {"do_classifier_free_guidance": False, "max_sequence_length": 24}
@@ -55,12 +52,9 @@ def test_captions_are_embedded_as_by_the_published_pipeline(pipeline):
     assert ours.sequence.shape == (2, 77 + 24, 96)
     assert torch.equal(ours.sequence, theirs)
     assert torch.equal(ours.pooled, pooled)
-
-
-def test_without_the_third_encoder_the_sequence_ends_before_its_part():
-    whole = load_base(tiny_sd3_folder(), residency=CPU, t5_tokens=24).text.encode([CAPTION])
+    assert base.text.encode(["sea " * 300]).sequence.shape[1] == 77 + 24  # longer ones are cut
     short = load_base(tiny_sd3_folder(), residency=CPU.without_t5(), t5_tokens=24).text
-    assert torch.equal(short.encode([CAPTION]).sequence, whole.sequence[:, :77])
+    assert torch.equal(short.encode([CAPTION]).sequence, theirs[:1, :77])
     assert len(short.models) == 2
 
 
@@ -74,11 +68,6 @@ def test_the_empty_caption_is_embedded_once_and_may_condition_training():
     assert weight.grad is not None
 
 
-def test_a_caption_longer_than_the_encoders_is_cut():
-    text = load_base(tiny_sd3_folder(), residency=CPU, t5_tokens=8).text
-    assert text.encode(["sea " * 300]).sequence.shape[1] == 77 + 8
-
-
 def test_the_untrained_flow_paints_what_the_published_pipeline_paints(pipeline):
     steps, guidance = 3, 4.0
     base = load_base(tiny_sd3_folder(), residency=CPU, t5_tokens=24)
@@ -86,25 +75,14 @@ def test_the_untrained_flow_paints_what_the_published_pipeline_paints(pipeline):
     flow = FlowModel(extend_patch_embedding(transformer, 4), FlowConfig(start="noise"))
     noise = draw_noise((1, 16, 8, 8), 3, torch.device("cpu"))
     features = draw_noise((1, 4, 8, 8), 4, torch.device("cpu"))
+    conditions = Conditions(torch.zeros_like(noise), features, base.text.encode([CAPTION]))
+    how = {"times": sigmas(steps, base.shift), "guidance": guidance, "noise": noise}
     with torch.no_grad():
-        *_, ours = sample(
-            flow,
-            Conditions(torch.zeros_like(noise), features, base.text.encode([CAPTION])),
-            base.text.encode([""]),
-            times=sigmas(steps, base.shift),
-            guidance=guidance,
-            noise=noise,
-        )
-    theirs = pipeline(
-        CAPTION,
-        height=64,
-        width=64,
-        sigmas=np.linspace(1.0, 1.0 / steps, steps).tolist(),
-        guidance_scale=guidance,
-        latents=noise,
-        max_sequence_length=24,
-        output_type="latent",
-    ).images
+        *_, ours = sample(flow, conditions, base.text.encode([""]), **how)
+    how = {"height": 64, "width": 64, "latents": noise, "max_sequence_length": 24}
+    times = np.linspace(1.0, 1.0 / steps, steps).tolist()
+    how |= {"sigmas": times, "guidance_scale": guidance, "output_type": "latent"}
+    theirs = pipeline(CAPTION, **how).images
     assert torch.allclose(ours, theirs, atol=1e-4)
     assert not torch.allclose(ours, noise, atol=1e-1)
 
@@ -198,8 +176,7 @@ def test_words_of_the_third_encoder_are_found_under_either_of_their_names(folder
     path = folder / "text_encoder_3" / TEXT_WEIGHTS_FILE
     before = load_base(folder, residency=CPU, t5_tokens=8).text.encode([CAPTION])
     # As published: another setting, which must not leave the embedding random.
-    config = json.loads((path.parent / "config.json").read_text())
-    (path.parent / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    edit_json(path.parent / "config.json", tie_word_embeddings=False)
     change_weights(path, lambda w: rename(w, "shared.weight", "encoder.embed_tokens.weight"))
     after = load_base(folder, residency=CPU, t5_tokens=8).text.encode([CAPTION])
     assert torch.equal(before.sequence, after.sequence)
@@ -215,10 +192,6 @@ def test_tokenizers_are_read_from_the_older_files_that_the_published_folder_has(
     before, after = (load_text(place, CPU, t5_tokens=0) for place in (tiny_sd3_folder(), folder))
     for caption in (CAPTION, "", "zebra's 12 stripes " * 20):
         assert torch.equal(before.encode([caption]).sequence, after.encode([caption]).sequence)
-
-
-def rename(weights, old, new):
-    weights[new] = weights.pop(old)
 
 
 @pytest.mark.parametrize(

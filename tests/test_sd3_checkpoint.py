@@ -9,7 +9,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from percov2_core.bitstream import Stream
@@ -20,51 +19,30 @@ from percov2_core.flow.transformer import Conditions, guidance_features
 from percov2_core.weights import load_codec, rates
 from percov2_core.weights.base import load_text
 from percov2_core.weights.files import WEIGHTS_FILE, read_about, write_about
-from percov2_core.weights.fresh import random_codec, write_fresh_checkpoint
+from percov2_core.weights.fresh import random_codec
 from percov2_core.weights.rates import ADAPTER_FILE
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import TINY
-from tests.tiny import picture
-from tests.tiny_sd3 import tiny_sd3_folder
+from tests.tiny import change_weights, edit_json, picture, rename
+from tests.tiny_sd3 import tiny_checkpoint, tiny_sd3_folder
 
+pytestmark = pytest.mark.usefixtures("sd3_base")
 CPU = Residency(device="cpu")
 RANKS = {"lora": 2, "full": 0}
-T5_TOKENS = 8
-
-
-@pytest.fixture(autouse=True)
-def base(monkeypatch):
-    monkeypatch.setenv("PERCOV2_SD3_BASE", str(tiny_sd3_folder()))
-    return tiny_sd3_folder()
-
-
-@pytest.fixture(scope="session")
-def written(tmp_path_factory):
-    """An untrained checkpoint of each kind."""
-    return {
-        kind: write_fresh_checkpoint(
-            tmp_path_factory.mktemp(kind),
-            tiny_sd3_folder(),
-            lora_rank=rank,
-            t5_tokens=T5_TOKENS,
-            sizes=TINY.rates,
-        )
-        for kind, rank in RANKS.items()
-    }
 
 
 @pytest.fixture(params=RANKS)
-def folder(request, written, tmp_path):
-    return shutil.copytree(written[request.param], tmp_path / request.param)
+def folder(request, tmp_path):
+    return shutil.copytree(tiny_checkpoint(RANKS[request.param]), tmp_path / request.param)
 
 
 @pytest.fixture
-def lora(written, tmp_path):
-    return shutil.copytree(written["lora"], tmp_path / "lora")
+def lora(tmp_path):
+    return shutil.copytree(tiny_checkpoint(RANKS["lora"]), tmp_path / "lora")
 
 
 def training_modules(folder, rate: str) -> RateModules:
-    text = load_text(tiny_sd3_folder(), CPU, t5_tokens=T5_TOKENS)
+    text = load_text(tiny_sd3_folder(), CPU, t5_tokens=8)
     return rates.load(folder / rate, CPU, base=tiny_sd3_folder(), text=text, merge=False)
 
 
@@ -139,27 +117,22 @@ def test_an_adapter_is_folded_into_the_weights(lora):
     assert not any("lora" in name for name, _ in transformer.named_modules())
 
 
-def test_the_first_byte_of_the_digest_is_in_every_file(lora):
+def test_a_models_facts_survive_writing_and_its_digest_is_in_every_file(lora):
     about = read_about(lora)
+    write_about(about, lora)
+    assert read_about(lora) == about
     codec = load_codec(lora, device="cpu")
     assert codec.encode(picture()).fingerprint == bytes.fromhex(about.digest)[0]
     assert (about.shift, about.base, about.captioner) == (3.0, "sd3-medium", "auto")
     assert codec.shift == 3.0
 
 
-def test_about_survives_writing(lora):
-    about = read_about(lora)
-    write_about(about, lora)
-    assert read_about(lora) == about
-
-
-@pytest.mark.parametrize("kind", RANKS)
-def test_the_folder_holds_the_documented_files_and_no_others(written, kind):
-    found = {str(p.relative_to(written[kind])) for p in written[kind].rglob("*") if p.is_file()}
+def test_the_folder_holds_the_documented_files_and_no_others(folder):
+    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     parts = [f"{part}/{WEIGHTS_FILE}" for part in ("hyper_encoder", "quantizer", "hyper_decoder")]
     parts += [f"{part}/config.json" for part in ("hyper_encoder", "quantizer", "hyper_decoder")]
     parts += ["entropy.safetensors", "flow.json", "search.json"]
-    if kind == "lora":
+    if folder.name == "lora":
         parts += ["lora/adapter_config.json", f"lora/{ADAPTER_FILE}"]
     else:
         parts += ["transformer/config.json", f"transformer/{WEIGHTS_FILE}"]
@@ -174,16 +147,6 @@ def test_random_weights_make_a_whole_codec():
     assert codec.rates["extreme"].flow.transformer is codec.rates["ultra-low"].flow.transformer
 
 
-def change_weights(path, change):
-    weights = load_file(path)
-    change(weights)
-    save_file(weights, path, metadata={"format": "pt"})
-
-
-def rename(weights, old, new):
-    weights[new] = weights.pop(old)
-
-
 QUERY = "base_model.model.transformer_blocks.0.attn.to_q.lora_A.weight"
 EMBEDDING = "base_model.model.pos_embed.proj.bias"
 
@@ -191,10 +154,7 @@ EMBEDDING = "base_model.model.pos_embed.proj.bias"
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (
-            lambda w: rename(w, QUERY, "lost"),
-            r"to_q\.lora_A\.weight is missing; lost is unknown$",
-        ),
+        (lambda w: rename(w, QUERY, "lost"), r"to_q\.lora_A\.weight is missing; lost is unknown$"),
         (lambda w: w.update(lost=torch.zeros(1)), rf"{ADAPTER_FILE}': lost is unknown$"),
         (
             lambda w: w.update({EMBEDDING: torch.zeros(3)}),
@@ -215,17 +175,12 @@ def test_a_damaged_adapter_is_named(lora):
         load_codec(lora, device="cpu")
 
 
-def test_a_full_transformer_of_another_width_is_named(written, tmp_path):
-    folder = shutil.copytree(written["full"], tmp_path / "full")
+def test_a_full_transformer_of_another_width_is_named(tmp_path):
+    folder = shutil.copytree(tiny_checkpoint(RANKS["full"]), tmp_path / "full")
     path = folder / "extreme" / "transformer" / WEIGHTS_FILE
     change_weights(path, lambda w: w.update({"proj_out.bias": torch.zeros(3)}))
     with pytest.raises(WeightsError, match=r"proj_out\.bias has shape \(3,\), expected \(64,\)"):
         load_codec(folder, device="cpu")
-
-
-def edit_about(folder, **values):
-    about = json.loads((folder / "model.json").read_text())
-    (folder / "model.json").write_text(json.dumps({**about, **values}))
 
 
 @pytest.mark.parametrize(
@@ -238,18 +193,17 @@ def edit_about(folder, **values):
     ],
 )
 def test_a_checkpoint_of_another_version_or_base_is_refused(lora, values, message):
-    edit_about(lora, **values)
+    edit_json(lora / "model.json", **values)
     with pytest.raises(WeightsError, match=message):
         load_codec(f"sd3-medium:{lora}", device="cpu")
 
 
 def test_an_unknown_setting_is_named(lora):
-    (lora / "extreme" / "flow.json").write_text('{"start": "noise", "tyle": 64}')
-    with pytest.raises(WeightsError, match=r"flow\.json.*tyle"):
-        load_codec(lora, device="cpu")
-    (lora / "extreme" / "flow.json").write_text('{"start": "middle"}')
-    with pytest.raises(WeightsError, match=r"flow\.json.*start must be 'codes' or 'noise'"):
-        load_codec(lora, device="cpu")
+    path = lora / "extreme" / "flow.json"
+    for key, message in (("tyle", "tyle"), ("start", "start must be 'codes' or 'noise'")):
+        path.write_text(json.dumps({key: 64}))
+        with pytest.raises(WeightsError, match=rf"flow\.json.*{message}"):
+            load_codec(lora, device="cpu")
 
 
 def test_an_adapter_without_its_library_says_what_to_install(lora, monkeypatch):

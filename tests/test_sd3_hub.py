@@ -13,21 +13,18 @@ from percov2_core.errors import WeightsError
 from percov2_core.weights import hub as client
 from percov2_core.weights import load_codec
 from percov2_core.weights.find import base_files, find_base
-from percov2_core.weights.fresh import write_fresh_checkpoint
-from percov2_core.weights.sizes import BASES, TINY
+from percov2_core.weights.sizes import BASES
 from tests.model_hub import COMMIT, TOKEN, ModelHub, files_of, stand_in
 from tests.tiny import picture
-from tests.tiny_sd3 import tiny_sd3_folder
+from tests.tiny_sd3 import tiny_checkpoint, tiny_sd3_folder
 
 BASE = BASES["sd3-medium"].repository
 CHECKPOINT = "somebody/percov2-sd3"
 
 
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    return write_fresh_checkpoint(
-        tmp_path_factory.mktemp("checkpoint"), tiny_sd3_folder(), lora_rank=2, sizes=TINY.rates
-    )
+@pytest.fixture
+def checkpoint():
+    return tiny_checkpoint(2)
 
 
 def point_to(monkeypatch, address: str) -> None:

@@ -11,24 +11,16 @@ from percov2_core.cli import main
 from percov2_core.errors import ConfigError
 from percov2_core.weights import load_codec, warm_up
 from percov2_core.weights.base import load_text
-from percov2_core.weights.fresh import write_fresh_checkpoint
 from percov2_core.weights.residency import Residency
-from percov2_core.weights.sizes import TINY
 from tests.tiny import picture, tiny_codec
-from tests.tiny_sd3 import tiny_sd3_folder
+from tests.tiny_sd3 import tiny_checkpoint, tiny_sd3_folder
+
+pytestmark = pytest.mark.usefixtures("sd3_base")
 
 
-@pytest.fixture(autouse=True)
-def base(monkeypatch):
-    monkeypatch.setenv("PERCOV2_SD3_BASE", str(tiny_sd3_folder()))
-    return tiny_sd3_folder()
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    return write_fresh_checkpoint(
-        tmp_path_factory.mktemp("sd3"), tiny_sd3_folder(), lora_rank=0, sizes=TINY.rates
-    )
+@pytest.fixture
+def checkpoint():
+    return tiny_checkpoint(0)
 
 
 def test_nothing_set_means_full_precision_on_a_cpu_and_half_of_it_on_a_gpu():
@@ -38,16 +30,8 @@ def test_nothing_set_means_full_precision_on_a_cpu_and_half_of_it_on_a_gpu():
 
 
 def test_every_setting_can_be_set():
-    found = Residency.from_environment(
-        {
-            "PERCOV2_DEVICE": "cuda:1",
-            "PERCOV2_DTYPE": "float32",
-            "PERCOV2_T5": "0",
-            "PERCOV2_OFFLOAD": "t5",
-            "PERCOV2_COMPILE": "1",
-            "PERCOV2_WARM_UP": "no",
-        }
-    )
+    words = ["DEVICE=cuda:1", "DTYPE=float32", "T5=0", "OFFLOAD=t5", "COMPILE=1", "WARM_UP=no"]
+    found = Residency.from_environment(dict(f"PERCOV2_{word}".split("=") for word in words))
     assert found == Residency(
         device="cuda:1", dtype="float32", t5=False, offload="t5", compile=True, warm_up=False
     )
@@ -145,25 +129,16 @@ def test_the_weights_command_tells_sizes_and_places(capsys, checkpoint):
     lines = told(capsys, "--model", f"sd3-medium:{checkpoint}")
     size = sum(p.stat().st_size for p in (tiny_sd3_folder() / "vae").iterdir())
     assert lines[0].endswith(", float32 on cpu")
-    assert lines[1].split() == ["vae", f"{size / 1e3:.1f}", "kB", "cpu", f"{base_path('vae')}"]
+    where = str(tiny_sd3_folder() / "vae")
+    assert lines[1].split() == ["vae", f"{size / 1e3:.1f}", "kB", "cpu", where]
     names = [line.split()[0] for line in lines[1:-2]]
     parts = ["vae", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3"]
     assert names == [*parts, "ultra-low", "extreme", "captioner"]
 
 
-def base_path(part: str) -> str:
-    return str(tiny_sd3_folder() / part)
-
-
 def test_the_weights_command_knows_the_embedded_model(capsys):
-    lines = told(capsys)
-    assert [line.split()[0] for line in lines] == [
-        "embedded,",
-        "vae",
-        "ultra-low",
-        "extreme",
-        "together",
-    ]
+    words = [line.split()[0] for line in told(capsys)]
+    assert words == ["embedded,", "vae", "ultra-low", "extreme", "together"]
 
 
 def test_the_weights_command_names_a_missing_part(capsys, checkpoint, monkeypatch, tmp_path):

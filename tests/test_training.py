@@ -20,19 +20,11 @@ from percov2_core.training.stage1 import Stage1Loss
 from percov2_core.weights.files import load_part
 from percov2_core.weights.find import EMBEDDED_DIR
 from percov2_core.weights.sizes import EMBEDDED, Sizes
-from tests.tiny import TINY_VAE, drawing_within, picture, rows, tiny_sizes
+from tests.tiny import TINY_VAE, drawing_within, rows, tiny_sizes
 
 CPU = torch.device("cpu")
 PLAN = {"sides": [64, 128], "weights": [1.0, 1.0], "batch_px": 128 * 128}
 AE_RECIPE = {"model": TINY_VAE, "plan": PLAN}
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    for i in range(6):
-        picture(150 + 10 * i, 130, seed=i).save(folder / f"{i}.png")
-    return folder
 
 
 def job(photos, out, **values):

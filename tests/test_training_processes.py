@@ -2,7 +2,7 @@
 
 import json
 import os
-import socket
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +13,9 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 
 from percov2_core.training.cache import Cache
 from percov2_core.training.checkpoint import load_average
-from percov2_core.weights.fresh import write_fresh_checkpoint
-from percov2_core.weights.sizes import TINY
-from tests.tiny import picture, rows
-from tests.tiny_sd3 import tiny_sd3_folder
+from tests.tiny import rows
+from tests.tiny_sd3 import tiny_checkpoint, tiny_sd3_folder
+from tests.ui_server import free_port
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "assets" / "training"
@@ -49,17 +48,9 @@ def test_accelerate_reads_the_shipped_configs(name, processes, machines, sharded
 
 
 def launch(entry, *words):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = ["torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
-    command += ["--master_port", str(port), *entry, "train", *words, "--device", "cpu"]
-    environment = {
-        **os.environ,
-        "PERCOV2_SD3_BASE": str(tiny_sd3_folder()),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
+    command += ["--master_port", str(free_port()), *entry, "train", *words, "--device", "cpu"]
+    environment = os.environ | {"PERCOV2_SD3_BASE": str(tiny_sd3_folder()), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-m", *command],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False,
@@ -69,13 +60,10 @@ def launch(entry, *words):
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
+def work(photos, tmp_path_factory):
     folder = tmp_path_factory.mktemp("work")
-    for i in range(5):
-        (folder / "photos").mkdir(exist_ok=True)
-        picture(150 + 10 * i, 140, seed=i).save(folder / "photos" / f"{i}.png")
     (folder / "recipe.json").write_text(json.dumps(RECIPE))
-    words = ["--model", "sd3-medium", "--data", str(folder / "photos"), "--no-t5"]
+    words = ["--model", "sd3-medium", "--data", str(photos), "--no-t5"]
     words += ["--captioner", "describer", "--config", str(folder / "recipe.json")]
     launch(["-m", "percov2_core"], "cache", *words, "--out", str(folder / "cache"))
     return folder
@@ -84,9 +72,7 @@ def work(tmp_path_factory):
 def stage1(entry, work, out, *, rank, steps=4, more=()):
     model = work / f"model-{rank}"
     if not model.exists():
-        write_fresh_checkpoint(
-            model, tiny_sd3_folder(), lora_rank=rank, t5_tokens=0, sizes=TINY.rates
-        )
+        shutil.copytree(tiny_checkpoint(rank, t5_tokens=0), model)
     words = ["extreme", "--model", f"sd3-medium:{model}", "--cache", str(work / "cache")]
     words += ["--config", str(work / "recipe.json"), "--out", str(out), "--steps", str(steps)]
     return launch(entry, *words, *more)

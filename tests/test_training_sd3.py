@@ -22,13 +22,13 @@ from percov2_core.training.stage1 import Stage1, Stage1Loss, draw_times, mean_sc
 from percov2_core.training.stage1 import parameter_groups as groups
 from percov2_core.weights import load_codec, rates
 from percov2_core.weights.base import load_text
-from percov2_core.weights.fresh import write_fresh_checkpoint
 from percov2_core.weights.rates import add_lora
 from percov2_core.weights.residency import Residency
-from percov2_core.weights.sizes import BASES, SD3, TINY
+from percov2_core.weights.sizes import BASES, SD3
 from tests.tiny import drawing_within, picture, rows
-from tests.tiny_sd3 import tiny_sd3_folder
+from tests.tiny_sd3 import tiny_checkpoint, tiny_sd3_folder
 
+pytestmark = pytest.mark.usefixtures("sd3_base")
 STAGE1 = {
     "loop": {"save_every_s": 0.0, "warmup_steps": 1, "lr": 1e-3},
     "tuning": {"batch_px": 4 * 64 * 64, "warmup": 2, "held_out": 2},
@@ -44,39 +44,24 @@ MASKED = {
 PLAN = {"plan": {"sides": [64, 128], "counts": [8, 4]}}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def base():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PERCOV2_SD3_BASE", str(tiny_sd3_folder()))
-        yield
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    for i in range(5):
-        picture(150 + 10 * i, 140, seed=i).save(folder / f"{i}.png")
-    return folder
-
-
 def job(out, **values):
     return recipes.RunOptions(out=out, device="cpu", **values)
 
 
-@pytest.fixture(scope="module")
-def cache(photos, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "cache"
+def write_cache(photos, out, recipe=PLAN):
     words = {"model": "sd3-medium", "captioner": "describer", "t5": False}
-    recipes.STAGES["cache"](job(out, data=photos, recipe=PLAN, **words))
+    recipes.STAGES["cache"](job(out, data=photos, recipe=recipe, **words))
     return out
 
 
+@pytest.fixture(scope="module")
+def cache(photos, sd3_base, tmp_path_factory):
+    return write_cache(photos, tmp_path_factory.mktemp("runs") / "cache")
+
+
 @pytest.fixture(scope="module", params=[4, 0], ids=["lora", "full"])
-def fresh(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "fresh"
-    return write_fresh_checkpoint(
-        folder, tiny_sd3_folder(), lora_rank=request.param, t5_tokens=0, sizes=TINY.rates
-    )
+def fresh(request):
+    return tiny_checkpoint(request.param, t5_tokens=0)
 
 
 @pytest.fixture
@@ -179,11 +164,8 @@ def test_a_base_in_half_precision_trains_in_full(model, cache, monkeypatch):
 def test_the_hyper_latent_is_learned_through_the_flow_alone(model, cache):
     built = system(model, cache, {"start": 0.0, "commitment": 0.0})
     batch = opened(cache).draw(0)
-    embedding = next(
-        p
-        for n, p in built.named_parameters()
-        if "pos_embed" in n and n.endswith("weight") and p.requires_grad
-    )
+    trained = [(n, p) for n, p in built.named_parameters() if p.requires_grad]
+    embedding = next(p for n, p in trained if "pos_embed" in n and n.endswith("weight"))
     built(batch, 0.0).loss.backward()
     assert embedding.grad[:, 16:].any()  # the new channels learn from the first step on
     assert not built.encoder.out.weight.grad.any()
@@ -213,14 +195,9 @@ def test_the_velocity_that_is_learned_is_the_one_that_the_sampler_follows(model,
     scores = mean_scores(built.eval(), [batch])
     assert max(scores.values()) < 1e-6
     empty = opened(cache).empty
-    *_, reached = sample(
-        built.flow,
-        Conditions(z, z, batch.text),
-        empty,
-        times=sigmas(3, 3.0),
-        guidance=1.0,
-        noise=torch.randn(z.shape, generator=torch.Generator().manual_seed(0)),
-    )
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+    how = {"times": sigmas(3, 3.0), "guidance": 1.0, "noise": noise}
+    *_, reached = sample(built.flow, Conditions(z, z, batch.text), empty, **how)
     torch.testing.assert_close(reached, z, atol=1e-4, rtol=1e-4)
 
 
@@ -276,21 +253,17 @@ def test_a_cache_that_was_broken_off_is_completed_to_the_same_bytes(cache, photo
     (shard,) = copy.glob("shard-*.tar")
     whole = shard.read_bytes()
     shard.unlink()
-    words = {"model": "sd3-medium", "captioner": "describer", "t5": False}
-    recipes.STAGES["cache"](job(copy, data=photos, recipe=PLAN, **words))
+    write_cache(photos, copy)
     assert shard.read_bytes() == whole
     other = {"plan": {**PLAN["plan"], "counts": [9, 4]}}
-    with pytest.raises(
-        ConfigError, match=r"made with .*counts=\(8, 4\).* this run has .*counts=\(9, 4\)"
-    ):
-        recipes.STAGES["cache"](job(copy, data=photos, recipe=other, **words))
+    message = r"made with .*counts=\(8, 4\).* this run has .*counts=\(9, 4\)"
+    with pytest.raises(ConfigError, match=message):
+        write_cache(photos, copy, other)
 
 
 def test_a_grid_larger_than_the_entropy_models_tile_is_cut(cache, tmp_path, monkeypatch):
-    parts = {
-        "encoder": HyperEncoder(widths=(8,), depths=(1,), code_dim=4),
-        "quantizer": VectorQuantizer(16, 4),
-    }
+    encoder = HyperEncoder(widths=(8,), depths=(1,), code_dim=4)
+    parts = {"encoder": encoder, "quantizer": VectorQuantizer(16, 4)}
     large = masked.token_sets(Cache(cache), tmp_path / "whole", **parts)[1]
     monkeypatch.setattr(masked, "MAX_TILE", 4)
     small = masked.token_sets(Cache(cache), tmp_path / "cut", **parts)[1]

@@ -52,13 +52,6 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def write_photos(folder: Path) -> Path:
-    """A folder of five pictures to train with."""
-    for i in range(5):
-        picture(150 + 10 * i, 140, seed=i).save(folder / f"{i}.png")
-    return folder
-
-
 def change_weights(path: Path, change) -> None:
     """Let `change` edit the tensors of a file by their names."""
     weights = load_file(path)

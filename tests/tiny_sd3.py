@@ -23,6 +23,7 @@ from transformers import (
     T5Tokenizer,
 )
 
+from percov2_core.weights.fresh import write_fresh_checkpoint
 from percov2_core.weights.sizes import SHIFT, TINY
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -65,6 +66,15 @@ def write_tiny_sd3(folder: Path) -> Path:
 def tiny_sd3_folder() -> Path:
     """One folder per test process."""
     return write_tiny_sd3(Path(mkdtemp(prefix="percov2-tiny-sd3-")))
+
+
+@cache
+def tiny_checkpoint(lora_rank: int, t5_tokens: int = 8) -> Path:
+    """An untrained checkpoint over it, one per test process: to read, or to change a copy."""
+    folder = Path(mkdtemp(prefix="percov2-tiny-checkpoint-"))
+    return write_fresh_checkpoint(
+        folder, tiny_sd3_folder(), lora_rank=lora_rank, t5_tokens=t5_tokens, sizes=TINY.rates
+    )
 
 
 def _clip_tokenizer(pad_token: str = END) -> CLIPTokenizer:
