@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from string import Template
+from typing import Any, NamedTuple
 
+import jinja2
 import pandas as pd
+import plotly.express as px
 import plotly.graph_objects as go
 import plotly.offline
 
@@ -38,7 +39,7 @@ _SYMBOLS = {"percov2 ultra-low": "circle", "percov2 extreme": "diamond", "percov
 _LAYOUT = {
     "template": "plotly_white",
     "margin": {"l": 60, "r": 20, "t": 50, "b": 50},
-    "legend": {"orientation": "h", "y": -0.2},
+    "legend": {"orientation": "h", "y": -0.2, "title": {"text": ""}},
     "hoverlabel": {"align": "left"},
 }
 WALL_PER_LABEL = 3  # settings of one codec that the picture wall shows
@@ -49,24 +50,24 @@ def colour(label: str) -> str:
     return _COLOURS.get(label.partition("/")[0], "#444444")
 
 
+def _drawn(kind: Any, table: pd.DataFrame, x: str, y: str, **options: Any) -> go.Figure:
+    """A trace per label, by `px.line` or `px.scatter`; each codec has its colour."""
+    table = table.sort_values("label", kind="stable")
+    colours = {label: colour(label) for label in table["label"].unique()}
+    options |= {"color": "label", "color_discrete_map": colours, "log_x": x == "bpp"}
+    return kind(table, x=x, y=y, labels=AXES, render_mode="svg", **options)
+
+
 def rate_distortion(frame: pd.DataFrame, *, metric: str = "psnr") -> go.Figure:
     """Mean metric over mean rate, a line per codec and mode."""
-    figure, table = go.Figure(), _means(frame, "bpp", metric)
-    for label, points in table.groupby("label"):
-        points = points.sort_values("bpp")
-        figure.add_scatter(
-            x=points["bpp"],
-            y=points[metric],
-            name=str(label),
-            mode="lines+markers",
-            marker={"color": colour(str(label)), "size": 8},
-            line={"dash": "dot" if "/" in str(label) else "solid"},
-            customdata=points[["key", "size_bytes"]],
-            hovertemplate="%{customdata[0]}<br>%{customdata[1]:.0f} bytes, %{x:.4f} bpp"
-            f"<br>{metric} %{{y:.4g}}<extra></extra>",
-        )
-    figure.update_xaxes(title=AXES["bpp"], type="log")
-    figure.update_yaxes(title=AXES[metric])
+    table = _means(frame, "bpp", metric).sort_values("bpp")
+    told = ["key", "size_bytes"]
+    figure = _drawn(px.line, table, "bpp", metric, markers=True, custom_data=told)
+    figure.for_each_trace(lambda t: t.update(line_dash="dot" if "/" in t.name else "solid"))
+    hover = "%{customdata[0]}<br>%{customdata[1]:.0f} bytes, %{x:.4f} bpp"
+    figure.update_traces(
+        marker_size=8, hovertemplate=f"{hover}<br>{metric} %{{y:.4g}}<extra></extra>"
+    )
     return figure.update_layout(title=f"Rate and {metric}", **_LAYOUT)
 
 
@@ -75,29 +76,19 @@ def distortion_perception(
 ) -> go.Figure:
     """A point per setting; presets are labelled, colour is the rate."""
     table = _means(frame, distortion, perception)
-    figure = go.Figure(
-        go.Scatter(
-            x=table[distortion],
-            y=table[perception],
-            mode="markers+text",
-            text=table["preset"].fillna("") if "preset" in table else "",
-            textposition="top center",
-            marker={
-                "color": table["bpp"],
-                "colorscale": "Viridis",
-                "colorbar": {"title": "bpp"},
-                "size": 11,
-                "symbol": table["label"].map(_SYMBOLS).fillna("cross"),
-            },
-            customdata=table[["key", "bpp", "label"]],
-            hovertemplate="%{customdata[0]}<br>%{customdata[1]:.4f} bpp"
-            f"<br>{distortion} %{{x:.4g}}, {perception} %{{y:.4g}}<extra></extra>",
-        )
+    told, shown = ["key", "bpp", "label"], {"color": "bpp", "color_continuous_scale": "Viridis"}
+    figure = px.scatter(table, x=distortion, y=perception, labels=AXES, custom_data=told, **shown)
+    figure.update_traces(
+        mode="markers+text",
+        text=table["preset"].fillna("") if "preset" in table else "",
+        textposition="top center",
+        marker={"size": 11, "symbol": table["label"].map(_SYMBOLS).fillna("cross")},
+        hovertemplate="%{customdata[0]}<br>%{customdata[1]:.4f} bpp"
+        f"<br>{distortion} %{{x:.4g}}, {perception} %{{y:.4g}}<extra></extra>",
     )
-    figure.update_xaxes(title=AXES[distortion])
-    figure.update_yaxes(title=AXES[perception], autorange="reversed")
+    figure.update_yaxes(autorange="reversed")
     title = "Distortion and perception: up and right is better"
-    return figure.update_layout(title=title, **_LAYOUT)
+    return figure.update_layout(title=title, coloraxis_colorbar_title="bpp", **_LAYOUT)
 
 
 def per_picture(frame: pd.DataFrame, *, x: str = "bpp", y: str = "picorank") -> go.Figure:
@@ -105,20 +96,12 @@ def per_picture(frame: pd.DataFrame, *, x: str = "bpp", y: str = "picorank") -> 
     path, for a page that shows the picture while the pointer is on its point."""
     rows = frame.dropna(subset=[x, y])
     _require(rows, x, y)
-    figure = go.Figure()
-    for label, points in rows.groupby("label"):
-        figure.add_scatter(
-            x=points[x],
-            y=points[y],
-            name=str(label),
-            mode="markers",
-            marker={"color": colour(str(label)), "size": 7, "opacity": 0.7},
-            customdata=points[["picture", "key", "thumbnail"]].astype(object),
-            hovertemplate="%{customdata[0]}<br>%{customdata[1]}<br>"
-            f"{x} %{{x:.4g}}, {y} %{{y:.4g}}<extra></extra>",
-        )
-    figure.update_xaxes(title=AXES[x], type="log" if x == "bpp" else "linear")
-    figure.update_yaxes(title=AXES[y])
+    figure = _drawn(px.scatter, rows, x, y, custom_data=["picture", "key", "thumbnail"])
+    figure.update_traces(
+        marker={"size": 7, "opacity": 0.7},
+        hovertemplate="%{customdata[0]}<br>%{customdata[1]}<br>"
+        f"{x} %{{x:.4g}}, {y} %{{y:.4g}}<extra></extra>",
+    )
     return figure.update_layout(title=f"Every picture: {x} and {y}", **_LAYOUT)
 
 
@@ -155,18 +138,15 @@ def write_report(
     sentences to show above the table, such as metrics that cannot be had."""
     # Responsive: the grid's columns are narrower once the page has its scroll bar.
     drawn = {"include_plotlyjs": False, "full_html": False, "config": {"responsive": True}}
-    figures = "\n".join(
-        f'<div class="figure">{figure.to_html(**drawn)}</div>' for figure in report_figures(frame)
-    )
-    errors = frame[frame["error"].notna()]
+    errors = frame.loc[frame["error"].notna(), ["picture", "key", "error"]]
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    page = Template(template).substitute(
+    page = jinja2.Template(template, autoescape=True).render(
         script=plotly.offline.get_plotlyjs(),
-        notes="".join(f"<li>{html.escape(note)}</li>" for note in notes),
+        notes=notes,
         table=summarise(frame).to_html(index=False, na_rep="", float_format="%.4g", border=0),
-        figures=figures,
+        figures=[figure.to_html(**drawn) for figure in report_figures(frame)],
         wall=_wall(frame, out, pictures),
-        errors=errors[["picture", "key", "error"]].to_html(index=False, border=0),
+        errors=errors.to_html(index=False, border=0),
         error_count=len(errors),
     )
     (path := out / "report.html").write_text(page, encoding="utf-8")
@@ -187,32 +167,30 @@ def report_figures(frame: pd.DataFrame) -> list[go.Figure]:
     return figures
 
 
-def _wall(frame: pd.DataFrame, out: Path, pictures: Iterable[Picture]) -> str:
+def _wall(frame: pd.DataFrame, out: Path, pictures: Iterable[Picture]) -> list[list[_Tile]]:
+    """A line of tiles per picture: the original, then its decoded versions."""
     originals = {picture.name: picture for picture in pictures}
     shown = frame[frame["thumbnail"].notna()]
     keys = shown.drop_duplicates("key").groupby("label").head(WALL_PER_LABEL)["key"]
-    shown = shown[shown["key"].isin(set(keys))]
     lines = []
-    for picture, rows in shown.groupby("picture"):
-        # None where it is of an earlier run over more pictures.
-        original = originals.get(str(picture))
-        tiles = [_tile(_reduced(original) if original else b"", str(picture), "original")]
+    for name, rows in shown[shown["key"].isin(set(keys))].groupby("picture"):
+        original = io.BytesIO()
+        if name in originals:  # else it is of an earlier run over more pictures
+            save_thumbnail(originals[str(name)].open(), original)
+        line = [_Tile(original.getvalue(), str(name), "original")]
         for row in rows.itertuples():
             text = f"{row.key}, {row.size_bytes:.0f} bytes"
-            tiles.append(_tile((out / row.thumbnail).read_bytes(), text, row.thumbnail))
-        lines.append(f'<div class="line">{"".join(tiles)}</div>')
-    return "\n".join(lines)
+            line.append(_Tile((out / row.thumbnail).read_bytes(), text, row.thumbnail))
+        lines.append(line)
+    return lines
 
 
-def _tile(webp: bytes, text: str, name: str) -> str:
-    caption = html.escape(text)
-    source = f"data:image/webp;base64,{base64.b64encode(webp).decode()}" if webp else ""
-    return (
-        f'<figure><img src="{source}" alt="{caption}" '
-        f'data-thumbnail="{html.escape(name)}"><figcaption>{caption}</figcaption></figure>'
-    )
+class _Tile(NamedTuple):
+    webp: bytes  # empty where the picture is not here
+    text: str
+    name: str
 
-
-def _reduced(picture: Picture) -> bytes:
-    save_thumbnail(picture.open(), buffer := io.BytesIO())
-    return buffer.getvalue()
+    @property
+    def source(self) -> str:
+        encoded = base64.b64encode(self.webp).decode()
+        return f"data:image/webp;base64,{encoded}" if encoded else ""

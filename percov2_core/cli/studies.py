@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from percov2_core.cli.terminal import GUIDANCE, SIDE, STEPS, Commands, add_device, add_model, within
-from percov2_core.config import MODES
+from percov2_core.config import DEFAULT_SCHEDULE, MODES, PRESETS, SCHEDULES
 from percov2_core.errors import ConfigError
-from percov2_core.evaluation import command
+from percov2_core.evaluation import add_machine
+from percov2_core.metrics import METRICS
 
 EXAMPLE = Path(__file__).parents[2] / "assets" / "examples" / "kodim23-parrots.jpg"
+SET_METRICS = ("set_swd", "fid", "kid")
 _COUNT = within(1, 1000)
+_EVALUATE = """
+Codecs are jpeg, jpeg2000, j2k, webp, avif, jxl and vvc; avif/4 is at a quarter of the size,
+vvc@56+60 at those qualities, and `all` stands for every one at full and half size. Finished rows
+in OUT are not repeated: start the same command again after an interruption, or with other
+settings to add them. Under `accelerate launch` the work is shared out over the processes.
+"""
 
 
 def add_bench(commands: Commands) -> None:
@@ -36,49 +43,92 @@ def add_bench(commands: Commands) -> None:
 
 
 def run_bench(args: argparse.Namespace) -> None:
-    picture = args.picture or EXAMPLE
     if not args.picture and not EXAMPLE.exists():
         raise ConfigError("bench: needs a picture to use; the example is in the repository alone")
     from percov2_core import image_io
 
-    image = image_io.load(picture)
+    image = image_io.load(args.picture or EXAMPLE)
     # Load torch, which takes seconds: only once the picture is known to be one.
     import torch
 
-    from percov2_core.evaluation import bench
-    from percov2_core.evaluation.bench_table import BenchRow, as_text, headline, write
+    from percov2_core.evaluation import bench, bench_table
 
     if args.threads:
         torch.set_num_threads(args.threads)
     codec = bench.open_codec(
         args.model, random=args.random_weights, t5=not args.no_t5, device=args.device
     )
-    rows: list[BenchRow] = []
-    for point in bench.points(
-        codec,
-        random=args.random_weights or args.model == bench.TINY_RANDOM,
-        note=args.note,
-        sizes=args.size,
-        modes=args.modes,
-        batches=args.batch,
-        steps=args.steps,
-        guidance=args.guidance,
-    ):
+    rows: list[bench_table.BenchRow] = []
+    for point in bench.points(codec, args):
         if not rows:
-            print(headline(point))
+            print(bench_table.headline(point))
         rows.append(bench.measure(codec, point, image, repeats=args.repeats))
-        print(as_text(rows[-1]))
+        print(bench_table.as_text(rows[-1]))
     if args.out:
-        write(rows, args.out)
+        bench_table.write(rows, args.out)
 
 
 def add_evaluate(commands: Commands) -> None:
-    command.add_parser(commands, report=_report)
-    commands.choices["evaluate"].set_defaults(extra="evaluate")
+    parser = commands.add_parser(
+        "evaluate", help="measure codecs on a folder of pictures", description=_EVALUATE
+    )
+    add = parser.add_argument
+    add("data", type=Path, metavar="DIR", help="folder of pictures")
+    add("-o", "--out", type=Path, required=True, metavar="OUT", help="folder of results")
+    add("--codecs", nargs="+", default=[], metavar="CODEC", help="classic ones")
+    budgets = "the best that each of --codecs does in so many bytes, over all sizes"
+    add("--budgets", nargs="+", type=int, default=[], metavar="BYTES", help=budgets)
+    add("--modes", nargs="+", default=[], choices=list(MODES), help="of our codec")
+    add("--presets", nargs="+", default=[], choices=PRESETS, help="steps and guidance")
+    add("--steps", nargs="+", type=int, default=[], help="of the flow")
+    add("--guidance", nargs="+", type=float, default=[], help="1 is none")
+    order = "of the tokens"
+    add("--schedules", nargs="+", default=[DEFAULT_SCHEDULE], choices=SCHEDULES, help=order)
+    add("--tokens", nargs="+", type=int, default=[], metavar="K", help="hybrid: tokens sent")
+    known = (*METRICS, *SET_METRICS)
+    add("--metrics", nargs="+", choices=known, default=list(METRICS), help="to compute")
+    add("--native", action="store_true", help="native size, not 512 x 512")
+    add_machine(parser)
+    parser.set_defaults(run=run_evaluate, extra="evaluate")
 
 
-def _report(*results: Any) -> Path:
-    # Plotly is heavy, and only this command draws.
+def run_evaluate(args: argparse.Namespace) -> None:
+    """Evaluate, print the summary and write rows and report; every codec and mode if none is named.
+    ImageError if a picture could not be measured; the others were."""
+    # Here and not at the top: the command line must start without torch, pandas and Plotly.
+    from percov2_core.evaluation.judge import Judge, compare_sets
+    from percov2_core.evaluation.protocol import find_pictures
+    from percov2_core.evaluation.rows import name_failures, summarise, write_tables
+    from percov2_core.evaluation.runner import Plan, evaluate
+    from percov2_core.evaluation.settings import budget_settings, classic_settings, our_settings
     from percov2_core.plots import write_report
 
-    return write_report(*results)
+    nothing = not args.codecs and not args.modes
+    codecs, modes = (["all"], list(MODES)) if nothing else (args.codecs, args.modes)
+    settings = budget_settings(codecs, args.budgets) if args.budgets else classic_settings(codecs)
+    points = {"presets": args.presets, "steps": args.steps, "guidance": args.guidance}
+    settings += our_settings(modes, **points, schedules=args.schedules, tokens=args.tokens)
+    pictures = find_pictures(args.data, square=not args.native)[: args.limit]
+    sets = [name for name in args.metrics if name in SET_METRICS]
+    plan = Plan(
+        out=args.out,
+        data=args.data,
+        model=args.model,
+        device=args.device,
+        metrics=tuple(name for name in args.metrics if name in METRICS),
+        keep=bool(sets),
+    )
+    notes = [f"{k}: {why}" for k, why in Judge(plan.metrics).unavailable.items()]
+    frame = evaluate(pictures, settings, plan, processes=args.processes)
+    table = summarise(frame)
+    shown = ("key", "pictures", "errors", "size_bytes", "bpp", *METRICS, "decode_s")
+    short = table[[name for name in shown if name in table]].round(4)
+    print(short.to_string(index=False, na_rep="-"))
+    if sets:
+        table = compare_sets(frame, pictures, args.out, names=sets)
+        write_tables(table, args.out, stem="sets")
+        print(table.to_string(index=False, na_rep="-"))
+    for note in notes:
+        print(note)
+    print(f"report: {write_report(frame, args.out, pictures, notes)}")
+    name_failures(frame)

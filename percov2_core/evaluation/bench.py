@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import platform
 import re
 import resource
@@ -9,8 +10,8 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -38,7 +39,6 @@ from percov2_core.weights.fresh import random_codec
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import BASES, T5_TOKENS, TINY
 
-TINY_RANDOM = TINY.name
 CAPTION = "a lighthouse by the sea under a blue sky"
 _PRODUCTS = 10  # matrix products in one timing
 _TIMINGS = 4  # the fastest of them counts
@@ -58,9 +58,9 @@ def open_codec(name: str, *, random: bool, t5: bool, device: str | None) -> PerC
     ConfigError if random weights are asked for where no published size is known; WeightsError if
     the model cannot be loaded."""
     home = Residency.from_environment(device=device)
-    if not random and name != TINY_RANDOM:
-        return load_codec(name, residency=home if t5 else home.without_t5())
-    known = {**BASES, TINY_RANDOM: TINY}
+    if not random and name != TINY.name:
+        return load_codec(name, residency=home if t5 else replace(home, t5=False))
+    known = {**BASES, TINY.name: TINY}
     if name not in known:
         raise ConfigError(
             f"--random-weights: model must be one of {', '.join(known)}, got {name!r}"
@@ -68,43 +68,29 @@ def open_codec(name: str, *, random: bool, t5: bool, device: str | None) -> PerC
     return random_codec(known[name], residency=home, t5_tokens=T5_TOKENS if t5 else 0)
 
 
-def points(
-    codec: PerCoV2,
-    *,
-    random: bool,
-    note: str,
-    sizes: Sequence[int],
-    modes: Sequence[str],
-    batches: Sequence[int],
-    steps: Sequence[int] | None,
-    guidance: Sequence[float] | None,
-) -> Iterator[BenchRow]:
-    """Every combination (by default of the preset `balanced`), with only the product measured."""
+def points(codec: PerCoV2, args: argparse.Namespace) -> Iterator[BenchRow]:
+    """Every combination of the command's lists (by default steps and guidance of the preset
+    `balanced`), with only the product measured."""
     modules = next(iter(codec.rates.values()))
     t5 = "-"
     if isinstance(modules.text, SD3TextEncoder):
         t5 = "yes" if modules.text.t5_tokens else "no"
-    common = {
-        "model": codec.name,
-        "weights": "random" if random else "trained",
-        "kind": codec.device.type,
-        "device": device_name(codec.device),
-        "dtype": str(modules.flow.transformer.dtype).removeprefix("torch."),
-        "t5": t5,
-        "matmul_tflops": matmul_flops(codec.device) / 1e12,
-        "note": note,
-    }
-    for size, mode, batch in product(sizes, modes, batches):
+    row = partial(
+        BenchRow,
+        model=codec.name,
+        weights="random" if args.random_weights or args.model == TINY.name else "trained",
+        kind=codec.device.type,
+        device=device_name(codec.device),
+        dtype=str(modules.flow.transformer.dtype).removeprefix("torch."),
+        t5=t5,
+        matmul_tflops=matmul_flops(codec.device) / 1e12,
+        note=args.note,
+    )
+    for size, mode, batch in product(args.size, args.modes, args.batch):
         preset = codec.presets[mode]["balanced"]
-        for count, scale in product(steps or [preset.steps], guidance or [preset.guidance]):
-            yield BenchRow(
-                mode=mode,
-                size_px=size,
-                batch=batch,
-                steps=count,
-                guidance=scale,
-                **common,  # type: ignore[arg-type]
-            )
+        ways = product(args.steps or [preset.steps], args.guidance or [preset.guidance])
+        for steps, guidance in ways:
+            yield row(mode=mode, size_px=size, batch=batch, steps=steps, guidance=guidance)
 
 
 def measure(codec: PerCoV2, point: BenchRow, image: Image.Image, *, repeats: int) -> BenchRow:
@@ -155,23 +141,17 @@ class _Watch:
         """`function`, timed; of a generator, the time until each of its steps."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            with self.running(label):
-                result = function(*args, **kwargs)
+            if self._busy:
+                return function(*args, **kwargs)
+            self._busy, began = True, _clock(self.device)
+            result = function(*args, **kwargs)
+            self.spent[label] += _clock(self.device) - began
+            self._busy = False
             if not isinstance(result, Generator):
                 return result
             return iter(self.around(partial(next, result, None), label), None)
 
         return run
-
-    @contextmanager
-    def running(self, label: str) -> Iterator[None]:
-        if self._busy:
-            yield
-            return
-        self._busy, began = True, _clock(self.device)
-        yield
-        self.spent[label] += _clock(self.device) - began
-        self._busy = False
 
 
 _WHOLE = "all"  # among the boxes: the call itself

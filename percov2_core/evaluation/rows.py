@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from percov2_core.errors import ImageError
 from percov2_core.evaluation.settings import Setting
 from percov2_core.metrics import METRICS, Scores
 
@@ -104,3 +106,16 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     counts = groups.agg(pictures=("bpp", "count"), errors=("error", "count"))
     table = pd.concat([first, counts, groups[numbers].mean()], axis=1)
     return table.reset_index().dropna(axis=1, how="all")
+
+
+def name_failures(frame: pd.DataFrame) -> None:
+    """Print every picture that could not be measured, and why; ImageError if there is one."""
+    # That a codec cannot be so small is a result.
+    wrong = frame[frame["error"].notna()]
+    wrong = wrong[~wrong["error"].astype(str).str.contains(UNMET, regex=False)]
+    for (picture, error), rows in wrong.groupby(["picture", "error"]):
+        many = f" ({len(rows)} settings)" if len(rows) > 1 else f" ({rows['key'].item()})"
+        print(f"{picture}: {error}{many}", file=sys.stderr)
+    if len(wrong):
+        count, total = wrong["picture"].nunique(), frame["picture"].nunique()
+        raise ImageError(f"{count} of {total} pictures could not be measured in full, see above")

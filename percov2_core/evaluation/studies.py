@@ -23,9 +23,9 @@ import pandas as pd
 from percov2_core.baselines import CLASSIC
 from percov2_core.config import MODES, PRESETS, SCHEDULES
 from percov2_core.errors import ConfigError, PerCoError
-from percov2_core.evaluation.command import add_machine, name_failures
+from percov2_core.evaluation import add_machine
 from percov2_core.evaluation.protocol import find_pictures
-from percov2_core.evaluation.rows import summarise
+from percov2_core.evaluation.rows import name_failures, summarise
 from percov2_core.evaluation.runner import Plan, evaluate
 from percov2_core.evaluation.settings import (
     CAPTIONS,

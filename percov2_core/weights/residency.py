@@ -62,10 +62,6 @@ class Residency:
         )
         return replace(found, device=device) if device else found
 
-    def without_t5(self) -> Residency:
-        """The same without the third text encoder."""
-        return replace(self, t5=False)
-
     @property
     def target(self) -> torch.device:
         """Where the networks run."""
