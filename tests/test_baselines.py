@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,24 +9,20 @@ from PIL import Image
 
 from percov2_core.baselines import CLASSIC
 from percov2_core.baselines.base import best_within, largest_within
-from percov2_core.baselines.classic import (
-    LADDERS,
-    family_at_all_sizes,
-    find_baseline,
-)
+from percov2_core.baselines.classic import LADDERS, family_at_all_sizes, find_baseline
 from percov2_core.errors import BitstreamError, ConfigError, ImageError
 from percov2_core.evaluation.protocol import centre_square, to_tensor
 from percov2_core.metrics.distortion import psnr
 from tests.tiny import picture
 
 
-def quality(image: Image.Image, other: Image.Image) -> float:
+def quality(image, other):
     return psnr(to_tensor(image), to_tensor(other)).item()
 
 
 @pytest.mark.parametrize("name", [*CLASSIC, "jpeg/2", "webp/3", "webp/12", "avif/6"])
 @pytest.mark.parametrize("size", [(160, 96), (101, 67)])
-def test_every_codec_gives_back_a_similar_picture_of_the_same_size(name, size) -> None:
+def test_every_codec_gives_back_a_similar_picture_of_the_same_size(name, size):
     codec, image = find_baseline(name), picture(*size)
     good = codec.qualities[len(codec.qualities) * 3 // 4]
     decoded = codec.decode(codec.encode(image, good))
@@ -37,7 +32,7 @@ def test_every_codec_gives_back_a_similar_picture_of_the_same_size(name, size) -
 
 
 @pytest.mark.parametrize("name", CLASSIC)
-def test_a_codec_names_its_version_and_its_scale_rises(name) -> None:
+def test_a_codec_names_its_version_and_its_scale_rises(name):
     codec = find_baseline(name)
     assert re.search(r"(\d+\.){1,3}\d+", codec.description)
     assert set(LADDERS[name]) <= set(codec.qualities)
@@ -50,7 +45,7 @@ def test_a_codec_names_its_version_and_its_scale_rises(name) -> None:
         codec.decode(b"\x01\x02\x03 no picture \x00")
 
 
-def test_at_few_bytes_the_best_is_a_reduced_size_and_at_fewer_there_is_none() -> None:
+def test_at_few_bytes_the_best_is_a_reduced_size_and_at_fewer_there_is_none():
     codecs = family_at_all_sizes("webp")
     assert best_within(codecs, picture(), size_bytes=20) is None
     fit = best_within(codecs, picture(256, 256), size_bytes=90)
@@ -59,7 +54,7 @@ def test_at_few_bytes_the_best_is_a_reduced_size_and_at_fewer_there_is_none() ->
     assert len(fit.data) <= 90
 
 
-def test_what_a_codec_cannot_do_is_named() -> None:
+def test_what_a_codec_cannot_do_is_named():
     with pytest.raises(ImageError, match="vvc: libvvenc cannot code 8x6 pixels"):
         find_baseline("vvc").encode(picture(8, 6), 63)
     assert largest_within(find_baseline("vvc"), picture(8, 6), size_bytes=10**6) is None
@@ -82,7 +77,7 @@ def test_what_a_codec_cannot_do_is_named() -> None:
         pytest.param("vvc", 56, "VVC intra qp 56", marks=pytest.mark.slow),
     ],
 )
-def test_the_protocols_table_comes_out(shared: Path, kodak, name, value, entry) -> None:
+def test_the_protocols_table_comes_out(shared, kodak, name, value, entry):
     points = json.loads((shared / "reference" / "points.json").read_text(encoding="utf-8"))
     table = {p["codec"]: p for p in points["measured_kodak_512_centre"]["points"]}
     codec, bpp, scores = find_baseline(name), [], []

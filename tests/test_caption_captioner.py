@@ -1,7 +1,5 @@
 """Captioners by name; BLIP is run with a tiny random network of the real classes."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import transformers
@@ -23,7 +21,7 @@ PIXELS = BlipImageProcessorPil(size={"height": 32, "width": 32})
 
 
 @pytest.fixture
-def tiny_blip(tmp_path: Path) -> Path:
+def tiny_blip(tmp_path):
     torch.manual_seed(0)
     text = {"vocab_size": len(VOCABULARY), "intermediate_size": 16, "encoder_hidden_size": 16}
     special = {"bos_token_id": 6, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
@@ -39,7 +37,7 @@ def tiny_blip(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tiny_blip2(tmp_path: Path) -> Path:
+def tiny_blip2(tmp_path):
     torch.manual_seed(0)
     tokenizer = word_tokenizer(("a", "blue", "dog"), 77)
     tokenizer.add_tokens(["<image>"], special_tokens=True)

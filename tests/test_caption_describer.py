@@ -8,17 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from percov2_core.caption.describer import (
-    TERMS,
-    VOCABULARY,
-    describe,
-    opponent,
-    term_costs,
-    words,
-)
+from percov2_core.caption.describer import TERMS, VOCABULARY, describe, opponent, term_costs, words
 
 
-def _landscape() -> Image.Image:
+def _landscape():
     picture = np.zeros((240, 360, 3), np.uint8)
     picture[:80] = (150, 190, 225)
     picture[80:160, :180] = (55, 80, 35)

@@ -11,12 +11,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from percov2_core.caption import packing
-from percov2_core.caption.language import CaptionLanguage, Word, load_language
+from percov2_core.caption.language import Word, load_language
 from percov2_core.caption.ngram import GROUP
 from percov2_core.caption.packing import (
     FORMS,
     MAX_BYTES,
-    Form,
     caption_bits,
     check_caption,
     read_caption,
@@ -41,23 +40,23 @@ SENTENCES = [
 
 
 @cache
-def small_language() -> CaptionLanguage:
+def small_language():
     return build_language(CAPTIONS * 4, SENTENCES * 4)
 
 
-def shipped_language() -> CaptionLanguage:
+def shipped_language():
     if not SHIPPED.exists():
         pytest.skip(f"needs {SHIPPED.name}")
     return load_language(SHIPPED)
 
 
-def packed(text: str, language: CaptionLanguage) -> bytes:
+def packed(text, language):
     writer = SymbolWriter()
     write_caption(writer.write, text, language)
     return writer.finish()
 
 
-def unpacked(data: bytes, language: CaptionLanguage) -> str:
+def unpacked(data, language):
     reader = SymbolReader(data)
     text = read_caption(reader.read, language)
     reader.close()
@@ -113,7 +112,7 @@ def test_no_data_raises_anything_but_bitstream_error(data):
     assert check_caption(text) == text  # what can be read could have been written
 
 
-def forced(text: str, form: Form, language: CaptionLanguage) -> bytes:
+def forced(text, form, language):
     """A file of a text that no writer accepts: the writer as it is, but for its checks."""
 
     class Lenient(str):
@@ -148,7 +147,7 @@ def test_both_sides_accept_the_same_texts(text):
 class Scripted:
     """A reader that says the given symbols, then the last of them for ever."""
 
-    def __init__(self, *symbols: int) -> None:
+    def __init__(self, *symbols):
         self.symbols = list(symbols)
 
     def read(self, freqs):

@@ -1,7 +1,5 @@
 """The whole codec on random weights: what must hold for any weights."""
 
-from __future__ import annotations
-
 import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -25,7 +23,7 @@ from tests.tiny import counted, picture, tiny_codec, tiny_folder, tiny_masked_mo
 CAPTION = "Zwölf  Boxkämpfer\n🥊, jagen!"
 
 
-def through_a_file(stream: Stream) -> Stream:
+def through_a_file(stream):
     return Stream.from_bytes(stream.to_bytes())
 
 

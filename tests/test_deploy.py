@@ -1,12 +1,8 @@
 """The Spacefile, the plan, and publishing to a stand-in of the Hub with the Hub's own client."""
 
-from __future__ import annotations
-
 import socket
 import tomllib
-from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -20,21 +16,20 @@ from percov2_core.deploy import publish
 from percov2_core.deploy.spacefile import (
     MAX_TOTAL_BYTES,
     ROOT,
-    Plan,
     make_plan,
     read_manifest,
     update_readme,
 )
 from percov2_core.errors import ConfigError
 from tests.hub import TOKEN
-from tests.space_hub import OWNER, Hub, Space, stand_in
+from tests.space_hub import OWNER, Space, stand_in
 from tests.test_house import listed
 
 SPACE = f"{OWNER}/percov2"
 
 
 @pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+def endpoint(monkeypatch):
     """The client as in a process of its own: on the network, with a token; call it to say where."""
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -47,17 +42,17 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]
 
 
 @pytest.fixture
-def hub(endpoint: Callable[[str], None]) -> Iterator[Hub]:
+def hub(endpoint):
     with stand_in() as running:
         endpoint(running.address)
         yield running
 
 
 @pytest.fixture
-def deploy(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, list[str], list[str]]]:
+def deploy(capsys):
     """Run the command; -> its status, and the lines that it said."""
 
-    def run(*arguments: str) -> tuple[int, list[str], list[str]]:
+    def run(*arguments):
         status = main(["deploy", *arguments])
         said = capsys.readouterr()
         return status, said.out.splitlines(), said.err.splitlines()
@@ -66,10 +61,10 @@ def deploy(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, list[
 
 
 @pytest.fixture
-def refusal(deploy: Callable[..., tuple[int, list[str], list[str]]]) -> Callable[..., str]:
+def refusal(deploy):
     """Run the command, which is to be refused; -> its one line."""
 
-    def run(*arguments: str, status: int = 1) -> str:
+    def run(*arguments, status=1):
         got, _, (line,) = deploy(*arguments)
         assert got == status
         return line
@@ -78,15 +73,15 @@ def refusal(deploy: Callable[..., tuple[int, list[str], list[str]]]) -> Callable
 
 
 @pytest.fixture(scope="module")
-def plan() -> Plan:
+def plan():
     return make_plan(read_manifest(), ROOT)
 
 
-def content() -> dict[str, object]:
+def content():
     return yaml.safe_load((ROOT / "Spacefile").read_text(encoding="utf-8"))
 
 
-def test_front_matter_spacefile_requirements_and_readme_agree() -> None:
+def test_front_matter_spacefile_requirements_and_readme_agree():
     manifest, card = read_manifest(), SpaceCard.load(ROOT / "README.md")
     assert card.data.to_dict() == manifest.page.front_matter
     assert card.text.startswith("\n# PerCoV2\n")
@@ -101,7 +96,7 @@ def test_front_matter_spacefile_requirements_and_readme_agree() -> None:
     assert all(torch.contains(f"2.{minor}.0") for minor in range(8, 12))
 
 
-def test_a_dry_run_lists_what_runs_and_nothing_else(deploy, plan: Plan, monkeypatch) -> None:
+def test_a_dry_run_lists_what_runs_and_nothing_else(deploy, plan, monkeypatch):
     paths = set(plan.files)
     assert {"app.py", "requirements.txt", "README.md", "Spacefile", "LICENSE"} <= paths
     assert {"percov2_core/ui/page.css", "percov2_core/models/embedded/model.json"} <= paths
@@ -117,7 +112,7 @@ def test_a_dry_run_lists_what_runs_and_nothing_else(deploy, plan: Plan, monkeypa
     assert set(lines) >= {f"{size:>10,}  {path}" for path, size in plan.files.items()}
 
 
-def test_a_new_space_gets_the_same_files_byte_for_byte(hub: Hub, deploy, plan: Plan) -> None:
+def test_a_new_space_gets_the_same_files_byte_for_byte(hub, deploy, plan):
     status, lines, _ = deploy()
     assert status == 0 and lines[-1] == f"running: {hub.address}/spaces/{SPACE}"
     space = hub.spaces[SPACE]
@@ -129,7 +124,7 @@ def test_a_new_space_gets_the_same_files_byte_for_byte(hub: Hub, deploy, plan: P
     assert any("no secret HF_TOKEN" in line for line in lines)
 
 
-def test_an_update_removes_what_is_gone_and_sets_what_differs(hub, deploy, plan: Plan) -> None:
+def test_an_update_removes_what_is_gone_and_sets_what_differs(hub, deploy, plan):
     old = {"Spacefile": b"old", "gone.py": b"", ".gitattributes": b"kept", "README.md": b"old"}
     variables = {"OMP_NUM_THREADS": "9", "MINE": "kept"}
     hub.spaces[SPACE] = Space(files=dict(old), variables=variables, stale=3)
@@ -145,7 +140,7 @@ def test_an_update_removes_what_is_gone_and_sets_what_differs(hub, deploy, plan:
     assert not any("repos/create" in asked for asked in hub.asked)
 
 
-def test_what_stands_in_the_way_is_said(hub: Hub, refusal, endpoint, monkeypatch) -> None:
+def test_what_stands_in_the_way_is_said(hub, refusal, endpoint, monkeypatch):
     assert "hardware: expected one of cpu-basic, " in refusal("--hardware", "toaster", status=2)
     assert "expected OWNER/NAME, got 'a/b/c'" in refusal("--space", "a/b/c", status=2)
     assert "may not write to other/percov2" in refusal("--space", "other/percov2")
@@ -176,7 +171,7 @@ def test_what_stands_in_the_way_is_said(hub: Hub, refusal, endpoint, monkeypatch
         ("variables", 500, "answers 500: refused with 500: try again in a few minutes"),
     ],
 )
-def test_a_refusal_says_what_to_do(hub: Hub, refusal, part: str, status: int, words: str) -> None:
+def test_a_refusal_says_what_to_do(hub, refusal, part, status, words):
     hub.refuse[part] = status
     assert words in refusal()
 
@@ -194,9 +189,7 @@ def test_a_refusal_says_what_to_do(hub: Hub, refusal, part: str, status: int, wo
         ("", "upload", ["../other"], "upload.0: Value error, expected a path inside"),
     ],
 )
-def test_a_wrong_field_of_the_spacefile_is_named(
-    tmp_path: Path, place: str, key: str, value: object, words: str
-) -> None:
+def test_a_wrong_field_of_the_spacefile_is_named(tmp_path, place, key, value, words):
     changed = content()
     group = changed[place] if place else changed
     assert isinstance(group, dict)
@@ -210,7 +203,7 @@ def test_a_wrong_field_of_the_spacefile_is_named(
 SMALL = ["README.md", "Spacefile", "app.py", "requirements.txt"]
 
 
-def small_repository(folder: Path, *, upload: list[str] = SMALL) -> Path:
+def small_repository(folder, *, upload=SMALL):
     """Just enough to plan, without git."""
     changed = {**content(), "upload": upload}
     (folder / "Spacefile").write_text(yaml.safe_dump(changed), encoding="utf-8")
@@ -221,7 +214,7 @@ def small_repository(folder: Path, *, upload: list[str] = SMALL) -> Path:
     return folder
 
 
-def test_without_git_the_plan_leaves_caches_out(tmp_path: Path) -> None:
+def test_without_git_the_plan_leaves_caches_out(tmp_path):
     root = small_repository(tmp_path, upload=[*SMALL, "package/"])
     with pytest.raises(ConfigError, match="no file of 'package/' is in git"):
         make_plan(read_manifest(root), root)
@@ -234,7 +227,7 @@ def test_without_git_the_plan_leaves_caches_out(tmp_path: Path) -> None:
         make_plan(read_manifest(root), root)
 
 
-def test_too_much_to_upload_a_stale_readme_or_no_spacefile_is_refused(tmp_path: Path) -> None:
+def test_too_much_to_upload_a_stale_readme_or_no_spacefile_is_refused(tmp_path):
     root = small_repository(tmp_path)
     with (root / "app.py").open("wb") as file:
         file.truncate(MAX_TOTAL_BYTES)

@@ -1,7 +1,5 @@
 """The shipped model on the Kodak pictures: what its users were promised."""
 
-from __future__ import annotations
-
 import csv
 import re
 from pathlib import Path
@@ -94,7 +92,7 @@ def test_the_three_commands_turn_a_picture_into_a_file_and_back(mode, kodak, tmp
     assert '"bits"' in capsys.readouterr().out
 
 
-def edited(caption: str) -> tuple[str, str]:
+def edited(caption):
     """The caption with another colour of the ground, and the name of that colour."""
     colour = "vivid red" if "red" not in caption else "dark blue"
     changed = re.sub(r"[^,]+ ground", f" {colour} ground", caption)

@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-from pathlib import Path
 
 import pandas as pd
 import psutil
@@ -16,8 +15,8 @@ from percov2_core.errors import ConfigError, ImageError
 from percov2_core.evaluation import studies
 from percov2_core.evaluation.judge import Judge
 from percov2_core.evaluation.protocol import find_pictures, load_512, to_tensor
-from percov2_core.evaluation.rows import Row, read_log, summarise
-from percov2_core.evaluation.runner import Plan, Unit, Worker, evaluate, make_units
+from percov2_core.evaluation.rows import read_log, summarise
+from percov2_core.evaluation.runner import Plan, Worker, evaluate, make_units
 from percov2_core.evaluation.settings import (
     Setting,
     budget_settings,
@@ -31,7 +30,7 @@ CHEAP = ("psnr", "patch_swd")
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     """Three small pictures, one of them in a folder below, and a file that is none."""
     data = tmp_path / "data"
     (data / "more").mkdir(parents=True)
@@ -42,16 +41,16 @@ def folder(tmp_path: Path) -> Path:
     return data
 
 
-def plan(tmp_path: Path, **changes: object) -> Plan:
+def plan(tmp_path, **changes):
     values = {"out": tmp_path / "out", "data": tmp_path / "data", "metrics": CHEAP}
-    return Plan(**{**values, **changes})  # type: ignore[arg-type]
+    return Plan(**{**values, **changes})
 
 
-def counted(monkeypatch: pytest.MonkeyPatch, *, stop_after: int = 100) -> list[Unit]:
+def counted(monkeypatch, *, stop_after=100):
     """The units that workers do from now on; then a person presses Ctrl-C."""
     done, run = [], Worker.run
 
-    def counting(self: Worker, unit: Unit) -> list[Row]:
+    def counting(self, unit):
         if len(done) == stop_after:
             raise KeyboardInterrupt
         done.append(unit)
@@ -61,16 +60,14 @@ def counted(monkeypatch: pytest.MonkeyPatch, *, stop_after: int = 100) -> list[U
     return done
 
 
-def test_pictures_are_cut_to_the_protocol_or_reduced_to_what_codecs_take(tmp_path: Path) -> None:
+def test_pictures_are_cut_to_the_protocol_or_reduced_to_what_codecs_take(tmp_path):
     picture(5000, 3000).save(tmp_path / "large.jpg", quality=30)
     (native,) = find_pictures(tmp_path, square=False)
     assert native.open().size == (4096, 2458)
     assert load_512(tmp_path).shape == (1, 3, 512, 512)
 
 
-def test_every_picture_of_a_setting_becomes_a_row_and_a_broken_one_an_error(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_every_picture_of_a_setting_becomes_a_row_and_a_broken_one_an_error(folder, tmp_path):
     settings = classic_settings(["jpeg@1+10", "webp@0"])
     pictures = find_pictures(folder, square=False)
     frame = evaluate(pictures, settings, plan(tmp_path))
@@ -89,9 +86,7 @@ def test_every_picture_of_a_setting_becomes_a_row_and_a_broken_one_an_error(
         evaluate(pictures, settings, plan(tmp_path, data=folder / "more"))
 
 
-def test_an_interrupted_run_goes_on_without_repeating_finished_rows(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_goes_on_without_repeating_finished_rows(folder, tmp_path, monkeypatch):
     pictures, settings = find_pictures(folder), classic_settings(["jpeg@1+10"])
     log = tmp_path / "out" / "log"
     with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
@@ -109,7 +104,7 @@ def test_an_interrupted_run_goes_on_without_repeating_finished_rows(
     assert len(again) == 8 - 3 + 1
 
 
-def test_two_processes_give_the_same_numbers_as_one(folder: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_same_numbers_as_one(folder, tmp_path):
     pictures, settings = find_pictures(folder), classic_settings(["jpeg@1"])
     one = evaluate(pictures, settings, plan(tmp_path, out=tmp_path / "one"))
     csv, parquet = (tmp_path / "one" / f"rows.{kind}" for kind in ("csv", "parquet"))
@@ -119,7 +114,7 @@ def test_two_processes_give_the_same_numbers_as_one(folder: Path, tmp_path: Path
     assert one["psnr"].to_list() == pytest.approx(two["psnr"].to_list(), nan_ok=True)
 
 
-def test_workers_leave_when_their_parent_is_killed(folder: Path, tmp_path: Path) -> None:
+def test_workers_leave_when_their_parent_is_killed(folder, tmp_path):
     words = command(folder, tmp_path / "out", "--processes", "2", "--codecs", "vvc@63+56+48+40")
     parent = psutil.Popen([sys.executable, "-m", "percov2_core", *words])
     while len(list(tmp_path.glob("out/log/*.jsonl"))) < 2:
@@ -133,7 +128,7 @@ def test_workers_leave_when_their_parent_is_killed(folder: Path, tmp_path: Path)
     assert len(list(read_log(tmp_path / "out" / "log"))) < 16
 
 
-def test_our_files_hold_the_chosen_caption_and_every_bit_is_told(folder, tmp_path) -> None:
+def test_our_files_hold_the_chosen_caption_and_every_bit_is_told(folder, tmp_path):
     settings = our_settings(["ultra-low"], steps=[1], captions=["describer", "none", "fixed"])
     settings += our_settings(["hybrid"], steps=[1], guidance=[1.0], tokens=[1])
     chosen = plan(tmp_path, captions={"a": "a red door"}, model=str(tiny_folder()))
@@ -147,7 +142,7 @@ def test_our_files_hold_the_chosen_caption_and_every_bit_is_told(folder, tmp_pat
     assert texts["none"] == "" and texts["fixed"] == "a red door" and texts["describer"]
 
 
-def test_equal_bytes_are_those_of_our_file_of_the_same_picture(folder, tmp_path) -> None:
+def test_equal_bytes_are_those_of_our_file_of_the_same_picture(folder, tmp_path):
     settings = [Setting(codec="webp", match="extreme")]
     chosen = plan(tmp_path, budgets={"a.png": {"extreme": 200}, "b.png": {"extreme": 10}})
     frame = evaluate(find_pictures(folder)[:3], settings, chosen).set_index("picture")
@@ -155,7 +150,7 @@ def test_equal_bytes_are_those_of_our_file_of_the_same_picture(folder, tmp_path)
     assert frame.loc["b.png", "error"] == "webp cannot do it in 10 bytes"
 
 
-def test_settings_with_different_meaning_have_different_keys(folder: Path) -> None:
+def test_settings_with_different_meaning_have_different_keys(folder):
     settings = our_settings(["extreme", "hybrid"], steps=[1, 2], guidance=[1.0, 2.0])
     settings += classic_settings(["all"]) + budget_settings(["avif"], [100, 200])
     assert len({s.key for s in settings}) == len(settings)
@@ -166,7 +161,7 @@ def test_settings_with_different_meaning_have_different_keys(folder: Path) -> No
     assert [len(unit.settings) for unit in units] == [3]
 
 
-def test_the_judge_says_what_it_cannot_measure(monkeypatch) -> None:
+def test_the_judge_says_what_it_cannot_measure(monkeypatch):
     monkeypatch.delenv("PERCOV2_SQUEEZENET_WEIGHTS", raising=False)
     judge = Judge(["psnr", "ms_ssim", "feature_distance"])
     reference = judge.see(picture())
@@ -178,11 +173,11 @@ def test_the_judge_says_what_it_cannot_measure(monkeypatch) -> None:
     assert scores.feature_distance is None and scores.ms_ssim is None  # 96 px are too few
 
 
-def command(folder: Path, out: Path, *words: str) -> list[str]:
+def command(folder, out, *words):
     return ["evaluate", str(folder), "-o", str(out), "--metrics", "psnr", *words]
 
 
-def test_a_broken_picture_is_named_and_the_others_are_measured(folder, tmp_path, capsys) -> None:
+def test_a_broken_picture_is_named_and_the_others_are_measured(folder, tmp_path, capsys):
     assert main(command(folder, tmp_path / "out", "--codecs", "jpeg@1+10")) == 1
     said, end = capsys.readouterr().err.splitlines()[-2:]
     assert said.startswith("broken.png: ") and "(2 settings)" in said
@@ -190,7 +185,7 @@ def test_a_broken_picture_is_named_and_the_others_are_measured(folder, tmp_path,
     assert pd.read_csv(tmp_path / "out" / "rows.csv")["psnr"].count() == 6
 
 
-def test_pictures_of_one_stem_are_rows_and_files_of_their_own(tmp_path: Path, capsys) -> None:
+def test_pictures_of_one_stem_are_rows_and_files_of_their_own(tmp_path, capsys):
     data, out = tmp_path / "data", tmp_path / "out"
     names = ["p.jpg", "p.jpeg", "p.png", "x/p.png", "y/p.png"]
     originals = []
@@ -225,7 +220,7 @@ def test_pictures_of_one_stem_are_rows_and_files_of_their_own(tmp_path: Path, ca
         (["--modes", "extreme", "--guidance", "nan"], "guidance must be in [1, 20], got nan"),
     ],
 )
-def test_a_wrong_option_ends_in_one_sentence(folder, tmp_path, capsys, words, message) -> None:
+def test_a_wrong_option_ends_in_one_sentence(folder, tmp_path, capsys, words, message):
     try:
         status = main(command(folder, tmp_path, *words))
     except SystemExit as left:
@@ -234,7 +229,7 @@ def test_a_wrong_option_ends_in_one_sentence(folder, tmp_path, capsys, words, me
     assert status == 2 and message in line
 
 
-def test_a_study_writes_rows_means_and_the_command(folder, tmp_path, capsys) -> None:
+def test_a_study_writes_rows_means_and_the_command(folder, tmp_path, capsys):
     words = ["classic", "--data", str(folder), "-o", str(tmp_path / "results")]
     words += ["--work", str(tmp_path / "work"), "--codecs", "jpeg", "--budgets", "900", "10"]
     (folder / "broken.png").unlink()
@@ -249,7 +244,7 @@ def test_a_study_writes_rows_means_and_the_command(folder, tmp_path, capsys) -> 
     assert "run the study presets first" in capsys.readouterr().err
 
 
-def test_deflate_is_raw_and_counted_in_bits() -> None:
+def test_deflate_is_raw_and_counted_in_bits():
     assert studies.deflate_bits("") == 16
     assert studies.deflate_bits("abab" * 50) < 8 * 20
     assert studies.deflate_bits(float("nan")) is None

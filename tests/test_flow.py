@@ -1,7 +1,5 @@
 """Sampler, tiling and transformer against closed forms."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -18,7 +16,7 @@ class Recorder(torch.nn.Module):
 
     dtype = torch.float32
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.batches: list[int] = []
 
@@ -27,15 +25,15 @@ class Recorder(torch.nn.Module):
         return (hidden_states[:, :16] - pooled_projections.mean(1)[:, None, None, None],)
 
 
-def text(value: float) -> TextEmbedding:
+def text(value):
     return TextEmbedding(torch.zeros(1, 3, 8), torch.full((1, 4), value))
 
 
-def conditions(value: float, side: int = 8) -> Conditions:
+def conditions(value, side=8):
     return Conditions(torch.zeros(1, 16, side, side), torch.zeros(1, 2, side, side), text(value))
 
 
-def run(model: Recorder, *, steps: int, guidance: float) -> torch.Tensor:
+def run(model, *, steps, guidance):
     flow = FlowModel(model, FlowConfig())
     *_, arrived = sample(
         flow,

@@ -1,7 +1,5 @@
 """Hyper-encoder, quantiser, hyper-decoder and the encoder's search."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

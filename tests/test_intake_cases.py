@@ -1,11 +1,8 @@
 """Pictures that other tools got wrong, through all four entrances: right, or refused in words."""
 
-from __future__ import annotations
-
 import struct
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,7 +23,7 @@ RED, GREEN, BLUE, YELLOW = (200, 40, 40), (40, 160, 60), (40, 70, 190), (220, 20
 ENTRANCES = ("library", "command line", "page", "api")
 
 
-def quadrants(width: int = 160, height: int = 128) -> Image.Image:
+def quadrants(width=160, height=128):
     image = Image.new("RGB", (width, height), RED)
     image.paste(GREEN, (width // 2, 0, width, height))
     image.paste(BLUE, (0, height // 2, width // 2, height))
@@ -38,21 +35,21 @@ UPRIGHT = [RED, GREEN, BLUE, YELLOW]
 LEVELS = np.asarray(quadrants())
 
 
-def lying() -> Image.Image:
+def lying():
     """What a camera that was held upright stores, to be turned by orientation 6."""
     return quadrants().transpose(Image.Transpose.ROTATE_90)
 
 
-def jpeg(image: Image.Image, **options: object) -> bytes:
+def jpeg(image, **options):
     return saved(image, "JPEG", quality=95, subsampling=0, **options)
 
 
-def corners(image: Image.Image) -> list[tuple[int, ...]]:
+def corners(image):
     right, low = image.width - 9, image.height - 9
     return [image.getpixel(place) for place in ((8, 8), (right, 8), (8, low), (right, low))]
 
 
-def grey(level: int) -> np.ndarray:
+def grey(level):
     levels = np.full((128, 160, 1), level, np.uint16)
     levels[64:] = 0x8000
     return levels
@@ -61,12 +58,12 @@ def grey(level: int) -> np.ndarray:
 class Seen(Exception):
     """Carries the picture out of an encoder that does nothing else."""
 
-    def __init__(self, image: Image.Image) -> None:
+    def __init__(self, image):
         self.image = image
 
 
 class Looking:
-    def encode(self, image: Image.Image, *args: object, **options: object) -> None:
+    def encode(self, image, *args, **options):
         raise Seen(image)
 
 
@@ -74,17 +71,12 @@ Read = Callable[[bytes, str], Image.Image]
 
 
 @pytest.fixture(params=ENTRANCES)
-def read(
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Read:
+def read(request, tmp_path, monkeypatch, capsys):
     """What comes in when a file is given to one of the entrances; `ImageError` if it is refused."""
     monkeypatch.setattr("percov2_core.weights.load_codec", lambda name: Looking())
     monkeypatch.setattr(border, "get_upload_folder", lambda: str(tmp_path))
 
-    def look(data: bytes, name: str = "photo") -> Image.Image:
+    def look(data, name="photo"):
         path = tmp_path / name
         path.write_bytes(data)
         try:
@@ -104,8 +96,8 @@ def read(
     return look
 
 
-def animation() -> bytes:
-    def control(number: int) -> bytes:
+def animation():
+    def control(number):
         return chunk(b"fcTL", struct.pack(">5I2H2B", number, 160, 128, 0, 0, 1, 10, 0, 0))
 
     rows = b"".join(bytes(1) + row.tobytes() for row in LEVELS)
@@ -116,11 +108,11 @@ def animation() -> bytes:
     return png(np.full((128, 160, 3), 128, np.uint8), 2, 8, before=before, after=after)
 
 
-def with_bad_check(name: bytes, body: bytes) -> bytes:
+def with_bad_check(name, body):
     return chunk(name, body)[:-1] + b"\0"
 
 
-def coded(colours: list[tuple[int, ...]], before: bytes) -> bytes:
+def coded(colours, before):
     """A PNG of four quadrants, and chunks that say how its colours are meant."""
     levels = np.array(colours, np.uint8)[[[0, 1], [2, 3]]]
     return png(levels.repeat(64, 0).repeat(80, 1), 2, 8, before=before)
@@ -174,7 +166,7 @@ READ = {
 
 
 @pytest.mark.parametrize("kind", READ)
-def test_what_a_browser_shows_is_read_alike_by_every_entrance(kind: str, read: Read) -> None:
+def test_what_a_browser_shows_is_read_alike_by_every_entrance(kind, read):
     data, expected = READ[kind]
     image = read(data)
     assert image.mode == "RGB" and min(image.size) >= 64
@@ -209,7 +201,7 @@ for claim in (10_000, 60_000):
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_no_good_picture_is_refused_in_one_sentence(kind: str, read: Read) -> None:
+def test_what_is_no_good_picture_is_refused_in_one_sentence(kind, read):
     data, message = REFUSED[kind]
     with pytest.raises(ImageError, match=message) as caught:
         read(data)
@@ -219,13 +211,13 @@ def test_what_is_no_good_picture_is_refused_in_one_sentence(kind: str, read: Rea
     assert "photo " in said or "megapixels" in said
 
 
-def test_a_hostile_name_is_shown_short_and_printable(read: Read) -> None:
+def test_a_hostile_name_is_shown_short_and_printable(read):
     with pytest.raises(ImageError) as caught:
         read(b"no picture", "\x1b[31m" + "x" * 200)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 250
 
 
-def with_exif(container: str, data: bytes) -> bytes:
+def with_exif(container, data):
     if container == "JPEG":
         body = b"Exif\0\0" + data
         whole = jpeg(lying())
@@ -237,7 +229,7 @@ def with_exif(container: str, data: bytes) -> bytes:
 
 @pytest.mark.parametrize("fault", MALFORMED)
 @pytest.mark.parametrize("container", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_an_orientation_is_read_whatever_stands_beside_it(container: str, fault: str) -> None:
+def test_an_orientation_is_read_whatever_stands_beside_it(container, fault):
     for order in "<>":
         if container == "TIFF":
             # A tag on which pixels depend cannot be wrong there.
@@ -252,7 +244,7 @@ def test_an_orientation_is_read_whatever_stands_beside_it(container: str, fault:
 
 
 @pytest.mark.parametrize("fault", MALFORMED)
-def test_an_orientation_is_read_by_every_entrance(fault: str, read: Read) -> None:
+def test_an_orientation_is_read_by_every_entrance(fault, read):
     image = read(with_exif("JPEG", exif(6, ">", MALFORMED[fault])))
     assert np.abs(np.subtract(corners(image), UPRIGHT)).max() <= 2
 
@@ -260,19 +252,19 @@ def test_an_orientation_is_read_by_every_entrance(fault: str, read: Read) -> Non
 @given(
     st.lists(st.tuples(*[st.integers(0, 65535)] * 2, *[st.integers(0, 2**32 - 1)] * 2)), st.binary()
 )
-def test_no_other_entry_hides_the_orientation(entries: list[tuple[int, ...]], tail: bytes) -> None:
+def test_no_other_entry_hides_the_orientation(entries, tail):
     others = [entry for entry in entries if entry[0] != 274 and entry[1:3] != (3, 1)]
     assert image_io.exif_orientation(exif(6, "<", *others, tail=tail)) == 6
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes_have_some_orientation(data: bytes) -> None:
+def test_any_bytes_have_some_orientation(data):
     for head in (b"", b"Exif\0\0MM\0*\0\0\0\x08", b"II*\0\x08\0\0\0"):
         assert 1 <= image_io.exif_orientation(head + data) <= 8
 
 
 @given(st.integers(64, 9000), st.integers(64, 9000), st.integers(64, 4096))
-def test_the_shape_stays_as_it_was_to_within_a_pixel(width: int, height: int, side: int) -> None:
+def test_the_shape_stays_as_it_was_to_within_a_pixel(width, height, side):
     try:
         fitted = image_io.fitted(Image.new("1", (width, height)), side)
     except ImageError:
@@ -283,7 +275,7 @@ def test_the_shape_stays_as_it_was_to_within_a_pixel(width: int, height: int, si
     assert abs(fitted.width - width * scale) <= 0.5 and abs(fitted.height - height * scale) <= 0.5
 
 
-def test_a_large_picture_is_read_smaller_and_its_message_says_how() -> None:
+def test_a_large_picture_is_read_smaller_and_its_message_says_how():
     data = jpeg(quadrants(5000, 3000))
     with pytest.raises(ImageError, match=r"5000 x 3000 pixels.*--fit 4096"):
         image_io.load(data)
@@ -294,13 +286,13 @@ def test_a_large_picture_is_read_smaller_and_its_message_says_how() -> None:
 
 
 @pytest.mark.parametrize("length", range(1, 60, 7))
-def test_a_jpeg_without_an_end_is_read_only_if_its_pixels_are_there(length: int) -> None:
+def test_a_jpeg_without_an_end_is_read_only_if_its_pixels_are_there(length):
     data = jpeg(Image.effect_noise((96, 80), 90), progressive=bool(length % 2))
     with pytest.raises(ImageError, match="damaged"):
         image_io.load(data[: -2 - length])
 
 
-def test_damaged_pictures_end_in_words_quickly_and_in_little_memory() -> None:
+def test_damaged_pictures_end_in_words_quickly_and_in_little_memory():
     tally, faults = fuzz(400, seed=9)
     assert not faults
     assert tally["read"] > 20 and tally["refused"] > 200

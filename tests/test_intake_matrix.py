@@ -4,14 +4,11 @@ Colour type x depth x transparency x interlace x colour x orientation x containe
 Chromium, which decodes all of them in one page; TIFF, which it does not know, is read by tifffile.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import itertools
 import struct
 import zlib
-from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -38,7 +35,7 @@ P3_PROFILE_XYZ = {
 }
 
 
-def p3_profile() -> bytes:
+def p3_profile():
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     for at in range(132, 132 + 12 * int.from_bytes(profile[128:132]), 12):
         if values := P3_PROFILE_XYZ.get(bytes(profile[at : at + 4])):
@@ -47,7 +44,7 @@ def p3_profile() -> bytes:
     return bytes(profile)
 
 
-def gamma(value: int) -> bytes:
+def gamma(value):
     return chunk(b"gAMA", struct.pack(">I", value))
 
 
@@ -69,12 +66,12 @@ COLOURS = {
 }
 
 
-def levels(colour_type: int, depth: int) -> np.ndarray:
+def levels(colour_type, depth):
     shape = (HEIGHT, WIDTH, CHANNELS[colour_type])
     return np.random.default_rng(depth).integers(0, 2**depth, shape, np.uint16)
 
 
-def around(colour_type: int, depth: int, *, transparent: bool) -> bytes:
+def around(colour_type, depth, *, transparent):
     """Palette and transparency; the transparent colour occurs in the picture."""
     palette = np.random.default_rng(3).integers(0, 256, 3 * 2 ** min(depth, 8), np.uint8)
     before = chunk(b"PLTE", palette.tobytes()) if colour_type == 3 else b""
@@ -85,11 +82,11 @@ def around(colour_type: int, depth: int, *, transparent: bool) -> bytes:
     return chunk(b"tRNS", levels(colour_type, depth)[7, 9].astype(">u2").tobytes())
 
 
-def turned(orientation: int) -> bytes:
+def turned(orientation):
     return b"Exif\0\0" + exif(orientation, ">")
 
 
-def cases() -> Iterator[tuple[str, bytes]]:
+def cases():
     turns = itertools.cycle(range(1, 9))
     for (kind, depth), interlaced, transparent in itertools.product(KINDS, (0, 1), (0, 1)):
         if transparent and kind > 3:
@@ -110,10 +107,7 @@ def cases() -> Iterator[tuple[str, bytes]]:
         before += around(kind, depth, transparent=False)
         # Browsers may cut levels to 8 bits before they convert them: levels that lose nothing.
         stored = levels(kind, depth) if depth <= 8 else levels(kind, 8) * 257
-        yield (
-            f"png {name} type {kind} depth {depth}",
-            png(stored, kind, depth, before=before),
-        )
+        yield (f"png {name} type {kind} depth {depth}", png(stored, kind, depth, before=before))
     plain, fine = picture(WIDTH, HEIGHT), picture(160, 128)
     for mode, progressive, sampling in itertools.product(["L", "RGB", "CMYK"], (0, 1), (0, 1, 2)):
         turn = next(turns)
@@ -164,13 +158,13 @@ _DECODE = """async (data) => {
 
 
 @pytest.fixture(scope="module")
-def shown() -> Iterator[Callable[[bytes], np.ndarray]]:
+def shown():
     """(H, W, 3) as Chromium shows it."""
     with sync_playwright() as playwright:
         browser = launch(playwright)
         page = browser.new_page()
 
-        def look(data: bytes) -> np.ndarray:
+        def look(data):
             width, height, text = page.evaluate(_DECODE, base64.b64encode(data).decode())
             flat = np.frombuffer(base64.b64decode(text), np.uint8)
             return flat.reshape(height, width, 4)[..., :3]
@@ -180,16 +174,14 @@ def shown() -> Iterator[Callable[[bytes], np.ndarray]]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_picture_is_read_as_a_browser_shows_it(
-    name: str, shown: Callable[[bytes], np.ndarray]
-) -> None:
+def test_a_picture_is_read_as_a_browser_shows_it(name, shown):
     expected = shown(CASES[name]).astype(int)
     got = np.asarray(image_io.load(CASES[name])).astype(int)
     assert got.shape == expected.shape
     assert np.abs(got - expected).max() <= (6 if name.startswith(("avif", "webp", "jpeg")) else 2)
 
 
-def test_the_matrix_has_at_least_150_kinds() -> None:
+def test_the_matrix_has_at_least_150_kinds():
     assert len(CASES) + len(TIFFS) >= 150
 
 
@@ -198,9 +190,7 @@ TIFFS = [t for t in TIFFS if not (t[2] and t[3] == 3) and (t[0] != 12 or t[1:4:2
 
 
 @pytest.mark.parametrize(("depth", "order", "white_is_zero", "channels", "turn"), TIFFS)
-def test_a_tiff_is_read_as_another_library_reads_it(
-    depth: int, order: str, white_is_zero: bool, channels: int, turn: int
-) -> None:
+def test_a_tiff_is_read_as_another_library_reads_it(depth, order, white_is_zero, channels, turn):
     stored = levels(0 if channels == 1 else 2, depth)
     data = tiff(stored, depth, order=order, white_is_zero=white_is_zero, tags=((274, 3, 1, turn),))
     if depth != 12:  # for which tifffile needs one more library
@@ -216,7 +206,7 @@ def test_a_tiff_is_read_as_another_library_reads_it(
 @pytest.mark.parametrize("compression", [None, "zlib"])
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("depth", [8, 16])
-def test_a_big_tiff_is_read_as_it_was_written(depth: int, order: str, compression: str) -> None:
+def test_a_big_tiff_is_read_as_it_was_written(depth, order, compression):
     stored, file = levels(0 if depth == 16 else 2, depth).squeeze(), io.BytesIO()
     tifffile.imwrite(
         file,

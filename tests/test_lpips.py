@@ -1,7 +1,6 @@
 """LPIPS without torchvision: its arithmetic, and every way in which its weights can be absent."""
 
 import urllib.request
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -20,7 +19,7 @@ SHAPES = {
 }
 
 
-def random_weights() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def random_weights():
     generator = torch.Generator().manual_seed(0)
     trunk, heads = {}, {}
     for i, (place, shape) in enumerate(SHAPES.items()):
@@ -31,13 +30,13 @@ def random_weights() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     return trunk, heads
 
 
-def pair(side: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+def pair(side=64):
     generator = torch.Generator().manual_seed(1)
     a, b = torch.rand(2, 2, 3, side, side, generator=generator) * 2 - 1
     return a, b
 
 
-def written_out(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def written_out(a, b):
     """AlexNet and the heads as one list of calls, in float64."""
     trunk, heads = ({k: v.double() for k, v in part.items()} for part in random_weights())
     shift = torch.tensor([-0.030, -0.088, -0.188]).double()[:, None, None]
@@ -55,14 +54,14 @@ def written_out(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def test_the_metric_is_the_published_formula() -> None:
+def test_the_metric_is_the_published_formula():
     net, (a, b) = Lpips(*random_weights()), pair()
     got = net.compare(net.taps(a), net.taps(b))
     assert got.double().tolist() == pytest.approx(written_out(a, b).tolist(), rel=1e-4)
     assert net.compare(net.taps(a), net.taps(a)).tolist() == [0, 0]
 
 
-def test_what_does_not_fit_is_named() -> None:
+def test_what_does_not_fit_is_named():
     trunk, heads = random_weights()
     with pytest.raises(ImageError, match="LPIPS needs 32 px a side, got 31x31"):
         Lpips(trunk, heads).taps(pair(31)[0])
@@ -71,7 +70,7 @@ def test_what_does_not_fit_is_named() -> None:
         Lpips(trunk, heads)
 
 
-def test_weights_that_cannot_be_had_are_named(tmp_path: Path, monkeypatch) -> None:
+def test_weights_that_cannot_be_had_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv(ENVIRONMENT, str(tmp_path))
     with pytest.raises(UnavailableError, match=f"{ENVIRONMENT} holds no alexnet-owt"):
         find_weights(TRUNK)

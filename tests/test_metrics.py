@@ -19,34 +19,34 @@ from percov2_core.metrics.swd import descriptors, set_swd, sliced_wasserstein
 from tests.tiny import picture
 
 
-def noisy(image: Image.Image, sigma: float) -> Image.Image:
+def noisy(image, sigma):
     noise = np.random.default_rng(1).normal(0, sigma, (image.height, image.width, 3))
     return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
 
 
-def patch_swd(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def patch_swd(reference, other):
     return sliced_wasserstein(descriptors(reference), descriptors(other))
 
 
-def textured(width: int = 192, height: int = 176) -> Image.Image:
+def textured(width=192, height=176):
     return noisy(picture(width, height), 30)
 
 
-def test_psnr_of_a_constant_error_is_the_closed_form() -> None:
+def test_psnr_of_a_constant_error_is_the_closed_form():
     a = torch.full((2, 3, 8, 8), 100.0)
     expected = 20 * np.log10(255 / 5)
     assert psnr(a, a + 5).tolist() == pytest.approx([expected, expected])
     assert psnr(a, a).tolist() == [float("inf")] * 2
 
 
-def test_ms_ssim_falls_with_noise_from_one() -> None:
+def test_ms_ssim_falls_with_noise_from_one():
     x = to_tensor(textured())
     values = [ms_ssim(x, to_tensor(noisy(textured(), s))).item() for s in (1, 15, 40)]
     assert ms_ssim(x, x).item() == pytest.approx(1)
     assert 1 > values[0] > values[1] > values[2] > 0
 
 
-def test_feature_distance_is_two_minus_twice_the_cosine() -> None:
+def test_feature_distance_is_two_minus_twice_the_cosine():
     a = [torch.tensor([1.0, 0.0])[None, :, None, None]]
     b = [torch.tensor([3.0, 3.0])[None, :, None, None]]
     assert feature_distance(a, b).item() == pytest.approx(2 - 2**0.5, abs=1e-5)
@@ -62,13 +62,13 @@ def test_feature_distance_is_two_minus_twice_the_cosine() -> None:
     ],
     ids=["blur", "noise", "darkness"],
 )
-def test_patch_swd_rises_with_the_strength_of_a_distortion(distort) -> None:
+def test_patch_swd_rises_with_the_strength_of_a_distortion(distort):
     image = textured()
     values = [patch_swd(to_tensor(image), to_tensor(distort(image, s))).item() for s in (1, 2, 4)]
     assert patch_swd(to_tensor(image), to_tensor(image)) == 0 < values[0] < values[1] < values[2]
 
 
-def test_patch_swd_prefers_detail_elsewhere_to_no_detail() -> None:
+def test_patch_swd_prefers_detail_elsewhere_to_no_detail():
     rng = np.random.default_rng(0)
     one, other = (to_tensor(Image.fromarray(rng.integers(0, 256, (128, 128, 3), np.uint8)))
                   for _ in range(2))  # fmt: skip
@@ -78,7 +78,7 @@ def test_patch_swd_prefers_detail_elsewhere_to_no_detail() -> None:
     assert patch_swd(one, other) < 0.7 * patch_swd(one, blurred)
 
 
-def test_the_order_of_a_set_does_not_matter_to_its_swd() -> None:
+def test_the_order_of_a_set_does_not_matter_to_its_swd():
     a = [to_tensor(picture(64, 48, seed=i)) for i in range(3)]
     b = [to_tensor(picture(64, 48, seed=i + 9)) for i in range(3)]
     assert set_swd(a, a[::-1]).item() == pytest.approx(0, abs=1e-4)
@@ -93,12 +93,12 @@ def test_the_order_of_a_set_does_not_matter_to_its_swd() -> None:
         (load_picorank().features, "PicoRank needs 32 px a side, got 40x15"),
     ],
 )
-def test_a_side_that_is_too_small_is_named(measure, words) -> None:
+def test_a_side_that_is_too_small_is_named(measure, words):
     with pytest.raises(ImageError, match=words):
         measure(torch.zeros(1, 3, 15, 40))
 
 
-def test_fid_needs_many_pictures_and_its_library(monkeypatch) -> None:
+def test_fid_needs_many_pictures_and_its_library(monkeypatch):
     with pytest.raises(ImageError, match="FID and KID need 50 pictures a side, got 24"):
         fid_kid([], [], count=24)
     monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)

@@ -1,7 +1,5 @@
 """PicoRank: the bundled perceptual distance and how it is trained."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,16 +17,16 @@ from tests.tiny import picture
 seeded = np.random.default_rng
 
 
-def signed(image: Image.Image) -> torch.Tensor:
+def signed(image):
     return to_tensor(image) / 127.5 - 1
 
 
-def distance(net: PicoRank, a: torch.Tensor, b: torch.Tensor) -> float:
+def distance(net, a, b):
     return net.compare(net.features(a), net.features(b)).item()
 
 
 @pytest.mark.parametrize("name", sorted(DISTORTIONS))
-def test_the_distance_rises_with_the_strength_of_each_distortion(name: str) -> None:
+def test_the_distance_rises_with_the_strength_of_each_distortion(name):
     # A picture with detail of its own: on a smooth one a blur does nothing.
     detail = seeded(3).normal(0, 25, (150, 160, 3))
     image = Image.fromarray(
@@ -40,9 +38,7 @@ def test_the_distance_rises_with_the_strength_of_each_distortion(name: str) -> N
     assert 0 < far < further
 
 
-def test_it_ranks_distorted_kodak_pictures_as_the_teacher_does(
-    shared: Path, kodak: list[Path]
-) -> None:
+def test_it_ranks_distorted_kodak_pictures_as_the_teacher_does(shared, kodak):
     teacher = SqueezeNetFeatures(shared / "weights" / "squeezenet1_1_features.safetensors")
     net, wanted, got = load_picorank(), [], []
     with torch.inference_mode():
@@ -57,7 +53,7 @@ def test_it_ranks_distorted_kodak_pictures_as_the_teacher_does(
     assert ranks.loc["wanted", "got"] >= 0.95
 
 
-def test_targets_that_the_network_already_meets_cost_next_to_nothing() -> None:
+def test_targets_that_the_network_already_meets_cost_next_to_nothing():
     torch.manual_seed(0)
     net, x = PicoRank(), torch.rand(1, 3, 32, 32) * 2 - 1
     y = torch.rand(1, 3, 32, 32) * 2 - 1
@@ -68,17 +64,17 @@ def test_targets_that_the_network_already_meets_cost_next_to_nothing() -> None:
         assert loss_of(net, x, y, right) < 0.011 < loss_of(net, x, y, right + 0.5)
 
 
-def test_a_step_of_training_asks_the_teacher_about_its_own_crops(tmp_path: Path) -> None:
+def test_a_step_of_training_asks_the_teacher_about_its_own_crops(tmp_path):
     for i in range(2):
         picture(128, 100, seed=i).save(tmp_path / f"{i}.png")
     drawn = [draw_pairs(Photos(tmp_path), seed=0, step=3) for _ in range(2)]
     assert torch.equal(drawn[0].distorted, drawn[1].distorted)
     assert drawn[0].references.shape == (8, 3, 96, 96)
 
-    def teacher(x: torch.Tensor) -> list[torch.Tensor]:
+    def teacher(x):
         return [torch.nn.functional.avg_pool2d(x, 4)] * 7
 
     torch.manual_seed(0)
     fresh = PicoRank()
-    trained = train(Photos(tmp_path), teacher, tmp_path / "run", minutes=1e-9)  # type: ignore[arg-type]
+    trained = train(Photos(tmp_path), teacher, tmp_path / "run", minutes=1e-9)
     assert not torch.equal(fresh.stem.weight, trained.stem.weight)

@@ -1,9 +1,7 @@
 """Figures and the report, from rows written by hand."""
 
 import re
-from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from percov2_core import plots
@@ -15,7 +13,7 @@ from percov2_core.metrics import Scores
 from tests.tiny import picture
 
 
-def row(name: str, setting: Setting, **values: object) -> dict[str, object]:
+def row(name, setting, **values):
     if "error" in values:
         return Row(picture=name, setting=setting, **values).flat()
     size = values.pop("size_bytes", 100)
@@ -25,12 +23,12 @@ def row(name: str, setting: Setting, **values: object) -> dict[str, object]:
     ).flat()
 
 
-def ours(mode: str = "extreme", **changes: object) -> Setting:
+def ours(mode="extreme", **changes):
     return Setting(codec="percov2", mode=mode, schedule="qlds", **changes)
 
 
 @pytest.fixture
-def frame() -> pd.DataFrame:
+def frame():
     rows = []
     for i, name in enumerate(("x.png", "<y>.png")):
         for preset, psnr in (("faithful", 24.0), ("vivid", 22.0)):
@@ -46,11 +44,11 @@ def frame() -> pd.DataFrame:
     return to_frame(rows)
 
 
-def trace(figure, name: str):
+def trace(figure, name):
     return next(t for t in figure.data if t.name == name)
 
 
-def test_figures_hold_means_and_single_rows(frame) -> None:
+def test_figures_hold_means_and_single_rows(frame):
     line = trace(plots.rate_distortion(frame), "jpeg")
     assert list(line.x) == pytest.approx([90 / 32768, 300 / 32768]) and list(line.y) == [21, 30]
     points = plots.distortion_perception(frame).data[0]
@@ -62,14 +60,14 @@ def test_figures_hold_means_and_single_rows(frame) -> None:
     assert bars == {"token": [700], "caption": [44], "header": [56]}
 
 
-def test_only_what_was_measured_is_drawn(frame) -> None:
+def test_only_what_was_measured_is_drawn(frame):
     titles = [figure.layout.title.text for figure in plots.report_figures(frame)]
     assert "Rate and psnr" in titles and "Rate and lpips" not in titles
     with pytest.raises(ConfigError, match="figure: no row has a value for 'lpips'"):
         plots.rate_distortion(frame, metric="lpips")
 
 
-def test_the_report_loads_nothing_and_escapes_names(frame, tmp_path: Path) -> None:
+def test_the_report_loads_nothing_and_escapes_names(frame, tmp_path):
     (tmp_path / "t").mkdir()
     picture(64, 64).save(tmp_path / "t" / "small.webp")
     picture(96, 64).save(tmp_path / "y.png")

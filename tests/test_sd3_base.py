@@ -1,7 +1,5 @@
 """A base folder loads strictly and computes what diffusers' own pipeline computes."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace
@@ -38,13 +36,11 @@ def pipeline():
     return StableDiffusion3Pipeline.from_pretrained(tiny_sd3_folder(), local_files_only=True)
 
 
-def numbers(module) -> int:
+def numbers(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def test_captions_are_embedded_as_published_and_without_t5_by_the_first_part(
-    pipeline,
-):
+def test_captions_are_embedded_as_published_and_without_t5_by_the_first_part(pipeline):
     base = load_base(tiny_sd3_folder(), residency=CPU, t5_tokens=24)
     ours = base.text.encode([CAPTION, ""])
     how = {"do_classifier_free_guidance": False, "max_sequence_length": 24}

@@ -1,7 +1,5 @@
 """Checkpoints over Stable Diffusion 3: written fresh, changed, saved, loaded strictly, used."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys
@@ -9,10 +7,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from percov2_core.bitstream import Stream
-from percov2_core.codec import RateModules
 from percov2_core.config import MODES, RATES
 from percov2_core.errors import UnavailableError, WeightsError
 from percov2_core.flow.transformer import Conditions, guidance_features
@@ -41,12 +37,12 @@ def lora(tmp_path):
     return shutil.copytree(tiny_checkpoint(RANKS["lora"]), tmp_path / "lora")
 
 
-def training_modules(folder, rate: str) -> RateModules:
+def training_modules(folder, rate):
     text = load_text(tiny_sd3_folder(), CPU, t5_tokens=8)
     return rates.load(folder / rate, CPU, base=tiny_sd3_folder(), text=text, merge=False)
 
 
-def change(module: nn.Module, names: tuple[str, ...] = ("",)) -> None:
+def change(module, names=("",)):
     """What training would do: every parameter that it may change becomes another."""
     generator = torch.Generator().manual_seed(1)
     for name, parameter in module.named_parameters():

@@ -1,7 +1,5 @@
 """Models from and to the Hub, against a stand-in on this machine; every refusal is one line."""
 
-from __future__ import annotations
-
 import socket
 
 import pytest
@@ -14,7 +12,7 @@ from percov2_core.weights import hub as client
 from percov2_core.weights import load_codec
 from percov2_core.weights.find import base_files, find_base
 from percov2_core.weights.sizes import BASES
-from tests.model_hub import COMMIT, TOKEN, ModelHub, files_of, stand_in
+from tests.model_hub import COMMIT, TOKEN, files_of, stand_in
 from tests.tiny import picture
 from tests.tiny_sd3 import tiny_checkpoint, tiny_sd3_folder
 
@@ -27,7 +25,7 @@ def checkpoint():
     return tiny_checkpoint(2)
 
 
-def point_to(monkeypatch, address: str) -> None:
+def point_to(monkeypatch, address):
     """What HF_ENDPOINT does where the library is loaded later."""
     template = address + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "ENDPOINT", address)
@@ -49,11 +47,11 @@ def hub(monkeypatch, tmp_path):
     client.set_client_factory(client._client)  # closes the connections to the stand-in
 
 
-def fetch(hub: ModelHub) -> None:
+def fetch(hub):
     client.download(BASE, base_files(t5=True), probe="model_index.json")
 
 
-def refusal(hub: ModelHub) -> str:
+def refusal(hub):
     with pytest.raises(WeightsError) as caught:
         fetch(hub)
     message = str(caught.value)

@@ -1,7 +1,5 @@
 """Where a large model rests, in which precision, and what the weights command tells of it."""
 
-from __future__ import annotations
-
 import shutil
 
 import pytest
@@ -91,7 +89,7 @@ def test_large_networks_run_in_half_precision_and_ours_do_not(checkpoint):
 def test_the_networks_are_compiled_only_where_that_is_asked_for_and_allowed(
     checkpoint, monkeypatch
 ):
-    def compiled() -> bool:
+    def compiled():
         codec = load_codec(checkpoint, residency=Residency(device="cpu", compile=True))
         transformer = codec.rates["extreme"].flow.transformer
         return transformer._compiled_call_impl is not None
@@ -120,7 +118,7 @@ def test_only_a_gpu_of_ones_own_is_warmed_up_unasked(monkeypatch):
     assert not Residency(device="cuda").warms_up
 
 
-def told(capsys, *arguments: str) -> list[str]:
+def told(capsys, *arguments):
     assert main(["weights", "--device", "cpu", *arguments]) == 0
     return capsys.readouterr().out.splitlines()
 

@@ -1,18 +1,12 @@
 """The codec on shared GPU hardware, with a stand-in for the host's `spaces` module."""
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
-from percov2_core.contents import Contents
 from percov2_core.errors import BitstreamError, ConfigError
 from percov2_core.ui.device import MOST_S, Look, Turn, call_s, paint, painting_s, with_shared_gpu
 from percov2_core.ui.host import SHARED_GPU_VARIABLE
@@ -24,7 +18,7 @@ NEEDS_GPU = ("encode", "paint", "read", "truncate")
 
 
 @pytest.fixture
-def spaces(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def spaces(monkeypatch):
     monkeypatch.syspath_prepend(str(STAND_IN))
     monkeypatch.setenv(SHARED_GPU_VARIABLE, "true")
     monkeypatch.delitem(sys.modules, "spaces", raising=False)
@@ -35,21 +29,21 @@ def spaces(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 class Guarded:
     """The tiny codec, used only while the GPU is borrowed."""
 
-    def __init__(self, spaces: ModuleType) -> None:
+    def __init__(self, spaces):
         self.spaces = spaces
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name):
         if name in NEEDS_GPU:
             assert self.spaces.BORROWED, f"{name} without the GPU"
         return getattr(tiny_codec(), name)
 
 
 @pytest.fixture
-def codec(spaces: Any) -> Any:
-    return with_shared_gpu(Guarded(spaces))  # type: ignore[arg-type]
+def codec(spaces):
+    return with_shared_gpu(Guarded(spaces))
 
 
-def test_every_call_borrows_the_gpu_and_gives_the_same(codec: Any, spaces: Any) -> None:
+def test_every_call_borrows_the_gpu_and_gives_the_same(codec, spaces):
     plain = tiny_codec()
     stream = codec.encode(picture(), "ultra-low", caption="a cat")
     assert stream == plain.encode(picture(), "ultra-low", caption="a cat")
@@ -63,7 +57,7 @@ def test_every_call_borrows_the_gpu_and_gives_the_same(codec: Any, spaces: Any) 
     assert [call["task"] for call in spaces.CALLS] == ["call", "call", "paint", "call"]
 
 
-def test_what_needs_no_gpu_borrows_none(codec: Any, spaces: Any) -> None:
+def test_what_needs_no_gpu_borrows_none(codec, spaces):
     assert codec.describe(picture(), captioner="describer") == tiny_codec().describe(picture())
     assert codec.caption_bits("a cat") == tiny_codec().caption_bits("a cat")
     assert codec.presets == tiny_codec().presets
@@ -71,13 +65,11 @@ def test_what_needs_no_gpu_borrows_none(codec: Any, spaces: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def contents() -> Contents:
+def contents():
     return tiny_codec().read(tiny_codec().encode(picture(), "ultra-low", caption=""))
 
 
-def test_steps_arrive_with_previews_and_the_last_is_the_picture(
-    codec: Any, contents: Contents
-) -> None:
+def test_steps_arrive_with_previews_and_the_last_is_the_picture(codec, contents):
     steps = list(codec.paint(contents, steps=3, guidance=2.0))
     assert [(step.index, step.total) for step in steps] == [(1, 3), (2, 3), (3, 3)]
     assert all(step.preview().size == picture().size for step in steps)
@@ -85,7 +77,7 @@ def test_steps_arrive_with_previews_and_the_last_is_the_picture(
     assert [step.picture for step in steps] == [None, None, expected]
 
 
-def test_leaving_ends_the_work_on_the_gpu(codec: Any, spaces: Any, contents: Contents) -> None:
+def test_leaving_ends_the_work_on_the_gpu(codec, spaces, contents):
     frames = paint(codec, contents, Look(100, 1.0), Turn("a", 1))
     next(frames)
     assert spaces.BORROWED == ["paint"]
@@ -93,17 +85,15 @@ def test_leaving_ends_the_work_on_the_gpu(codec: Any, spaces: Any, contents: Con
     assert spaces.BORROWED == []
 
 
-def test_errors_keep_their_words(codec: Any, contents: Contents) -> None:
+def test_errors_keep_their_words(codec, contents):
     with pytest.raises(ConfigError, match="steps must be in"):
         next(codec.paint(contents, steps=101, guidance=1.0))
     with pytest.raises(BitstreamError, match="check value"):
         codec.read(replace(contents.stream, check=contents.stream.check ^ 1))
 
 
-def test_a_bug_on_the_gpu_is_no_silence(
-    codec: Any, spaces: Any, contents: Contents, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*arguments: object, **options: object) -> None:
+def test_a_bug_on_the_gpu_is_no_silence(codec, spaces, contents, monkeypatch):
+    def broken(*arguments, **options):
         raise ZeroDivisionError("bug")
 
     monkeypatch.setattr(type(tiny_codec()), "paint", broken)
@@ -111,8 +101,8 @@ def test_a_bug_on_the_gpu_is_no_silence(
         next(codec.paint(contents, steps=1, guidance=1.0))
 
 
-def test_the_time_asked_for_follows_steps_size_and_batch(contents: Contents) -> None:
-    def seconds(steps: int = 4, guidance: float = 1.0, **size: int) -> float:
+def test_the_time_asked_for_follows_steps_size_and_batch(contents):
+    def seconds(steps=4, guidance=1.0, **size):
         sized = contents._replace(stream=replace(contents.stream, **size))
         return painting_s(sized, {"steps": steps, "guidance": guidance})
 
@@ -126,14 +116,12 @@ def test_the_time_asked_for_follows_steps_size_and_batch(contents: Contents) -> 
     assert encode < call_s("encode", (picture(640, 384),), {})
 
 
-def test_without_such_a_host_the_codec_is_left_as_it_is(
-    monkeypatch: pytest.MonkeyPatch, spaces: Any
-) -> None:
+def test_without_such_a_host_the_codec_is_left_as_it_is(monkeypatch, spaces):
     monkeypatch.delenv(SHARED_GPU_VARIABLE)
     assert with_shared_gpu(tiny_codec()) is tiny_codec()
 
 
-def test_nothing_compiles_or_warms_up_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_compiles_or_warms_up_there(monkeypatch):
     wanted = Residency(device="cuda", compile=True)
     assert wanted.compile_allowed and wanted.warms_up
     monkeypatch.setenv(SHARED_GPU_VARIABLE, "true")

@@ -1,7 +1,5 @@
 """What the host of the Space asks of the page: start, folders, stopping, path prefix, embedding."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import json
@@ -10,9 +8,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 from gradio_client import Client, handle_file
@@ -24,7 +21,6 @@ from percov2_core.ui.border import allowed_bytes
 from percov2_core.ui.host import HEADERS, Door, trim
 from tests import space
 from tests.prefix_proxy import FRAME_PX, PREFIX, proxy
-from tests.space import Space
 from tests.tiny import picture, tiny_codec, tiny_folder
 
 pytestmark = [
@@ -53,32 +49,32 @@ runpy.run_path("app.py", run_name="__main__")
 
 
 @pytest.fixture(autouse=True)
-def leave_nothing_behind() -> Iterator[None]:
+def leave_nothing_behind():
     yield
     gc.collect()
 
 
 @pytest.fixture
-def photo(tmp_path: Path) -> Path:
+def photo(tmp_path):
     picture().save(tmp_path / "photo.png")
     return tmp_path / "photo.png"
 
 
-def same(one: Image.Image, other: Image.Image) -> bool:
+def same(one, other):
     """Whether two processes painted the same: theirs has other threads, which may round otherwise
     in the last bit of a sum. A wrong seed, file or setting differs by far more."""
     assert one.size == other.size
     return all(most <= 1 for _, most in ImageChops.difference(one, other).getextrema())
 
 
-def wait_for(true: object) -> None:
+def wait_for(true):
     deadline = time.monotonic() + 60
-    while not true():  # type: ignore[operator]
+    while not true():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def test_the_hosted_page_works_writes_nowhere_and_stops(tmp_path: Path, photo: Path) -> None:
+def test_the_hosted_page_works_writes_nowhere_and_stops(tmp_path, photo):
     with space.start(tmp_path / "space", model=tiny_folder()) as page:
         before = space.listing(page.app)
         client = Client(page.address, verbose=False, download_files=str(tmp_path))
@@ -97,7 +93,7 @@ def test_the_hosted_page_works_writes_nowhere_and_stops(tmp_path: Path, photo: P
 
 
 @pytest.fixture(scope="module")
-def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
+def held(tmp_path_factory):
     """A page on shared GPU hardware, behind a path prefix, whose painting can be held."""
     folder = tmp_path_factory.mktemp("held")
     script = folder / "held.py"
@@ -115,12 +111,12 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
         yield page
 
 
-def calls(held: Space) -> list[dict[str, object]]:
+def calls(held):
     log = held.app.parents[1] / "calls"
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def test_on_shared_hardware_each_call_borrows_the_gpu(held: Space, photo: Path) -> None:
+def test_on_shared_hardware_each_call_borrows_the_gpu(held, photo):
     with proxy(held.port) as outside:
         client = Client(f"{outside}{PREFIX}/", verbose=False, download_files=str(photo.parent))
         path = client.predict(handle_file(photo), "ultra-low", "a cat", api_name="/compress")
@@ -132,7 +128,7 @@ def test_on_shared_hardware_each_call_borrows_the_gpu(held: Space, photo: Path) 
     assert all(0 < float(str(call["seconds"])) <= 120 for call in calls(held))
 
 
-def test_the_page_works_in_a_dark_frame_and_its_links_open(held: Space) -> None:
+def test_the_page_works_in_a_dark_frame_and_its_links_open(held):
     sync = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     from tests.ui_browser import choose_example, compress, launch, open_tab, pixels
 
@@ -160,7 +156,7 @@ def test_the_page_works_in_a_dark_frame_and_its_links_open(held: Space) -> None:
         browser.close()
 
 
-def test_what_runs_is_answered_after_the_host_says_stop(held: Space, photo: Path) -> None:
+def test_what_runs_is_answered_after_the_host_says_stop(held, photo):
     # The last one of this module to use the page.
     folder = held.app.parents[1]
     with proxy(held.port) as outside:
@@ -180,7 +176,7 @@ def test_what_runs_is_answered_after_the_host_says_stop(held: Space, photo: Path
     assert held.process.wait(60) == 0
 
 
-def refused(address: str) -> bool:
+def refused(address):
     """Whether new work is turned away."""
     request = urllib.request.Request(f"{address}/gradio_api/queue/join", b"{}", method="POST")
     with pytest.raises(urllib.error.HTTPError) as caught:
@@ -195,32 +191,32 @@ class Asked(NamedTuple):
     headers: dict[str, str]
 
 
-def ask(door: Door, method: str, path: str, app: Any = None, body: bytes = b"") -> Asked:
+def ask(door, method, path, app=None, body=b""):
     seen: list[Asked] = []
 
-    async def answer(scope: Any, receive: Any, send: Any) -> None:
+    async def answer(scope, receive, send):
         await receive()
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
-    async def send(message: dict[str, Any]) -> None:
+    async def send(message):
         if message["type"] == "http.response.start":
             headers = {name.decode(): value.decode() for name, value in message["headers"]}
             seen.append(Asked(message["status"], headers))
 
-    async def receive() -> dict[str, Any]:
+    async def receive():
         return {"type": "http.request", "body": body}
 
     scope = {"type": "http", "method": method, "path": path, "headers": []}
-    asyncio.run(door.around(app or answer)(scope, receive, send))  # type: ignore[arg-type]
+    asyncio.run(door.around(app or answer)(scope, receive, send))
     return seen[0]
 
 
 @pytest.fixture
-def door(tmp_path: Path) -> Door:
+def door(tmp_path):
     return Door(tmp_path, allowed_bytes)
 
 
-def test_a_closed_door_refuses_work_and_still_hands_out_results(door: Door) -> None:
+def test_a_closed_door_refuses_work_and_still_hands_out_results(door):
     assert ask(door, "POST", "/gradio_api/queue/join").status == 200
     door.closed.set()
     assert ask(door, "POST", "/gradio_api/queue/join").status == 503
@@ -229,8 +225,8 @@ def test_a_closed_door_refuses_work_and_still_hands_out_results(door: Door) -> N
     assert ask(door, "GET", "/gradio_api/queue/data").status == 200
 
 
-def test_every_answer_has_our_headers_and_no_request_is_endless(door: Door) -> None:
-    async def broken(scope: Any, receive: Any, send: Any) -> None:
+def test_every_answer_has_our_headers_and_no_request_is_endless(door):
+    async def broken(scope, receive, send):
         raise KeyError("what gradio does not know")
 
     for path, status, app, body in (
@@ -244,11 +240,11 @@ def test_every_answer_has_our_headers_and_no_request_is_endless(door: Door) -> N
     assert door.quiet() or not door._inside
 
 
-def test_the_door_knows_what_is_under_way(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_door_knows_what_is_under_way(door, monkeypatch):
     monkeypatch.setattr(host, "QUIET_S", 0.0)
     quiet: list[bool] = []
 
-    async def look(scope: Any, receive: Any, send: Any) -> None:
+    async def look(scope, receive, send):
         quiet.append(door.quiet())
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
@@ -260,7 +256,7 @@ def test_the_door_knows_what_is_under_way(door: Door, monkeypatch: pytest.Monkey
         assert host.wait_until_quiet(door) is False
 
 
-def test_the_oldest_files_make_room_for_an_upload(door: Door, tmp_path: Path, monkeypatch) -> None:
+def test_the_oldest_files_make_room_for_an_upload(door, tmp_path, monkeypatch):
     for age, name in enumerate(["newest", "middle", "oldest"]):
         path = tmp_path / name / "file"
         path.parent.mkdir()
@@ -272,9 +268,7 @@ def test_the_oldest_files_make_room_for_an_upload(door: Door, tmp_path: Path, mo
         assert space.listing(tmp_path) == {"newest/file", "middle/file"}
 
 
-def test_caches_move_where_the_home_is_read_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_caches_move_where_the_home_is_read_only(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(os, "environ", {"HOME": str(tmp_path), "HF_HOME": "/chosen"})
     host.use_temporary_folders()
@@ -298,8 +292,6 @@ def test_caches_move_where_the_home_is_read_only(
         ("/x", {"host": "in", "referer": "https://out/z/?q=1#f"}, "https://out/z/"),
     ],
 )
-def test_links_say_where_the_visitor_sees_the_page(
-    monkeypatch: pytest.MonkeyPatch, prefix: str, headers: dict[str, str], address: str
-) -> None:
+def test_links_say_where_the_visitor_sees_the_page(monkeypatch, prefix, headers, address):
     monkeypatch.setenv(host.PREFIX_VARIABLE, prefix)
     assert host.page_address(headers) == address

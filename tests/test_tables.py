@@ -1,7 +1,5 @@
 """The README's tables are what the stored results say."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -15,16 +13,16 @@ ROOT = Path(__file__).parents[1]
 MEASURED = dict.fromkeys((*METRICS, "bpp", "size_bytes"), 1.0) | {"pictures": 24, "errors": 0}
 
 
-def store(folder: Path, study: str, *rows: dict[str, object]) -> None:
+def store(folder, study, *rows):
     (folder / f"{study}.json").write_text(json.dumps({"means": [MEASURED | r for r in rows]}))
 
 
-def test_the_readme_shows_the_stored_results() -> None:
+def test_the_readme_shows_the_stored_results():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert tables.fill(text, ROOT / "assets" / "results") == text
 
 
-def test_rivals_follow_the_mode_whose_bytes_they_had(tmp_path: Path) -> None:
+def test_rivals_follow_the_mode_whose_bytes_they_had(tmp_path):
     ours = [("ultra-low", "vivid"), ("extreme", "vivid"), ("extreme", "faithful")]
     store(tmp_path, "presets", *({"mode": mode, "preset": preset} for mode, preset in ours))
     jpeg = {"codec": "jpeg", "match": "extreme", "psnr": 20.0}
@@ -35,7 +33,7 @@ def test_rivals_follow_the_mode_whose_bytes_they_had(tmp_path: Path) -> None:
     assert names == [*mine, "| VVC intra, 22 of 24", "| JPEG", "| **ultra-low**, vivid"]
 
 
-def test_savings_are_against_uniform(tmp_path: Path) -> None:
+def test_savings_are_against_uniform(tmp_path):
     bits = {"uniform": 512, "checkerboard": 384, "quincunx": 512, "qlds": 256, "var": 512}
     rows = [
         {"mode": mode, "schedule": name, "token_bits": value}
@@ -46,7 +44,7 @@ def test_savings_are_against_uniform(tmp_path: Path) -> None:
     assert "| `qlds` | 256 | 50.0 % | 256 | 50.0 % |" in tables.schedule_table(tmp_path)
 
 
-def test_a_missing_study_or_mark_is_named(tmp_path: Path) -> None:
+def test_a_missing_study_or_mark_is_named(tmp_path):
     with pytest.raises(ConfigError, match="run the study presets first"):
         tables.equal_bytes_table(tmp_path)
     with pytest.raises(ConfigError, match="expected '<!-- table equal -->'"):

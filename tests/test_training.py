@@ -1,7 +1,5 @@
 """Every stage runs for a few steps at tiny size, resumes to the same loss, and loads strictly."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """The page's parts without a browser."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +7,6 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from percov2_core.bitstream import Stream
 from percov2_core.config import MODES, PRESETS, SCHEDULES
 from percov2_core.errors import BitstreamError, ConfigError
 from percov2_core.metrics import Scores
@@ -22,45 +19,45 @@ ADDRESS = "https://example.org/space"
 
 
 @pytest.fixture(scope="module")
-def stream() -> Stream:
+def stream():
     return tiny_codec().encode(picture(), "ultra-low")
 
 
-def a_run(stream: Stream, number: int = 1, **scores: float) -> Measured:
+def a_run(stream, number=1, **scores):
     contents, look = tiny_codec().read(stream), Look(2, 1.5)
     run = results.Run("sea", contents, look, "<b>", picture(), 0.1, picture(), number)
     return Measured(run, Scores(**scores))
 
 
-def test_the_page_offers_every_mode_schedule_and_preset() -> None:
+def test_the_page_offers_every_mode_schedule_and_preset():
     assert set(text.MODES.values()) == set(MODES)
     assert set(text.SCHEDULES.values()) == set(SCHEDULES)
     assert set(text.PRESETS.values()) == set(PRESETS)
 
 
-def test_a_link_holds_the_whole_file(stream: Stream) -> None:
+def test_a_link_holds_the_whole_file(stream):
     link = border.link_to(stream, ADDRESS)
     assert link.startswith(f"{ADDRESS}?pcv2=")
     assert border.read_link(f" {link}\n") == stream
     assert border.read_link(stream.to_text()) == stream
 
 
-def test_a_link_without_a_file_says_what_was_expected() -> None:
+def test_a_link_without_a_file_says_what_was_expected():
     with pytest.raises(BitstreamError, match=r"expected one with \?pcv2="):
         border.read_link("https://example.org/?q=1")
 
 
-def test_only_a_short_link_becomes_a_qr_code(stream: Stream) -> None:
+def test_only_a_short_link_becomes_a_qr_code(stream):
     assert "<svg" in (compress.qr_svg(border.link_to(stream, ADDRESS)) or "")
     assert compress.qr_svg("x" * 3000) is None
 
 
-def test_a_ratio_is_rounded_to_two_digits() -> None:
+def test_a_ratio_is_rounded_to_two_digits():
     assert text.one_in(469_123, 68) == "1/6,900"
     assert text.one_in(170, 68) == "1/2.5"
 
 
-def test_the_parts_of_the_bar_add_up_to_the_file(stream: Stream) -> None:
+def test_the_parts_of_the_bar_add_up_to_the_file(stream):
     contents = tiny_codec().read(stream)
     shown = results.bits_bar(contents)
     assert sum(contents.bits) == 8 * len(stream.to_bytes())
@@ -68,7 +65,7 @@ def test_the_parts_of_the_bar_add_up_to_the_file(stream: Stream) -> None:
 
 
 @pytest.mark.parametrize("least", [0, 8, 20, 40])
-def test_a_target_size_is_used_and_kept(stream: Stream, least: int) -> None:
+def test_a_target_size_is_used_and_kept(stream, least):
     codec, wanted = tiny_codec(), len(stream.truncate(0).to_bytes()) + least
     options = {"caption": codec.read(stream).caption, "schedule": "qlds", "seed": 0}
     found = settings.encode_within(codec, picture(), wanted, **options)
@@ -80,13 +77,13 @@ def test_a_target_size_is_used_and_kept(stream: Stream, least: int) -> None:
         settings.encode_within(codec, picture(), 5, **options)
 
 
-def test_a_strangers_caption_cannot_bring_its_own_html(stream: Stream) -> None:
+def test_a_strangers_caption_cannot_bring_its_own_html(stream):
     evil = tiny_codec().encode(picture(), "ultra-low", caption='"><img src=x onerror=alert(1)>')
     run = a_run(evil).run
     assert "<img src=x" not in results.compare_run(run) + results.bits_panel(run)
 
 
-def test_equal_pictures_disagree_nowhere() -> None:
+def test_equal_pictures_disagree_nowhere():
     spread = invented.disagreement([picture()] * 3)
     assert not spread.any()
     assert invented.heat(spread).getextrema() == ((20, 20), (12, 12), (80, 80))
@@ -94,7 +91,7 @@ def test_equal_pictures_disagree_nowhere() -> None:
     assert np.allclose(invented.disagreement([black, white]), 127.5)
 
 
-def test_own_runs_are_drawn_and_found_again(stream: Stream, tmp_path: Path) -> None:
+def test_own_runs_are_drawn_and_found_again(stream, tmp_path):
     history = [a_run(stream, psnr=20.0, picorank=0.5), a_run(stream, 2, psnr=21.0)]
     drawn = figure(Measurements(tmp_path), history, x="bpp", y="psnr")
     keys = [point[1] for point in drawn.data[0].customdata]
@@ -102,7 +99,7 @@ def test_own_runs_are_drawn_and_found_again(stream: Stream, tmp_path: Path) -> N
     assert figure(Measurements(tmp_path), [], x="bpp", y="psnr") is None
 
 
-def test_published_values_stay_off_axes_that_they_do_not_fit(tmp_path: Path) -> None:
+def test_published_values_stay_off_axes_that_they_do_not_fit(tmp_path):
     source = Path(__file__).parents[1] / "assets" / "results" / "reference_points.json"
     (tmp_path / source.name).write_bytes(source.read_bytes())
     stored = Measurements(tmp_path)
@@ -112,7 +109,7 @@ def test_published_values_stay_off_axes_that_they_do_not_fit(tmp_path: Path) -> 
     assert figure(stored, [], x="bpp", y="lpips") is None
 
 
-def test_a_stored_point_gives_its_steps_and_guidance(tmp_path: Path) -> None:
+def test_a_stored_point_gives_its_steps_and_guidance(tmp_path):
     key = "percov2 mode=extreme schedule=qlds steps=4 guidance=1.5 caption=describer"
     row = {"picture": "a", "key": key, "label": "percov2 extreme", "codec": "percov2"}
     row |= {"mode": "extreme", "steps": 4, "guidance": 1.5, "bpp": 0.02, "psnr": 22.0}
@@ -127,7 +124,7 @@ def test_a_stored_point_gives_its_steps_and_guidance(tmp_path: Path) -> None:
     assert Measurements(tmp_path).find("jpeg quality=1") == {}
 
 
-def test_the_table_of_runs_downloads_as_csv(stream: Stream) -> None:
+def test_the_table_of_runs_downloads_as_csv(stream):
     history = [a_run(stream, psnr=20.0), a_run(stream, psnr=21.5, ms_ssim=0.7)]
     table = runs_frame(history)
     lines = results.runs_csv(table).splitlines()

@@ -1,11 +1,8 @@
 """How a picture comes into the page, in a browser; and what is said of one that does not."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -26,18 +23,18 @@ _COPY_JS = """async (data) => {
 }"""
 
 
-def upload(page: Page, file: Path) -> None:
+def upload(page, file):
     page.locator("#pc-image input[type=file]").first.set_input_files(file)
 
 
-def caption(page: Page) -> str:
+def caption(page):
     """Of the picture that was just chosen, once it is there."""
     box = page.locator("#pc-caption-box textarea")
     expect(box).not_to_have_value("")
     return box.input_value()
 
 
-def test_a_picture_is_pasted_and_replaced_by_the_next_one(visit: Visit) -> None:
+def test_a_picture_is_pasted_and_replaced_by_the_next_one(visit):
     page = visit(permissions=["clipboard-read", "clipboard-write"])
     before = ""
     for seed in (0, 1):
@@ -52,7 +49,7 @@ def test_a_picture_is_pasted_and_replaced_by_the_next_one(visit: Visit) -> None:
         assert shown == picture(256, 128, seed=seed).tobytes()
 
 
-def test_the_webcam_gives_a_picture(visit: Visit) -> None:
+def test_the_webcam_gives_a_picture(visit):
     page = visit(permissions=["camera"])
     page.get_by_role("button", name="Capture from camera").click()
     page.get_by_text("Click to Access Webcam").click()
@@ -62,7 +59,7 @@ def test_the_webcam_gives_a_picture(visit: Visit) -> None:
     assert compress(page) > 0
 
 
-def test_a_large_picture_is_offered_two_sizes(page: Page, tmp_path: Path) -> None:
+def test_a_large_picture_is_offered_two_sizes(page, tmp_path):
     picture(1600, 400).save(tmp_path / "wide.jpg")
     upload(page, tmp_path / "wide.jpg")
     slow = page.get_by_label("2048 px (slow)")
@@ -74,13 +71,13 @@ def test_a_large_picture_is_offered_two_sizes(page: Page, tmp_path: Path) -> Non
     expect(page.locator("#pc-bits")).to_contain_text("1600 x 400 pixels")
 
 
-def test_a_damaged_link_gets_a_message_in_words(visit: Visit) -> None:
+def test_a_damaged_link_gets_a_message_in_words(visit):
     page = visit("?pcv2=sRwBAAAA")
     expect(page.get_by_test_id("toast-body")).to_contain_text("whole link was copied")
 
 
-def test_what_cannot_be_read_gets_a_message_in_words(page: Page, tmp_path: Path) -> None:
-    def say(words: str) -> None:
+def test_what_cannot_be_read_gets_a_message_in_words(page, tmp_path):
+    def say(words):
         expect(page.get_by_test_id("toast-body").filter(has_text=words)).to_be_visible()
 
     choose_example(page, 0)
@@ -97,7 +94,7 @@ def test_what_cannot_be_read_gets_a_message_in_words(page: Page, tmp_path: Path)
     say("not a PerCoV2 file")
 
 
-def test_a_file_of_too_many_bytes_gets_a_message_in_words(page: Page, tmp_path: Path) -> None:
+def test_a_file_of_too_many_bytes_gets_a_message_in_words(page, tmp_path):
     with (tmp_path / "big.png").open("wb") as file:
         file.truncate(MAX_UPLOAD_BYTES + 1)
     upload(page, tmp_path / "big.png")

@@ -1,7 +1,5 @@
 """The page in a browser, around the tiny codec: what a person does."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,13 +10,12 @@ pytest.importorskip("playwright", reason="needs playwright")
 from playwright.sync_api import Page, expect
 
 from tests.ui_browser import choose_example, compress, open_tab, pixels, set_steps
-from tests.ui_server import Server
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(600)]
 Visit = Callable[..., Page]
 
 
-def test_the_headline_says_the_size_of_the_downloaded_file(page: Page) -> None:
+def test_the_headline_says_the_size_of_the_downloaded_file(page):
     choose_example(page, 0)
     open_tab(page, "File and QR")
     for mode in ("Hybrid (generated caption only)", "Ultra-low", "Extreme"):
@@ -40,7 +37,7 @@ def test_the_headline_says_the_size_of_the_downloaded_file(page: Page) -> None:
     assert compress(page) <= 60
 
 
-def test_the_result_fits_moves_zooms_and_fills_the_screen(page: Page) -> None:
+def test_the_result_fits_moves_zooms_and_fills_the_screen(page):
     choose_example(page, 2)
     page.locator("#pc-caption-box textarea").focus()
     page.keyboard.press("Control+Enter")
@@ -68,10 +65,8 @@ def test_the_result_fits_moves_zooms_and_fills_the_screen(page: Page) -> None:
     page.wait_for_function("document.fullscreenElement?.matches('.pc-compare')")
 
 
-def test_a_run_is_cancelled_in_the_middle_of_a_step_and_nothing_jumps(
-    page: Page, hold: Path
-) -> None:
-    def below() -> float:
+def test_a_run_is_cancelled_in_the_middle_of_a_step_and_nothing_jumps(page, hold):
+    def below():
         box = page.locator("#pc-details-tabs").bounding_box()
         assert box is not None
         return box["y"]
@@ -92,9 +87,7 @@ def test_a_run_is_cancelled_in_the_middle_of_a_step_and_nothing_jumps(
     assert below() == empty
 
 
-def test_the_file_and_the_link_open_to_the_same_pixels(
-    page: Page, visit: Visit, server: Server
-) -> None:
+def test_the_file_and_the_link_open_to_the_same_pixels(page, visit, server):
     choose_example(page, 3)
     compress(page)
     painted = pixels(page.locator("#pc-stage .pc-decoded"))
@@ -116,7 +109,7 @@ def test_the_file_and_the_link_open_to_the_same_pixels(
     expect(visitor.locator("#pc-decoded-details")).to_contain_text("caption")
 
 
-def test_two_visitors_at_once_see_their_own_pictures(visit: Visit) -> None:
+def test_two_visitors_at_once_see_their_own_pictures(visit):
     visitors = [visit() for _ in range(2)]
     for number, visitor in enumerate(visitors):
         choose_example(visitor, number)
@@ -128,7 +121,7 @@ def test_two_visitors_at_once_see_their_own_pictures(visit: Visit) -> None:
     assert originals[0] != originals[1]
 
 
-def test_a_waiting_run_is_cancelled_at_once(page: Page, visit: Visit, hold: Path) -> None:
+def test_a_waiting_run_is_cancelled_at_once(page, visit, hold):
     first = visit()
     for visitor, number in ((first, 0), (page, 1)):
         choose_example(visitor, number)
@@ -146,7 +139,7 @@ def test_a_waiting_run_is_cancelled_at_once(page: Page, visit: Visit, hold: Path
         visitor.wait_for_selector("#pc-stage .pc-range")
 
 
-def test_pressing_again_replaces_the_run_under_way(page: Page, hold: Path) -> None:
+def test_pressing_again_replaces_the_run_under_way(page, hold):
     choose_example(page, 2)
     set_steps(page, 2)
     page.locator("#pc-compress").click()

@@ -1,19 +1,16 @@
 """The panels and tabs around the main job, in a browser."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("playwright", reason="needs playwright")
 
-from playwright.sync_api import Locator, Page, TimeoutError, expect
+from playwright.sync_api import Page, TimeoutError, expect
 
 from percov2_core.ui import text
 from tests.ui_browser import choose_example, compress, open_tab, pixels
@@ -35,13 +32,13 @@ _LONELY_JS = """() => {
 }"""
 
 
-def compressed(page: Page, number: int, mode: str = "Ultra-low") -> None:
+def compressed(page, number, mode="Ultra-low"):
     choose_example(page, number)
     page.get_by_label(mode, exact=True).check()
     compress(page)
 
 
-def test_every_empty_place_says_what_will_be_there(page: Page) -> None:
+def test_every_empty_place_says_what_will_be_there(page):
     expect(page.locator("#pc-stage")).to_contain_text(text.EMPTY_STAGE)
     for tab, place, words in (
         ("In numbers", "#pc-numbers", text.EMPTY_NUMBERS),
@@ -54,7 +51,7 @@ def test_every_empty_place_says_what_will_be_there(page: Page) -> None:
         expect(page.locator(place)).to_contain_text(words)
 
 
-def test_a_file_shows_its_prices_its_order_and_what_it_leaves_open(page: Page) -> None:
+def test_a_file_shows_its_prices_its_order_and_what_it_leaves_open(page):
     compressed(page, 0)
     page.wait_for_selector("#pc-bits .pc-bar")
     data = page.locator("#pc-bits figure.pc-tokens").get_attribute("data-tokens") or ""
@@ -85,7 +82,7 @@ def test_a_file_shows_its_prices_its_order_and_what_it_leaves_open(page: Page) -
     expect(page.locator("#pc-resent")).to_contain_text("This is an Extreme file")
 
 
-def test_every_codec_is_one_click_away_and_the_runs_download(page: Page, tmp_path: Path) -> None:
+def test_every_codec_is_one_click_away_and_the_runs_download(page, tmp_path):
     compressed(page, 1)
     size_bytes = page.locator("#pc-bytes").get_attribute("data-bytes")
     open_tab(page, "In numbers")
@@ -109,7 +106,7 @@ def test_every_codec_is_one_click_away_and_the_runs_download(page: Page, tmp_pat
     assert row["bytes"] == size_bytes and row["mode"] == "ultra-low"
 
 
-def test_a_click_on_a_run_in_the_plot_brings_its_picture_back(page: Page) -> None:
+def test_a_click_on_a_run_in_the_plot_brings_its_picture_back(page):
     choose_example(page, 4)
     painted, decoded = page.locator("#pc-stage .pc-decoded"), []
     for mode in ("Ultra-low", "Extreme"):
@@ -135,7 +132,7 @@ def test_a_click_on_a_run_in_the_plot_brings_its_picture_back(page: Page) -> Non
     assert pixels(painted) == decoded[1]
 
 
-def test_a_click_on_a_point_of_the_sweep_takes_its_settings(page: Page) -> None:
+def test_a_click_on_a_point_of_the_sweep_takes_its_settings(page):
     open_plot(page)
     point = page.evaluate(_LONELY_JS)
     click_until(page, lambda: (point["x"], point["y"]), "#pc-compress")
@@ -148,18 +145,18 @@ def test_a_click_on_a_point_of_the_sweep_takes_its_settings(page: Page) -> None:
     assert page.locator("#pc-mode input:checked").get_attribute("value") == wanted["mode"]
 
 
-def open_plot(page: Page) -> None:
+def open_plot(page):
     open_tab(page, "Trade-off")
     page.wait_for_function("document.querySelector('#pc-plot .js-plotly-plot')?.listened")
 
 
-def centre(point: Locator) -> tuple[float, float] | None:
+def centre(point):
     """Where a point of the plot is; None while the plot is being drawn anew."""
     box = point.bounding_box()
     return box and (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
 
 
-def click_until(page: Page, where: Callable[[], tuple[float, float] | None], shown: str) -> None:
+def click_until(page, where, shown):
     """Click a point of the plot, again if the plot was just being drawn."""
     for _ in range(30):
         if place := where():
@@ -171,7 +168,7 @@ def click_until(page: Page, where: Callable[[], tuple[float, float] | None], sho
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious_on_any_tab(visit: Visit, scheme: str) -> None:
+def test_axe_finds_nothing_serious_on_any_tab(visit, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe")
     page = visit(f"?__theme={scheme}", color_scheme=scheme)
     compressed(page, 0)

@@ -1,12 +1,9 @@
 """The page as programs see it, through its own client."""
 
-from __future__ import annotations
-
 import json
 import re
 import time
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,32 +15,32 @@ from PIL import Image
 from percov2_core.bitstream import Stream
 from percov2_core.ui import page
 from tests.tiny import picture, tiny_codec, tiny_folder
-from tests.ui_server import Server, serve
+from tests.ui_server import serve
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(600)]
 README = Path(__file__).parents[1] / "README.md"
 
 
 @contextmanager
-def client_of(server: Server) -> Iterator[Client]:
+def client_of(server):
     client = Client(server.address, verbose=False)
     yield client
     client.close()
 
 
 @pytest.fixture
-def client(server: Server) -> Iterator[Client]:
+def client(server):
     with client_of(server) as client:
         yield client
 
 
 @pytest.fixture
-def photo(tmp_path: Path) -> Path:
+def photo(tmp_path):
     picture().save(tmp_path / "photo.jpg")
     return tmp_path / "photo.jpg"
 
 
-def test_a_file_goes_out_and_comes_back(client: Client, photo: Path) -> None:
+def test_a_file_goes_out_and_comes_back(client, photo):
     path = client.predict(handle_file(photo), "extreme", "a cat", api_name="/compress")
     data = Path(path).read_bytes()
     expected = tiny_codec().encode(Image.open(photo), "extreme", caption="a cat")
@@ -54,9 +51,7 @@ def test_a_file_goes_out_and_comes_back(client: Client, photo: Path) -> None:
     assert facts["caption"] == "a cat" and sum(facts["bits"].values()) == 8 * len(data)
 
 
-def test_only_three_endpoints_are_public_and_the_same_are_mcp_tools(
-    client: Client, server: Server
-) -> None:
+def test_only_three_endpoints_are_public_and_the_same_are_mcp_tools(client, server):
     named = client.view_api(return_format="dict")["named_endpoints"]
     assert set(named) == {"/compress", "/decompress", "/inspect"}
     with urllib.request.urlopen(f"{server.address}gradio_api/mcp/schema") as answer:
@@ -65,8 +60,8 @@ def test_only_three_endpoints_are_public_and_the_same_are_mcp_tools(
     assert any(text.startswith("Compress a picture to a .pcv2 file") for text in tools.values())
 
 
-def test_twenty_runs_of_five_clients_all_come_back_right(server: Server, tmp_path: Path) -> None:
-    def visit(number: int) -> list[bytes]:
+def test_twenty_runs_of_five_clients_all_come_back_right(server, tmp_path):
+    def visit(number):
         path = tmp_path / f"{number}.png"
         picture(seed=number).save(path)
         with client_of(server) as client:
@@ -84,9 +79,7 @@ def test_twenty_runs_of_five_clients_all_come_back_right(server: Server, tmp_pat
             assert Stream.from_bytes(data) == expected
 
 
-def test_the_documented_snippet_runs(
-    server: Server, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_documented_snippet_runs(server, photo, monkeypatch, capsys):
     snippet = re.sub(r"^    ", "", (page.__doc__ or "").partition("\n\n")[2], flags=re.M).strip()
     if "gradio_client" in README.read_text(encoding="utf-8"):
         assert snippet in README.read_text(encoding="utf-8")
@@ -95,7 +88,7 @@ def test_the_documented_snippet_runs(
     assert "bytes:" in capsys.readouterr().out
 
 
-def test_temporary_files_are_removed(tmp_path: Path, photo: Path) -> None:
+def test_temporary_files_are_removed(tmp_path, photo):
     with serve(tiny_folder(), tmp_path, keep_files_s=2) as server, client_of(server) as client:
         client.predict(handle_file(photo), api_name="/compress")
         for _ in range(120):

@@ -1,10 +1,7 @@
 """Which painting a visitor still wants, and what Compress and Cancel answer."""
 
-from __future__ import annotations
-
 import gc
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +9,8 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from percov2_core.bitstream import Stream
-from percov2_core.contents import Contents
 from percov2_core.errors import ConfigError, UnavailableError
 from percov2_core.ui import border, device, text
-from percov2_core.ui.border import Chosen
 from percov2_core.ui.compress import CompressTab
 from percov2_core.ui.device import Look, Turn, Turns, paint
 from percov2_core.ui.page import EndPoints
@@ -36,19 +30,19 @@ CHOICES = {
 class Counting:
     """The tiny codec, which counts the steps of painting and the looks of the entropy model."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.steps = 0
         self.reads = 0
         self.free = True
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name):
         return getattr(tiny_codec(), name)
 
-    def read(self, stream: Stream) -> Contents:
+    def read(self, stream):
         self.reads += 1
         return tiny_codec().read(stream)
 
-    def paint(self, contents: Contents, **options: Any) -> Any:
+    def paint(self, contents, **options):
         self.free = False
         try:
             for step in tiny_codec().paint(contents, **options):
@@ -59,17 +53,17 @@ class Counting:
 
 
 @pytest.fixture
-def codec() -> Counting:
+def codec():
     return Counting()
 
 
 @pytest.fixture
-def turns() -> Turns:
+def turns():
     return Turns()
 
 
 @pytest.fixture
-def blocks() -> Iterator[gr.Blocks]:
+def blocks():
     with gr.Blocks() as blocks:
         yield blocks
     del blocks
@@ -77,12 +71,12 @@ def blocks() -> Iterator[gr.Blocks]:
 
 
 @pytest.fixture
-def tab(codec: Any, turns: Turns, blocks: gr.Blocks) -> CompressTab:
+def tab(codec, turns, blocks):
     return CompressTab(codec, turns, gr.State())
 
 
 @pytest.fixture
-def sea(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def sea(tmp_path, monkeypatch):
     """An upload, as gradio tells of it."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     picture().save(tmp_path / "sea.png")
@@ -90,16 +84,16 @@ def sea(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 @pytest.fixture
-def chosen(sea: dict[str, str]) -> Chosen:
+def chosen(sea):
     return border.read_picture(sea)
 
 
 @pytest.fixture(scope="module")
-def contents() -> Contents:
+def contents():
     return tiny_codec().read(tiny_codec().encode(picture(), "ultra-low"))
 
 
-def test_a_newer_press_replaces_the_older_one(turns: Turns) -> None:
+def test_a_newer_press_replaces_the_older_one(turns):
     turns.press("a", 1)
     with turns.take("a", 1) as older:
         assert not older.dropped.is_set()
@@ -110,7 +104,7 @@ def test_a_newer_press_replaces_the_older_one(turns: Turns) -> None:
         assert turns.finish(newer)
 
 
-def test_cancelling_counts_even_if_it_is_heard_of_first(turns: Turns) -> None:
+def test_cancelling_counts_even_if_it_is_heard_of_first(turns):
     assert turns.cancel("a", 1)
     assert not turns.press("a", 1)
     with turns.take("a", 1) as turn:
@@ -118,7 +112,7 @@ def test_cancelling_counts_even_if_it_is_heard_of_first(turns: Turns) -> None:
     assert turns.press("a", 2)
 
 
-def test_a_finished_picture_cannot_be_cancelled(turns: Turns) -> None:
+def test_a_finished_picture_cannot_be_cancelled(turns):
     turns.press("a", 1)
     with turns.take("a", 1) as turn:
         assert turns.finish(turn)
@@ -126,7 +120,7 @@ def test_a_finished_picture_cannot_be_cancelled(turns: Turns) -> None:
     assert not turns.cancel("a", 1)
 
 
-def test_a_picture_is_compared_once_each_time_the_visitor_comes_to_it(turns: Turns) -> None:
+def test_a_picture_is_compared_once_each_time_the_visitor_comes_to_it(turns):
     turns.press("ann", 1)
     place = turns.place("ann")
     assert turns.compare("ann", 1) and not turns.compare("ann", 1)
@@ -140,7 +134,7 @@ def test_a_picture_is_compared_once_each_time_the_visitor_comes_to_it(turns: Tur
     assert turns.compare("ann", 1) and turns.compare("bob", 1)
 
 
-def test_visitors_cancel_only_their_own(turns: Turns) -> None:
+def test_visitors_cancel_only_their_own(turns):
     with turns.take("a", 1) as turn, turns.take("a") as opened:
         turns.cancel("b", 5)
         assert not turn.dropped.is_set()
@@ -150,17 +144,15 @@ def test_visitors_cancel_only_their_own(turns: Turns) -> None:
         assert opened.dropped.is_set()
 
 
-def test_painting_ends_with_the_decoded_picture(contents: Contents) -> None:
+def test_painting_ends_with_the_decoded_picture(contents):
     codec, turn = tiny_codec(), Turn("a", 1)
     frames = list(paint(codec, contents, Look(3, 1.0), turn))
     assert [(f.step, f.picture is None) for f in frames] == [(1, 1), (2, 1), (3, 0)]
     assert frames[-1].picture == codec.decode(contents.stream, steps=3, guidance=1.0)
 
 
-def test_previews_are_painted_when_they_are_due(
-    contents: Contents, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def pictures() -> list[Any]:
+def test_previews_are_painted_when_they_are_due(contents, monkeypatch):
+    def pictures():
         frames = paint(tiny_codec(), contents, Look(3, 1.0), Turn("a", 1))
         return [frame.preview and frame.preview.size for frame in frames]
 
@@ -172,24 +164,20 @@ def test_previews_are_painted_when_they_are_due(
     assert pictures() == [None] * 3
 
 
-def test_a_visitor_who_leaves_frees_the_device_within_a_step(
-    codec: Counting, turns: Turns, contents: Contents
-) -> None:
+def test_a_visitor_who_leaves_frees_the_device_within_a_step(codec, turns, contents):
     with turns.take("a") as turn:
-        frames: Any = paint(codec, contents, Look(50, 1.0), turn)  # type: ignore[arg-type]
+        frames: Any = paint(codec, contents, Look(50, 1.0), turn)
         assert [next(frames).step for _ in range(10)] == list(range(1, 11))
         turns.forget("a")  # what gradio says of a page that is closed
         assert list(frames) == [] and codec.steps == 11 and codec.free
-    frames = paint(codec, contents, Look(50, 1.0), Turn("a", 1))  # type: ignore[arg-type]
+    frames = paint(codec, contents, Look(50, 1.0), Turn("a", 1))
     next(frames)
     assert not codec.free
     frames.close()  # what gradio does with a connection that ends
     assert codec.free and codec.steps == 12
 
 
-def test_a_program_that_leaves_frees_the_device_too(
-    codec: Any, turns: Turns, sea: dict[str, str], contents: Contents, blocks: gr.Blocks
-) -> None:
+def test_a_program_that_leaves_frees_the_device_too(codec, turns, sea, contents, blocks):
     Path(sea["path"]).write_bytes(contents.stream.to_bytes())
     points = EndPoints(codec, turns)
     steps = points.decompress(sea, preset="vivid", request=VISITOR)
@@ -198,9 +186,7 @@ def test_a_program_that_leaves_frees_the_device_too(
     assert list(steps) == [] and codec.free and codec.steps == 2
 
 
-def test_a_picture_that_is_announced_twice_is_read_once(
-    tab: CompressTab, sea: dict[str, str]
-) -> None:
+def test_a_picture_that_is_announced_twice_is_read_once(tab, sea):
     cleared, ready, captioned = tab.choose(sea, "describer", None)
     chosen = ready[tab.chosen]
     assert cleared[tab.chosen] is None and chosen and captioned[tab.settings.caption]
@@ -210,10 +196,8 @@ def test_a_picture_that_is_announced_twice_is_read_once(
     assert gone[tab.chosen] is None
 
 
-def test_a_missing_captioner_does_not_cost_the_picture(
-    tab: CompressTab, sea: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_captioner(name: str) -> Any:
+def test_a_missing_captioner_does_not_cost_the_picture(tab, sea, monkeypatch):
+    def no_captioner(name):
         raise UnavailableError(f"captioner {name!r}: no such weights")
 
     monkeypatch.setattr(tiny_codec(), "captioners", no_captioner)
@@ -224,16 +208,14 @@ def test_a_missing_captioner_does_not_cost_the_picture(
         next(intakes)
 
 
-def start(tab: CompressTab, chosen: Chosen, number: int, **choices: Any) -> Iterator[Any]:
+def start(tab, chosen, number, **choices):
     """What Compress begins, once it was pressed."""
     given = {tab.chosen: chosen, tab.presses: number, tab.done: []}
     given |= {getattr(tab.settings, name): v for name, v in {**CHOICES, **choices}.items()}
     return tab.compress(given, VISITOR)
 
 
-def test_a_click_reads_its_file_once_and_ends_with_a_run(
-    tab: CompressTab, codec: Counting, chosen: Chosen
-) -> None:
+def test_a_click_reads_its_file_once_and_ends_with_a_run(tab, codec, chosen):
     tab.press(chosen, 1, 1024, VISITOR)
     nothing, *views = start(tab, chosen, 1)
     assert nothing == {tab.stage: gr.skip()}
@@ -245,9 +227,7 @@ def test_a_click_reads_its_file_once_and_ends_with_a_run(
 
 
 @pytest.mark.parametrize("seen", [1, 2, 3, 4])
-def test_cancelling_at_any_moment_is_confirmed(
-    tab: CompressTab, codec: Counting, chosen: Chosen, seen: int
-) -> None:
+def test_cancelling_at_any_moment_is_confirmed(tab, codec, chosen, seen):
     tab.press(chosen, 1, 1024, VISITOR)
     views = start(tab, chosen, 1)
     for _ in range(seen):
@@ -259,7 +239,7 @@ def test_cancelling_at_any_moment_is_confirmed(
     assert text.CANCELLED not in str(tab.cancel(1, VISITOR))
 
 
-def test_what_is_cancelled_while_it_waits_never_starts(tab: CompressTab, chosen: Chosen) -> None:
+def test_what_is_cancelled_while_it_waits_never_starts(tab, chosen):
     tab.press(chosen, 1, 1024, VISITOR)
     tab.cancel(1, VISITOR)
     _, only = start(tab, chosen, 1)
@@ -271,9 +251,7 @@ def test_what_is_cancelled_while_it_waits_never_starts(tab: CompressTab, chosen:
     assert list(start(tab, chosen, 2)) == [{tab.stage: gr.skip()}]
 
 
-def test_visitors_read_how_many_are_before_them(
-    tab: CompressTab, turns: Turns, chosen: Chosen, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_visitors_read_how_many_are_before_them(tab, turns, chosen, monkeypatch):
     turns.press("b", 1)
     turns.press("c", 1)
     assert "2 visitors are before you" in tab.press(chosen, 1, 1024, VISITOR)[1]
@@ -284,7 +262,7 @@ def test_visitors_read_how_many_are_before_them(
         tab.press(chosen, 2, 1024, VISITOR)
 
 
-def test_an_error_leaves_an_empty_stage_and_a_message(tab: CompressTab, chosen: Chosen) -> None:
+def test_an_error_leaves_an_empty_stage_and_a_message(tab, chosen):
     tab.press(chosen, 1, 1024, VISITOR)
     views = start(tab, chosen, 1, target=5)
     next(views)

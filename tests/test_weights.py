@@ -1,7 +1,5 @@
 """A model folder loads strictly, or says in one line what is wrong with it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 
