@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from percov2_core.bitstream import Stream
     from percov2_core.codec import PerCoV2
-    from percov2_core.config import MODES, RATES
+    from percov2_core.config import LEVELS, MODES
     from percov2_core.errors import PerCoError
     from percov2_core.weights import load_codec
 
-__version__ = "0.1.0"
-__all__ = ["MODES", "RATES", "PerCoError", "PerCoV2", "Stream", "load_codec"]
+__version__ = "0.2.0"
+__all__ = ["LEVELS", "MODES", "PerCoError", "PerCoV2", "Stream", "load_codec"]
 
 _HOMES = {
+    "LEVELS": "config",
     "MODES": "config",
-    "RATES": "config",
     "PerCoError": "errors",
     "PerCoV2": "codec",
     "Stream": "bitstream",

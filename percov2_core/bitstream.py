@@ -2,7 +2,7 @@
 
     bits        field
     8           magic 1011 0, then the format version (3 bits)
-    2           mode: 0 ultra-low, 1 extreme, 2 hybrid
+    2           mode: 0 ultra-low, 1 extreme, 2 hybrid, 3 fine-only
     3           schedule, its position in `config.SCHEDULES`
     1           square: height equals width and is not stored
     1           seeded: the seed is stored, because it is not 0
@@ -11,9 +11,12 @@
     12 + 12     otherwise: width - 1, height - 1
     8           fingerprint of the model
     16          check value, see `check_value`
-    8 or 16     hybrid only: tokens sent, base 128, low group first, top bit "more follows"
+    8 to 24     hybrid and fine-only: tokens sent, base 128, low group first, top bit "more follows"
     8 to 40     seeded only: seed, written in the same way
     ...         caption and tokens, one range-coder stream until the end of the file
+
+The tokens are the first of one sequence: the coarse level in the order of the schedule, then the
+fine level in the same order. The modes 1 and 3 leave the coarse level out.
 
 All fields are big-endian. A header is 7 bytes for a square picture, 8 for any other shape and for
 a square hybrid. Each header has exactly one spelling: every other one is rejected.
@@ -25,16 +28,17 @@ import base64
 import binascii
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import NamedTuple
 
 from percov2_core.config import (
+    COARSE,
     DEFAULT_SCHEDULE,
+    FILE_MODES,
+    FINE,
     MAX_SIDE_PX,
     MIN_SIDE_PX,
-    MODES,
-    RATES,
     SCHEDULES,
     check_choice,
     check_whole,
@@ -42,13 +46,13 @@ from percov2_core.config import (
 )
 from percov2_core.errors import BitstreamError, ConfigError
 
-VERSION = 1
+VERSION = 2
 SUFFIX = ".pcv2"
 MAX_FILE_BYTES = 200_000  # 256 x 256 tokens at 16 bits each, the worst case, are 131 kB
 MAX_SEED = 2**32 - 1
 
 _MAGIC = 0b1011_0000
-_MODE_NAMES = {mode.code: mode.name for mode in MODES.values()}
+_MODE_NAMES = {mode.code: mode.name for mode in FILE_MODES.values()}
 
 
 class Sizes(NamedTuple):
@@ -58,40 +62,35 @@ class Sizes(NamedTuple):
     payload: int
 
 
-class Cut(NamedTuple):
-    """What a stream becomes when only the first `tokens` tokens of its schedule are sent."""
+class Counts(NamedTuple):
+    """Tokens per level."""
 
-    tokens: int
-    check: int
-    payload: bytes
+    coarse: int
+    fine: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stream:
-    """One compressed picture, parsed but not decoded.
+    """One compressed picture, parsed but not decoded."""
 
-    Fresh from the encoder it holds a cut at every boundary between stages, from the caption alone
-    to all stages. Cuts are neither written to files nor compared.
-    """
-
-    mode: str  # key into `config.MODES`
+    mode: str  # key into `config.FILE_MODES`
     schedule: str  # one of `config.SCHEDULES`
     width: int  # pixels, 64 to 4096
     height: int
-    tokens_sent: int  # tokens in the payload; all of the grid unless the mode is partial
+    tokens_sent: int  # how many of the sequence are in the payload
     fingerprint: int  # first byte of the model's digest, so that a foreign file has a clear message
     check: int  # `check_value` of this header, the caption, the tokens and the model
     payload: bytes  # caption and tokens, entropy-coded
     seed: int = 0  # of the decoder's noise, 0 to 2**32 - 1
-    cuts: tuple[Cut, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_name("mode", self.mode, MODES)
+        _check_name("mode", self.mode, FILE_MODES)
         _check_name("schedule", self.schedule, SCHEDULES)
         _check_range("width", self.width, MIN_SIDE_PX, MAX_SIDE_PX)
         _check_range("height", self.height, MIN_SIDE_PX, MAX_SIDE_PX)
-        least = 0 if MODES[self.mode].partial else self.tokens_total
-        _check_range("tokens sent", self.tokens_sent, least, self.tokens_total)
+        fixed, most = self._fixed, sum(self.tokens_total)
+        least, most = (0, most) if fixed is None else (fixed, fixed)
+        _check_range("tokens sent", self.tokens_sent, least, most)
         _check_range("fingerprint", self.fingerprint, 0, 2**8 - 1)
         _check_range("check value", self.check, 0, 2**16 - 1)
         _check_range("seed", self.seed, 0, MAX_SEED)
@@ -112,23 +111,23 @@ class Stream:
 
         Args:
             size: Width and height in pixels.
-            tokens: Hybrid only: how many tokens will be sent; None is 0.
+            tokens: How many tokens will be sent; None is what the mode says, hybrid: none.
 
         Raises:
             ConfigError: if a name or a number is wrong.
         """
-        rows, columns = RATES[MODES[check_choice("mode", mode, MODES)].rate].grid(size[1], size[0])
-        total = rows * columns
-        if MODES[mode].partial:
-            total = check_whole("tokens", 0 if tokens is None else tokens, 0, total)
-        elif tokens not in (None, total):
-            raise ConfigError(f"tokens: mode {mode!r} sends all {total}, got {quoted(tokens)}")
+        total = _totals(check_choice("mode", mode, FILE_MODES), size)
+        count = FILE_MODES[mode].tokens(*_grid_sizes(size))
+        if count is None:
+            count = check_whole("tokens", 0 if tokens is None else tokens, 0, sum(total))
+        elif tokens not in (None, count):
+            raise ConfigError(f"tokens: mode {mode!r} sends {count}, got {quoted(tokens)}")
         return cls(
             mode=mode,
             schedule=check_choice("schedule", schedule, SCHEDULES),
             width=size[0],
             height=size[1],
-            tokens_sent=total,
+            tokens_sent=count,
             fingerprint=fingerprint,
             check=0,
             payload=b"",
@@ -136,18 +135,35 @@ class Stream:
         )
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens of this picture, whether they are sent or not."""
-        return RATES[MODES[self.mode].rate].grid(self.height, self.width)
+    def coarse_grid(self) -> tuple[int, int]:
+        """Rows and columns of coarse tokens of this picture, whether they are sent or not."""
+        return COARSE.grid(self.height, self.width)
 
     @property
-    def tokens_total(self) -> int:
-        return self.grid[0] * self.grid[1]
+    def fine_grid(self) -> tuple[int, int]:
+        """The same of fine tokens."""
+        return FINE.grid(self.height, self.width)
 
     @property
-    def may_be_cut(self) -> bool:
-        """Whether the first tokens alone make a file, as they do in the hybrid mode."""
-        return MODES[self.mode].rate == MODES["hybrid"].rate
+    def has_coarse(self) -> bool:
+        """Whether the coarse level is in the sequence."""
+        return FILE_MODES[self.mode].coarse
+
+    @property
+    def tokens_total(self) -> Counts:
+        """Length of the sequence."""
+        return _totals(self.mode, (self.width, self.height))
+
+    @property
+    def sent(self) -> Counts:
+        """How many tokens of each level are in the file."""
+        coarse = min(self.tokens_sent, self.tokens_total.coarse)
+        return Counts(coarse, self.tokens_sent - coarse)
+
+    @property
+    def _fixed(self) -> int | None:
+        """Tokens sent, where the mode says it."""
+        return FILE_MODES[self.mode].tokens(*_grid_sizes((self.width, self.height)))
 
     @property
     def sizes(self) -> Sizes:
@@ -156,13 +172,13 @@ class Stream:
     def header_bytes(self) -> bytes:
         """Everything before the payload."""
         square = self.width == self.height
-        flags = MODES[self.mode].code << 6 | SCHEDULES.index(self.schedule) << 3
+        flags = FILE_MODES[self.mode].code << 6 | SCHEDULES.index(self.schedule) << 3
         flags |= square << 2 | (self.seed > 0) << 1
         sides = self.width - 1 if square else self.width - 1 << 12 | self.height - 1
         size = sides.to_bytes(2 if square else 3, "big")
         parts = [bytes([_MAGIC | VERSION, flags]), size, bytes([self.fingerprint])]
         parts.append(self.check.to_bytes(2, "big"))
-        if MODES[self.mode].partial:
+        if self._fixed is None:
             parts.append(_pack_varint(self.tokens_sent))
         if self.seed:
             parts.append(_pack_varint(self.seed))
@@ -188,8 +204,8 @@ class Stream:
         width, height = _read_sides(file, square=bool(flags & 0b100))
         fingerprint = _take(file, "fingerprint", 1)[0]
         check = int.from_bytes(_take(file, "check value", 2), "big")
-        rows, columns = RATES[MODES[mode].rate].grid(height, width)
-        sent = _read_varint(file, "tokens sent") if MODES[mode].partial else rows * columns
+        sent = FILE_MODES[mode].tokens(*_grid_sizes((width, height)))
+        sent = _read_varint(file, "tokens sent") if sent is None else sent
         seed = _read_varint(file, "seed") if flags & 0b10 else 0
         if flags & 0b10 and not seed:
             raise BitstreamError("seed: a stored seed must not be 0, got 0")
@@ -230,31 +246,12 @@ class Stream:
             raise BitstreamError(f"link: expected it to end in {stream.to_text()[-1]!r}")
         return stream
 
-    def check_may_be_cut(self) -> None:
-        """Raise a ConfigError if the mode allows no shorter file."""
-        if not self.may_be_cut:
-            raise ConfigError(f"truncate: mode must be ultra-low or hybrid, got {self.mode}")
-
-    def truncate(self, stage: int) -> Stream:
-        """The hybrid stream of the first `stage` stages; 0 is the caption alone.
-
-        Raises:
-            ConfigError: if the mode or the stage does not allow it, or the stream holds no cuts.
-        """
-        self.check_may_be_cut()
-        if not self.cuts:
-            raise ConfigError("truncate: this stream was read from a file: use codec.truncate")
-        stage = check_whole("stage", stage, 0, len(self.cuts) - 1)
-        cut = self.cuts[stage]
-        shorter = replace(self, mode="hybrid", tokens_sent=cut.tokens, check=cut.check)
-        return replace(shorter, payload=cut.payload, cuts=self.cuts[: stage + 1])
-
 
 def check_value(stream: Stream, caption: str, *, tokens: bytes, model: bytes) -> int:
     """CRC-16 of all that a decoder must agree on: the header but for its check, and the contents.
 
     Args:
-        tokens: The sent tokens in the order of the schedule, one fixed width each.
+        tokens: The sent tokens in the order of the sequence, one fixed width each.
         model: Whole digest of the model, of which the header holds the first byte.
     """
     header = replace(stream, check=0, payload=b"").header_bytes()
@@ -262,6 +259,18 @@ def check_value(stream: Stream, caption: str, *, tokens: bytes, model: bytes) ->
     for part in (header, caption.encode(), tokens, model):
         crc = binascii.crc_hqx(len(part).to_bytes(4, "big") + part, crc)
     return crc
+
+
+def _grid_sizes(size: tuple[int, int]) -> Counts:
+    """Tokens of both grids of a picture of this width and height."""
+    (a, b), (c, d) = (level.grid(size[1], size[0]) for level in (COARSE, FINE))
+    return Counts(a * b, c * d)
+
+
+def _totals(mode: str, size: tuple[int, int]) -> Counts:
+    """Tokens of each level in the sequence of a mode."""
+    coarse, fine = _grid_sizes(size)
+    return Counts(coarse if FILE_MODES[mode].coarse else 0, fine)
 
 
 def _take(file: BytesIO, name: str, size: int) -> bytes:
@@ -309,7 +318,9 @@ def _read_start(file: BytesIO) -> tuple[int, str, str]:
     if first & 0b1111_1000 != _MAGIC:
         raise BitstreamError(f"not a PerCoV2 file: starts with byte {first:02x}, not b0 to b7")
     if first != _MAGIC | VERSION:
-        raise BitstreamError(f"format version {first ^ _MAGIC}, this build reads {VERSION}")
+        found = first ^ _MAGIC
+        wrote = ": written by percov2 0.1, which reads it" if found == 1 else ""
+        raise BitstreamError(f"format version {found}, this build reads {VERSION}{wrote}")
     flags = _take(file, "flags", 1)[0]
     mode, schedule = flags >> 6, flags >> 3 & 0b111
     if mode not in _MODE_NAMES:

@@ -1,16 +1,17 @@
 """PerCoV2 (arXiv 2503.09368), the figure of the paper as two methods.
 
-    image --> autoencoder --> hyper-encoder --> quantiser --> tokens --> entropy model --+
-      |                                                                                  +--> file
-      +-----> captioner ----> caption --------------------------------> language model --+
+    image --> autoencoder --> hyper-encoders --> quantisers --> tokens --> entropy models --+
+      |                                                                                     +-> file
+      +-----> captioner ----> caption ---------------------------------> language model ----+
 
     file --> tokens --> hyper-decoder --> codes on the latent grid --+
       |                                                              +--> flow --> latent --> image
       +----> caption --> text encoder -------------------------------+
 
-`encode` is the upper half, `write` its end: tokens and caption --> file. `decode` is the lower
-half: `read` (file --> tokens and caption) and `paint`, which shows every step of the flow. Both
-ends at the file are in `contents`.
+Tokens stand on two levels: coarse ones know colour and layout, fine ones structure. `encode` is the
+upper half: `look` (image --> tokens and caption) and `write`, which puts as many of them into a
+file as it may hold. `decode` is the lower half: `read` (file --> tokens and caption) and `paint`,
+which shows every step of the flow. Both ends at the file are in `contents`.
 H x W pixels (padded to whole tokens), D code width, h x w token grid, K codebook size.
 """
 
@@ -30,37 +31,46 @@ from percov2_core.bitstream import MAX_SEED, Stream
 from percov2_core.caption import packing
 from percov2_core.caption.captioner import Captioner
 from percov2_core.config import (
+    COARSE,
     DEFAULT_SCHEDULE,
+    FINE,
+    LEVELS,
     MAX_GUIDANCE,
     MAX_STEPS,
     MODES,
+    PARENT_RATIO,
     PRESETS,
-    RATES,
     Preset,
     check_choice,
     check_real,
     check_whole,
 )
-from percov2_core.contents import Contents, FileCodec, FileModules, check_stream
-from percov2_core.entropy.prior import TokenPrior
+from percov2_core.contents import Contents, FileCodec, FileModules, Tokens, check_stream
+from percov2_core.entropy.prior import Known
 from percov2_core.flow.sampler import draw_noise, sample, sigmas
 from percov2_core.flow.text import TextEmbedder
 from percov2_core.flow.transformer import Conditions, FlowModel, guidance_features
-from percov2_core.hyper.networks import HyperDecoder, HyperEncoder, VectorQuantizer
-from percov2_core.hyper.search import SearchConfig, search_tokens
+from percov2_core.hyper.networks import Codes, HyperDecoder, HyperEncoder, VectorQuantizer
+from percov2_core.hyper.search import SearchConfig, Tile, search_tokens
 from percov2_core.latent import LatentAutoencoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RateModules(FileModules):
-    """The boxes of the figure that are trained per rate."""
+class LevelModules(FileModules):
+    """The boxes of the figure that make the tokens of one level."""
 
     encoder: HyperEncoder
     quantizer: VectorQuantizer
+    search: SearchConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Painter:
+    """The boxes that paint from the tokens of both levels, whatever of them a file holds."""
+
     decoder: HyperDecoder
     text: TextEmbedder
     flow: FlowModel
-    search: SearchConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +87,8 @@ class Step:
 class PerCoV2(FileCodec):
     """A loaded model: pictures in, streams out, and back. Make one with `load_codec`."""
 
-    rates: Mapping[str, RateModules]
+    levels: Mapping[str, LevelModules]
+    painter: Painter
     vae: LatentAutoencoder
     captioners: Callable[[str], Captioner]  # by the names in `caption.captioner.CAPTIONERS`
     shift: float  # of the flow's times, see `flow.sampler`
@@ -88,7 +99,6 @@ class PerCoV2(FileCodec):
     def device(self) -> torch.device:
         return self.vae.device
 
-    @torch.no_grad()
     def encode(
         self,
         image: Image.Image,
@@ -97,49 +107,112 @@ class PerCoV2(FileCodec):
         caption: str | None = None,
         schedule: str = DEFAULT_SCHEDULE,
         tokens: int | None = None,
+        size: int | None = None,
         captioner: str | None = None,
         seed: int = 0,
     ) -> Stream:
-        """Compress a picture.
+        """Compress a picture: `look` at it and `write` what was found.
 
         Args:
             image: Any PIL image with sides of 64 to 4096 px.
             mode: Key into `config.MODES`.
             caption: Text to send; None asks the captioner.
-            captioner: Key of `caption.captioner.CAPTIONERS`; None takes the model's.
             schedule: One of `config.SCHEDULES`.
-            tokens: Hybrid only: how many tokens to send, 0 (the default) to all.
+            tokens: Hybrid only: how many tokens to send, 0 (the default) to all of both levels.
+            size: Instead of mode and tokens: the most bytes.
+            captioner: Key of `caption.captioner.CAPTIONERS`; None takes the model's.
             seed: Seed of the decoder's noise; other than 0 it costs bytes.
 
         Raises:
             ImageError: if the picture is outside the limits.
-            ConfigError: if a name or a number is wrong.
+            ConfigError: if a name or a number is wrong, or no file is that small.
         """
         picture = image_io.normalise(image)
         header = Stream.blank(
-            picture.size, mode, self.fingerprint, schedule=schedule, tokens=tokens, seed=seed
+            picture.size,
+            check_choice("mode", mode, MODES),
+            self.fingerprint,
+            schedule=schedule,
+            tokens=tokens,
+            seed=seed,
         )
+        found = self.look(
+            picture,
+            caption=caption,
+            captioner=captioner,
+            coarse=size is not None or header.sent.coarse > 0,
+            fine=size is not None or header.sent.fine > 0,
+        )
+        return self.write(found, mode, count=tokens, size=size, schedule=schedule, seed=seed)
+
+    @torch.no_grad()
+    def look(
+        self,
+        image: Image.Image,
+        *,
+        caption: str | None = None,
+        captioner: str | None = None,
+        coarse: bool = True,
+        fine: bool = True,
+    ) -> Tokens:
+        """Find the caption and the tokens of a picture, from which `write` makes files of any size.
+
+        Args:
+            caption, captioner: As in `encode`.
+            coarse, fine: Which levels are wanted.
+
+        Raises:
+            ImageError: if the picture is outside the limits.
+            ConfigError: if the caption cannot be sent.
+        """
+        picture = image_io.normalise(image)
         said = self.describe(picture, captioner=captioner) if caption is None else caption
         text = packing.check_caption(said)
-        if header.tokens_sent == 0:  # the caption alone: no token is looked for
-            return self.write(header, np.zeros(header.grid, int), text)
+        above = torch.zeros(1, *COARSE.grid(picture.height, picture.width), dtype=torch.int64)
+        above = above.to(self.device)
+        if coarse:
+            above = self._search(picture, COARSE.name, Known(text), None)
+        below = None
+        if fine:
+            known = Known(text, above[0].cpu().numpy() if coarse else None)
+            below = self._search(picture, FINE.name, known, above if coarse else None)
+        grids = [None if t is None else t[0].cpu().numpy() for t in (above, below)]
+        assert grids[0] is not None
+        return Tokens(picture.size, text, grids[0], grids[1])
 
-        rate = MODES[mode].rate
-        modules = self.rates[rate]
-        told = _told(1.0, modules.decoder)  # (1, guidance width)
-        x = image_io.to_tensor(picture, RATES[rate].token_stride).to(self.device)  # (1, 3, H, W)
-        latent = self.vae.encode(x)  # (1, 16, H/8, W/8)
-        vectors = modules.encoder(latent)  # (1, D, h, w)
+    def _search(
+        self, picture: Image.Image, level: str, known: Known, above: Tensor | None
+    ) -> Tensor:
+        """(1, h, w) the tokens of a level; the fine ones are found beside the coarse ones above."""
+        modules, coarse = self.levels[level], self.levels[COARSE.name].quantizer
+        x = image_io.to_tensor(picture, LEVELS[level].token_stride).to(self.device)  # (1, 3, H, W)
+        vectors = modules.encoder(self.vae.encode(x))  # (1, D, h, w)
         nearest = modules.quantizer.tokens(vectors)  # (1, h, w)
-        found = search_tokens(
-            nearest,
-            modules.quantizer,
-            lambda codes: self.vae.decode(modules.decoder(codes, told).start),
-            x,
-            config=modules.search,
-            bits=lambda tile: _prices(modules.prior, tile, text),
-        )  # (1, h, w)
-        return self.write(header, found[0].cpu().numpy(), text)
+        told = _told(1.0, self.painter.decoder)  # (1, guidance width)
+        parents = None if above is None else coarse.lookup(above)  # (1, D, hp, wp)
+
+        def decode(tile: Tile, codes: Tensor) -> Tensor:
+            if level == COARSE.name:
+                fine = codes.new_zeros(
+                    *codes.shape[:2], *(PARENT_RATIO * n for n in codes.shape[2:])
+                )
+                given = Codes(fine, fine[:, :1], codes)
+            else:
+                part = None if parents is None else parents[tile.parents]
+                given = self._codes(codes, torch.ones_like(codes[:, :1]), part)
+            return self.vae.decode(self.painter.decoder(given, told).start)
+
+        def bits(tokens: Tensor, tile: Tile) -> Tensor:  # (h, w) -> (K, h, w)
+            parents = None if known.parents is None else known.parents[tile.parents]
+            # By one schedule, so that all send the same tokens.
+            found = modules.prior.choices(
+                tokens.cpu().numpy(), Known(known.caption, parents), schedule=DEFAULT_SCHEDULE
+            )
+            return torch.from_numpy(found).to(tokens.device)
+
+        return search_tokens(
+            nearest, modules.quantizer, decode, x, config=modules.search, bits=bits
+        )
 
     def describe(self, image: Image.Image, *, captioner: str | None = None) -> str:
         """Ask a captioner for a caption, by default the one that the model was trained with."""
@@ -215,11 +288,9 @@ class PerCoV2(FileCodec):
     def _steps(
         self, contents: Contents, steps: int, guidance: float, seed: int
     ) -> Generator[Step, None, None]:
-        stream, modules = contents.stream, self.rates[MODES[contents.stream.mode].rate]
-        tokens = torch.from_numpy(contents.tokens)[None].to(self.device)  # (1, h, w)
-        codes = modules.quantizer.lookup(tokens)  # (1, D, h, w)
+        stream, modules = contents.stream, self.painter
         told = _told(guidance, modules.decoder)  # (1, guidance width)
-        start, features = modules.decoder(codes, told)  # (1, 16, H/8, W/8), (1, C, H/8, W/8)
+        start, features = modules.decoder(self._given(contents), told)  # on the latent grid
         latents = sample(
             modules.flow,
             Conditions(start, features, modules.text.encode([contents.caption])),
@@ -232,6 +303,33 @@ class PerCoV2(FileCodec):
             preview = partial(self._picture, stream, latent)
             yield Step(index, steps, preview, preview() if index == steps else None)
 
+    def _given(self, contents: Contents) -> Codes:
+        """What a file says, as vectors: in place of a token not sent, the code to be expected."""
+        coarse, fine = contents.coarse, contents.fine
+        quantizer = self.levels[FINE.name].quantizer
+        codes = quantizer.lookup(
+            torch.from_numpy(fine.tokens)[None].to(self.device)
+        )  # (1, D, h, w)
+        sent = torch.from_numpy(fine.sent).to(codes)[None, None]  # (1, 1, h, w)
+        if contents.guesses is not None:
+            guesses = torch.from_numpy(contents.guesses.astype(np.float32)).to(codes.device)
+            expected = guesses / guesses.sum(1, keepdim=True) @ quantizer.codebook.float()  # (n, D)
+            codes = codes.movedim(1, -1).contiguous()  # (1, h, w, D)
+            codes[sent[:, 0] == 0] = expected
+            codes = codes.movedim(-1, 1)
+        parents = None
+        if coarse is not None:
+            tokens = torch.from_numpy(coarse.tokens)[None].to(self.device)
+            parents = self.levels[COARSE.name].quantizer.lookup(tokens)  # (1, D, hp, wp)
+        return self._codes(codes, sent, parents)
+
+    def _codes(self, fine: Tensor, sent: Tensor, parents: Tensor | None) -> Codes:
+        """All that the hyper-decoder takes; a coarse level that is left out is zero."""
+        if parents is None:
+            grid = (-(-n // PARENT_RATIO) for n in fine.shape[2:])
+            parents = fine.new_zeros(*fine.shape[:2], *grid)
+        return Codes(fine, sent, parents)
+
     @torch.inference_mode()
     def _picture(self, stream: Stream, latent: Tensor) -> Image.Image:
         return image_io.to_image(self.vae.decode(latent), size=(stream.width, stream.height))
@@ -241,9 +339,3 @@ def _told(guidance: float, decoder: HyperDecoder) -> Tensor:
     """(1, guidance width) how a hyper-decoder is told the guidance."""
     value = torch.full((1,), guidance, device=decoder.device)
     return guidance_features(value, decoder.guidance_width)
-
-
-def _prices(prior: TokenPrior, tile: Tensor, caption: str) -> Tensor:
-    """(h, w) tokens -> (K, h, w) bits; by one schedule, so that all send the same tokens."""
-    found = prior.choices(tile.cpu().numpy(), caption, schedule=DEFAULT_SCHEDULE)
-    return torch.from_numpy(found).to(tile.device)

@@ -1,24 +1,24 @@
-"""What a file says: a caption and tokens into a stream, and back, with the check value.
+"""What a file says: a caption and tokens of two levels into a stream, and back.
 
-Needs the entropy model and the caption's language model, and none of the networks that see
+Needs the entropy models and the caption's language model, and none of the networks that see
 pictures, nor the libraries that these come with. h x w token grid, K codebook size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from percov2_core.bitstream import Cut, Stream, check_value
+from percov2_core.bitstream import MAX_FILE_BYTES, Stream, check_value
 from percov2_core.caption import packing
 from percov2_core.caption.language import CaptionLanguage
-from percov2_core.config import MODES, check_whole, quoted
-from percov2_core.entropy.coder import SymbolReader, SymbolWriter
-from percov2_core.entropy.prior import TokenPrior
+from percov2_core.config import DEFAULT_SCHEDULE, check_whole
+from percov2_core.entropy.coder import PRECISION, SymbolReader, SymbolWriter
+from percov2_core.entropy.prior import Draws, Known, Step, TokenPrior
 from percov2_core.entropy.schedule import Ints, coding_order, stage_map
 from percov2_core.errors import BitstreamError, ConfigError
 
@@ -31,21 +31,38 @@ class Bits(NamedTuple):
     tokens: int
 
 
+class Tokens(NamedTuple):
+    """What the encoder found in a picture: files of every size are made from it."""
+
+    size: tuple[int, int]  # width and height of the picture, px
+    caption: str
+    coarse: Ints  # (hp, wp) in [0, K)
+    fine: Ints | None  # (h, w) in [0, K); None if none is wanted
+
+
+class LevelContents(NamedTuple):
+    """One token grid of a file."""
+
+    tokens: Ints  # (h, w) in [0, K); those that were not sent are drawn or guessed
+    sent: NDArray[np.bool_]  # (h, w) True where the token is in the file
+    bits: NDArray[np.float64]  # (h, w) what the token took, 0 where it was not sent
+    stages: Ints  # (h, w) stage of the schedule
+
+
 class Contents(NamedTuple):
     """What a file says, before any picture is painted."""
 
     stream: Stream  # the file itself
     caption: str
-    tokens: Ints  # (h, w) in [0, K), those that were not sent are sampled
-    sent: NDArray[np.bool_]  # (h, w) True where the token is in the file
-    token_bits: NDArray[np.float64]  # (h, w) bits, 0 where the token was not sent
-    stages: Ints  # (h, w) stage of the schedule
+    coarse: LevelContents | None  # None where the file leaves the level out
+    fine: LevelContents
+    guesses: NDArray[np.uint16] | None  # (n, K) frequencies of the fine tokens not sent, in order
     bits: Bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileModules:
-    """What files need of the parts that are trained per rate."""
+    """What files need of the parts that are trained per level."""
 
     prior: TokenPrior
 
@@ -57,7 +74,7 @@ class FileCodec:
     name: str
     digest: bytes
     language: CaptionLanguage
-    rates: Mapping[str, FileModules]
+    levels: Mapping[str, FileModules]  # by the names in `config.LEVELS`
 
     @property
     def fingerprint(self) -> int:
@@ -68,53 +85,153 @@ class FileCodec:
         """Ideal cost of a caption in the file, in bits."""
         return packing.caption_bits(text, self.language)
 
-    def write(self, header: Stream, tokens: Ints, caption: str) -> Stream:
-        """Put a caption and the first of (h, w) tokens in [0, K) into a file: the end of `encode`.
+    def write(
+        self,
+        tokens: Tokens,
+        mode: str = "hybrid",
+        *,
+        count: int | None = None,
+        size: int | None = None,
+        schedule: str = DEFAULT_SCHEDULE,
+        seed: int = 0,
+    ) -> Stream:
+        """Put a caption and the first tokens of the sequence into a file: the end of `encode`.
 
-        The header (see `Stream.blank`) gets a payload and a check value and, where the file may be
-        cut, a cut at every stage.
+        Args:
+            mode: Key into `config.FILE_MODES`.
+            count: How many tokens, where the mode does not say it; None is none.
+            size: Instead of mode and count: the most bytes. As many tokens are sent as fit, or
+                what `extreme` sends if that does.
+            seed: Of the tokens that the decoder draws and of its noise; other than 0 costs bytes.
 
         Raises:
-            ConfigError: if the tokens are not such, or the caption cannot be written.
+            ConfigError: if the tokens are not such, the caption cannot be written, or no file is
+                that small.
         """
-        prior = self.rates[MODES[header.mode].rate].prior
-        size, (h, w) = prior.codebook_size, header.grid
-        if tokens.shape != (h, w) or not 0 <= tokens.min() <= tokens.max() < size:
-            raise ConfigError(f"tokens must be {h} x {w} numbers in [0, {size})")
-        writer, cuts = SymbolWriter(), []
-        packing.write_caption(writer.write, caption, self.language)
-        ordered = tokens.ravel()[coding_order(header.schedule, header.grid)]  # (N,)
-        for written in prior.compress(
-            tokens, caption, schedule=header.schedule, writer=writer, sent=header.tokens_sent
-        ):
-            if header.may_be_cut:
-                shorter = replace(header, mode="hybrid", tokens_sent=written)
-                check = self._check(shorter, ordered, caption)
-                cuts.append(Cut(written, check, writer.finish()))
-        check = self._check(header, ordered, caption)
-        return replace(header, check=check, payload=writer.finish(), cuts=tuple(cuts))
+        if size is not None:
+            size = check_whole("size", size, 1, MAX_FILE_BYTES)
+            if tokens.fine is not None:
+                whole = self.write(tokens, "extreme", schedule=schedule, seed=seed)
+                if len(whole.to_bytes()) <= size:
+                    return whole
+            mode, count = "hybrid", sum(_lengths(tokens))
+        header = Stream.blank(
+            tokens.size, mode, self.fingerprint, schedule=schedule, tokens=count, seed=seed
+        )
+        self._check_tokens(header, tokens)
+        if size is None:
+            return self._written(header, tokens, self._stages(header, tokens))
+        return self._fitted(header, tokens, size)
 
     def truncate(
-        self, stream: Stream, *, stage: int | None = None, tokens: int | None = None
+        self,
+        stream: Stream,
+        *,
+        stage: int | None = None,
+        tokens: int | None = None,
+        size: int | None = None,
     ) -> Stream:
-        """The hybrid stream of the first stages, or of the first tokens, of any stream.
+        """A shorter file of the same picture, made without it.
+
+        Args:
+            stage: How many stages to keep, those of the coarse level first; 0 is the caption alone.
+            tokens: Or how many tokens.
+            size: Or the most bytes.
 
         Raises:
-            ConfigError: if not exactly one of `stage` and `tokens` is given, it is out of range,
-                or the mode does not allow it.
+            ConfigError: if not exactly one of them is given, or it is out of range.
             BitstreamError: if the file is damaged or of another model.
         """
-        if (stage is None) == (tokens is None):
-            got = f"{quoted(stage)} and {quoted(tokens)}"
-            raise ConfigError(f"truncate: give stage or tokens, got {got}")
-        header = check_stream(stream)
-        header.check_may_be_cut()
+        wanted = {"stage": stage, "tokens": tokens, "size": size}
+        if len(given := [name for name, value in wanted.items() if value is not None]) != 1:
+            listed = ", ".join(given) or "none"
+            raise ConfigError(f"truncate: give one of stage, tokens and size, got {listed}")
+        ends = self.stage_ends(check_stream(stream))
+        if stage is not None:
+            tokens = ends[check_whole("stage", stage, 0, len(ends) - 1)]
         if tokens is not None:
-            left = check_whole("tokens", tokens, 0, stream.tokens_sent)
-            header = replace(stream, mode="hybrid", tokens_sent=left)
+            tokens = check_whole("tokens", tokens, 0, stream.tokens_sent)
         contents = self.read(stream)
-        written = self.write(header, contents.tokens, contents.caption)
-        return written if stage is None else written.truncate(stage)
+        shorter = replace(
+            stream,
+            mode="hybrid" if stream.has_coarse else "fine-only",
+            tokens_sent=stream.tokens_sent if tokens is None else tokens,
+        )
+        coarse = (
+            np.zeros(stream.coarse_grid, int) if contents.coarse is None else contents.coarse.tokens
+        )
+        found = Tokens(
+            (stream.width, stream.height), contents.caption, coarse, contents.fine.tokens
+        )
+        if size is None:
+            return self._written(shorter, found, self._stages(shorter, found))
+        return self._fitted(shorter, found, check_whole("size", size, 1, MAX_FILE_BYTES))
+
+    def stage_ends(self, stream: Stream) -> list[int]:
+        """Tokens after each stage that a file has begun, from 0 for the caption alone."""
+        grids = [stream.coarse_grid] * stream.has_coarse + [stream.fine_grid]
+        sizes = np.concatenate([np.bincount(stage_map(stream.schedule, g).ravel()) for g in grids])
+        ends = [0, *np.cumsum(sizes).tolist()]
+        return [end for end in ends if end < stream.tokens_sent] + [stream.tokens_sent]
+
+    def _check_tokens(self, header: Stream, tokens: Tokens) -> None:
+        wanted = {"coarse": header.coarse_grid} if header.sent.coarse else {}
+        if header.sent.fine:
+            wanted["fine"] = header.fine_grid
+        for name, grid in wanted.items():
+            found, most = getattr(tokens, name), self.levels[name].prior.codebook_size
+            if found is None or found.shape != grid or not 0 <= found.min() <= found.max() < most:
+                h, w = grid
+                raise ConfigError(f"{name} tokens must be {h} x {w} numbers in [0, {most})")
+
+    def _stages(self, header: Stream, tokens: Tokens) -> Iterator[tuple[Ints, Step]]:
+        """All tokens of a level, and a stage of it: everything that the header wants sent."""
+        coarse, fine = header.sent
+        known = Known(tokens.caption)
+        for step in self.levels["coarse"].prior.compress(
+            tokens.coarse, known, schedule=header.schedule, sent=coarse
+        ):
+            yield tokens.coarse, step
+        if fine and tokens.fine is not None:
+            known = Known(tokens.caption, tokens.coarse if header.has_coarse else None)
+            for step in self.levels["fine"].prior.compress(
+                tokens.fine, known, schedule=header.schedule, sent=fine
+            ):
+                yield tokens.fine, step
+
+    def _written(
+        self, header: Stream, tokens: Tokens, steps: Iterator[tuple[Ints, Step]]
+    ) -> Stream:
+        writer, left = SymbolWriter(), header.tokens_sent
+        packing.write_caption(writer.write, tokens.caption, self.language)
+        for level, (positions, freqs, _) in steps:
+            here = positions[:left]
+            writer.write(level.ravel()[here], freqs[: len(here)])
+            left -= len(here)
+        check = self._check(header, tokens)
+        return replace(header, check=check, payload=writer.finish())
+
+    def _fitted(self, header: Stream, tokens: Tokens, size: int) -> Stream:
+        """As many tokens as fit into so many bytes, of those that the header wants sent."""
+        spent, steps = self.caption_bits(tokens.caption), []
+        budget = 8 * (size - len(replace(header, tokens_sent=0).header_bytes()))
+        counts = [0]
+        for level, step in self._stages(header, tokens):
+            if spent > budget:
+                break
+            steps.append((level, step))
+            chosen = step.freqs[np.arange(len(step.positions)), level.ravel()[step.positions]]
+            ends = spent + np.cumsum(PRECISION - np.log2(chosen))
+            counts.append(counts[-1] + int((ends <= budget).sum()))
+            spent = float(ends[-1])
+        for count in range(counts[-1], -1, -1):  # the coder's end takes up to a byte more
+            stream = self._written(replace(header, tokens_sent=count), tokens, iter(steps))
+            if len(stream.to_bytes()) <= size:
+                return stream
+        raise ConfigError(
+            f"size: the caption alone takes {len(stream.to_bytes())} bytes, got {size}; a shorter "
+            "caption takes fewer"
+        )
 
     def read(self, stream: Stream) -> Contents:
         """What a file says, and what each part of it costs: the first half of `decode`.
@@ -129,40 +246,65 @@ class FileCodec:
             )
         reader = SymbolReader(stream.payload)
         caption = packing.read_caption(reader.read, self.language)
-        caption_bits = reader.ideal_bits
-        tokens, token_bits = self.rates[MODES[stream.mode].rate].prior.decompress(
+        caption_bits, schedule, sent = reader.ideal_bits, stream.schedule, stream.sent
+        coarse = None
+        if stream.has_coarse:
+            coarse = self.levels["coarse"].prior.decompress(
+                reader,
+                stream.coarse_grid,
+                Known(caption),
+                schedule=schedule,
+                sent=sent.coarse,
+                draws=Draws(stream.seed, caption),
+            )
+        fine = self.levels["fine"].prior.decompress(
             reader,
-            stream.grid,
-            caption=caption,
-            schedule=stream.schedule,
-            sent=stream.tokens_sent,
-            seed=stream.seed,
-        )  # (h, w), (h, w)
+            stream.fine_grid,
+            Known(caption, None if coarse is None else coarse.tokens),
+            schedule=schedule,
+            sent=sent.fine,
+            draws=None,
+        )
         reader.close()
-        order = coding_order(stream.schedule, stream.grid)
-        if (check := self._check(stream, tokens.ravel()[order], caption)) != stream.check:
+        size, none = (stream.width, stream.height), np.zeros(stream.coarse_grid, dtype=np.int64)
+        found = Tokens(size, caption, none if coarse is None else coarse.tokens, fine.tokens)
+        if (check := self._check(stream, found)) != stream.check:
             raise BitstreamError(
                 f"check value: contents give {check:04x}, file says {stream.check:04x}: "
                 "the file is damaged or was written by another entropy model"
             )
-        sent = np.zeros(stream.grid, dtype=np.bool_)
-        sent.reshape(-1)[order[: stream.tokens_sent]] = True
         payload = 8 * len(stream.payload)
         spent = min(payload, round(caption_bits)) if stream.tokens_sent else payload
         return Contents(
             stream=stream,
             caption=caption,
-            tokens=tokens,
-            sent=sent,
-            token_bits=token_bits,
-            stages=stage_map(stream.schedule, stream.grid),
-            bits=Bits(8 * stream.sizes.header, spent, payload - spent),
+            coarse=None
+            if coarse is None
+            else _level(coarse.tokens, coarse.bits, schedule, sent.coarse),
+            fine=_level(fine.tokens, fine.bits, schedule, sent.fine),
+            guesses=fine.guesses,
+            bits=Bits(8 * len(stream.header_bytes()), spent, payload - spent),
         )
 
-    def _check(self, stream: Stream, ordered: Ints, caption: str) -> int:
-        """Check value of a stream that holds the first of these tokens, (N,) in coding order."""
-        tokens = ordered[: stream.tokens_sent].astype("<u2").tobytes()
-        return check_value(stream, caption, tokens=tokens, model=self.digest)
+    def _check(self, stream: Stream, tokens: Tokens) -> int:
+        """Check value of a stream that holds the first of these tokens."""
+        levels = ((tokens.coarse, stream.sent.coarse), (tokens.fine, stream.sent.fine))
+        ordered = [
+            level.ravel()[coding_order(stream.schedule, level.shape)[:sent]].astype("<u2").tobytes()
+            for level, sent in levels
+            if sent and level is not None
+        ]
+        return check_value(stream, tokens.caption, tokens=b"".join(ordered), model=self.digest)
+
+
+def _level(tokens: Ints, bits: NDArray[np.float64], schedule: str, count: int) -> LevelContents:
+    sent = np.zeros(tokens.shape, dtype=np.bool_)
+    sent.reshape(-1)[coding_order(schedule, tokens.shape)[:count]] = True
+    return LevelContents(tokens, sent, bits, stage_map(schedule, tokens.shape))
+
+
+def _lengths(tokens: Tokens) -> list[int]:
+    return [grid.size for grid in (tokens.coarse, tokens.fine) if grid is not None]
 
 
 def check_stream(stream: Stream) -> Stream:

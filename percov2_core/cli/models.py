@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from percov2_core.cli.terminal import Commands, add_device, add_model
-from percov2_core.config import RATES
+from percov2_core.config import LEVELS
 
 # The names of `training.recipes.STAGES`; importing them from there would pull in torch.
-STAGES = ("autoencoder", *RATES, *(f"masked-{rate}" for rate in RATES), "caption", "cache")
+_MASKED = tuple(f"masked-{level}" for level in LEVELS)
+STAGES = ("autoencoder", "tokens", *_MASKED, "painter", "caption", "cache")
 
 
 def add_train(commands: Commands) -> None:
@@ -28,7 +29,7 @@ def add_train(commands: Commands) -> None:
     add_device(parser)
     add("--config", type=Path, help="recipe, a JSON file of settings")
     add("--vae", type=Path, help="folder of the trained autoencoder")
-    add("--parts", type=Path, help="masked-*: folder of the rate's modules")
+    add("--parts", type=Path, help="masked-*, painter: folder of the levels and the painter")
     add("--init", type=Path, help="folder of a run of this stage to start from")
     add("--perceptual", type=Path, help="SqueezeNet weights for the loss")
     add("--pictures", type=Path, help="folder of pictures to score on")

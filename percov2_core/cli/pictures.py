@@ -8,10 +8,10 @@ import json
 from math import prod
 from pathlib import Path
 
-from percov2_core.bitstream import MAX_SEED
+from percov2_core.bitstream import MAX_FILE_BYTES, MAX_SEED
 from percov2_core.cli.files import STANDARD, Output, add_output, read_stream, standard_input
 from percov2_core.cli.terminal import GUIDANCE, SIDE, STEPS, Commands, Progress, add_model, within
-from percov2_core.config import DEFAULT_SCHEDULE, MAX_SIDE_PX, MODES, PRESETS, RATES, SCHEDULES
+from percov2_core.config import DEFAULT_SCHEDULE, LEVELS, MAX_SIDE_PX, MODES, PRESETS, SCHEDULES
 from percov2_core.errors import ConfigError
 from percov2_core.metrics import bits_per_pixel
 
@@ -21,7 +21,7 @@ CAPTIONERS = ("auto", "describer", "blip", "fixed")
 # All are lossless: another loss on top would be taken for the codec's.
 PILLOW_FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP", ".ppm": "PPM"}
 
-_TOKENS = within(0, prod(RATES[MODES["hybrid"].rate].grid(MAX_SIDE_PX, MAX_SIDE_PX)))
+_TOKENS = within(0, sum(prod(v.grid(MAX_SIDE_PX, MAX_SIDE_PX)) for v in LEVELS.values()))
 
 
 def add_compress(commands: Commands) -> None:
@@ -30,8 +30,9 @@ def add_compress(commands: Commands) -> None:
     add("picture", metavar="IN", help="picture to read, - for standard input")
     add_output(parser, "file to write: .pcv2; - for standard output")
     add("--fit", type=SIDE, metavar="N", help="reduce a larger picture to N pixels, longest side")
-    add("--mode", choices=MODES, default="extreme", help="how much is sent")
+    add("--mode", choices=MODES, help="how much is sent (default: extreme)")
     add("--tokens", type=_TOKENS, metavar="K", help="hybrid: tokens to send (default: 0)")
+    add("--size", type=within(1, MAX_FILE_BYTES), metavar="N", help="instead: at most N bytes")
     add("--schedule", choices=SCHEDULES, default=DEFAULT_SCHEDULE, help="order of the tokens")
     add("--caption", metavar="TEXT", help="your own words for the picture (default: a captioner's)")
     add("--captioner", choices=CAPTIONERS, help="who describes the picture (default: the model's)")
@@ -44,8 +45,11 @@ def compress(args: argparse.Namespace) -> None:
         raise ConfigError("--captioner fixed: needs --caption TEXT, got none")
     if args.caption is not None and args.captioner not in (None, "fixed"):
         raise ConfigError(f"--caption: takes the place of --captioner {args.captioner}, got both")
-    if args.tokens is not None and not MODES[args.mode].partial:
-        raise ConfigError(f"--tokens: needs --mode hybrid, got --mode {args.mode}")
+    mode = args.mode or "extreme"
+    if args.tokens is not None and not MODES[mode].partial:
+        raise ConfigError(f"--tokens: needs --mode hybrid, got --mode {mode}")
+    if args.size is not None and args.mode:
+        raise ConfigError(f"--size: takes the place of --mode {args.mode}, got both")
     output = Output(args.output, args.force)
     output.check((".pcv2",), source=args.picture)
     # Loads Pillow, and not torch: a wrong picture is refused before anything takes seconds.
@@ -58,10 +62,11 @@ def compress(args: argparse.Namespace) -> None:
 
         stream = load_codec(args.model).encode(
             image,
-            mode=args.mode,
+            mode=mode,
             caption=args.caption,
             schedule=args.schedule,
             tokens=args.tokens,
+            size=args.size,
             captioner=args.captioner,
         )
     data = stream.to_bytes()
@@ -128,7 +133,8 @@ def inspect(args: argparse.Namespace) -> None:
     print(f"size      {stream.width}x{stream.height}")
     print(f"mode      {stream.mode}")
     print(f"schedule  {stream.schedule}")
-    print(f"tokens    {stream.tokens_sent} of {stream.tokens_total} sent")
+    for level, sent in stream.sent._asdict().items():
+        print(f"{level:<10}{sent} of {getattr(stream.tokens_total, level)} tokens sent")
     # Quoted: a stranger's caption may hold characters that command a terminal.
     print(f"caption   {contents.caption!r}")
     for part, cost in bits.items():

@@ -134,6 +134,10 @@ class ExactModel:
             Window.of(self._product(f"mix_{name}", most=CODE_LIMIT), self.table(name))
             for name in ("codes", "words")
         )
+        self.mix_parents: Window | None = None
+        if config.ratio:
+            product = self._product("mix_parents", most=CODE_LIMIT)
+            self.mix_parents = Window.of(product, self.table("parents"))
         self.out = self._product("out", length=self._normed)
         self.content = [self._layer(f"content.{i}") for i in range(config.content_layers)]
         self.queries = [self._layer(f"queries.{i}") for i in range(config.query_layers)]

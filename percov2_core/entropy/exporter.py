@@ -6,6 +6,7 @@ matrix behind it. Everything that the twin multiplies, adds or looks up is fixed
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import log
 
 import torch
@@ -39,6 +40,7 @@ def export(model: mm.MaskedImageModel) -> exact.ExactModel:
         "exponential": _exponential(),
         **_product("mix_codes", model.mix_codes, step=code_step, unit=_RESIDUAL),
         **_product("mix_words", model.mix_words, step=word_step, unit=_RESIDUAL),
+        **_parents(model),
         **_product("out", model.out, step=_NORMED, unit=_LOGIT_UNIT, gain=model.norm.gain),
     }
     for name, tower in (("content", model.content), ("queries", model.queries)):
@@ -49,25 +51,81 @@ def export(model: mm.MaskedImageModel) -> exact.ExactModel:
     return exact.ExactModel(model.config, tables)
 
 
+@torch.no_grad()
+def restore(twin: exact.ExactModel, config: mm.MaskedModelConfig) -> mm.MaskedImageModel:
+    """A floating-point model that a twin could come from, to train on.
+
+    `config` may add to the twin's a coarser level: it changes nothing at first.
+    """
+    model, t = mm.MaskedImageModel(config), twin.tables
+    code_step = 4 / exact.CODE_LIMIT  # embeddings of about unit variance
+    model.codes.weight.copy_(t["codes"] * code_step)
+    model.words.weight.copy_(t["words"] * code_step)
+    for name in ("rows", "columns", "word_places"):
+        getattr(model, name).weight.copy_(t[name] * _RESIDUAL)
+    _fill(model.mix_codes, t, "mix_codes", step=code_step, unit=_RESIDUAL)
+    _fill(model.mix_words, t, "mix_words", step=code_step, unit=_RESIDUAL)
+    _fill(model.out, t, "out", step=_NORMED, unit=_LOGIT_UNIT)
+    if config.ratio and not twin.config.ratio:
+        nn.init.zeros_(model.mix_parents.weight)
+        nn.init.zeros_(model.mix_parents.bias)
+        nn.init.zeros_(model.below.weight)
+    elif config.ratio:
+        model.parents.weight.copy_(t["parents"] * code_step)
+        model.below.weight.copy_(t["below"] * _RESIDUAL)
+        _fill(model.mix_parents, t, "mix_parents", step=code_step, unit=_RESIDUAL)
+    for name, tower in (("content", model.content), ("queries", model.queries)):
+        tower.bias.copy_(t[f"{name}.bias"] * 2.0**-exact.SCORE_BITS)
+        tower.word_bias.copy_(t[f"{name}.word_bias"] * 2.0**-exact.SCORE_BITS)
+        for i, layer in enumerate(tower.layers):
+            assert isinstance(layer, mm.Layer)
+            for part, (step, unit) in _units(layer, t[f"{name}.{i}.bits"].tolist()).items():
+                _fill(getattr(layer, part), t, f"{name}.{i}.{part}", step=step, unit=unit)
+    return model
+
+
+def _fill(linear: nn.Linear, t: dict[str, Tensor], name: str, *, step: float, unit: float) -> None:
+    """The inverse of `_product`."""
+    scale = t[f"{name}.scale"].double() * (unit / step)
+    linear.weight.copy_(t[f"{name}.weight"].T * scale[:, None])
+    linear.bias.copy_((t[f"{name}.offset"].double() - 0.5) * unit)
+
+
+def _units(layer: mm.Layer, bits: Sequence[int]) -> dict[str, tuple[float, float]]:
+    """What one unit of input and of output of each matrix stands for."""
+    mixed_step, hidden_step = (2.0**-b for b in bits)
+    # The query's division by the root of the head width is folded into its unit.
+    root = (layer.query.out_features // layer.heads) ** 0.5
+    return {
+        "query": (_NORMED, root * 2.0**-exact.QUERY_BITS),
+        "key": (_NORMED, 2.0**-exact.KEY_BITS),
+        "value": (_NORMED, 2.0**-exact.VALUE_BITS),
+        "out": (mixed_step, _RESIDUAL),
+        "up": (_NORMED, hidden_step),
+        "down": (hidden_step, _RESIDUAL),
+    }
+
+
 def _layer(name: str, layer: mm.Layer) -> dict[str, Tensor]:
     """Tables of one layer; what its attention and its hidden part put out is as fine as fits."""
-    root = (layer.query.out_features // layer.heads) ** 0.5
     mixed_bits = _finest_bits(layer.out.weight, clip=mm.VALUE_CLIP)
     hidden_bits = _finest_bits(layer.down.weight, clip=mm.HIDDEN_CLIP)
     into, memory, up = layer.norm.gain, layer.memory_norm.gain, layer.hidden_norm.gain
-    # The query's division by the root of the head width is folded into its unit.
-    query_unit = root * 2.0**-exact.QUERY_BITS
-    key_unit, value_unit = 2.0**-exact.KEY_BITS, 2.0**-exact.VALUE_BITS
-    mixed_step, hidden_step = 2.0**-mixed_bits, 2.0**-hidden_bits
-    return {
-        f"{name}.bits": torch.tensor([mixed_bits, hidden_bits], dtype=torch.int32),
-        **_product(f"{name}.query", layer.query, step=_NORMED, unit=query_unit, gain=into),
-        **_product(f"{name}.key", layer.key, step=_NORMED, unit=key_unit, gain=memory),
-        **_product(f"{name}.value", layer.value, step=_NORMED, unit=value_unit, gain=memory),
-        **_product(f"{name}.out", layer.out, step=mixed_step, unit=_RESIDUAL),
-        **_product(f"{name}.up", layer.up, step=_NORMED, unit=hidden_step, gain=up),
-        **_product(f"{name}.down", layer.down, step=hidden_step, unit=_RESIDUAL),
-    }
+    gains = {"query": into, "key": memory, "value": memory, "up": up}
+    tables = {f"{name}.bits": torch.tensor([mixed_bits, hidden_bits], dtype=torch.int32)}
+    for part, (step, unit) in _units(layer, (mixed_bits, hidden_bits)).items():
+        linear = getattr(layer, part)
+        tables |= _product(f"{name}.{part}", linear, step=step, unit=unit, gain=gains.get(part))
+    return tables
+
+
+def _parents(model: mm.MaskedImageModel) -> dict[str, Tensor]:
+    """Tables of the coarser level, if there is one."""
+    if not model.config.ratio:
+        return {}
+    parents, step = _to_int8(model.parents.weight)
+    mixed = _product("mix_parents", model.mix_parents, step=step, unit=_RESIDUAL)
+    return {"parents": parents, "below": _to_grid(model.below.weight, _RESIDUAL), **mixed}
 
 
 def _product(

@@ -1,15 +1,17 @@
 """The masked image model in floating point: trained here, run as its integer twin (`exact`).
 
 Letters: B batch, h x w token grid, N = h * w tokens, W words of the caption, K codebook size,
-D width, A attention heads, R = 25 tokens in a 5 x 5 neighbourhood.
+D width, A attention heads, R = 25 tokens in a 5 x 5 neighbourhood. Parents are the tokens of the
+coarser level, a hp x wp grid: each stands above `ratio` x `ratio` tokens.
 
     tokens known --> content tower: sees words and the stages up to its own
                           |  keys and values
     token wanted --> query tower: sees words and the stages before its own --> logits
 
 Both towers start from the 5 x 5 neighbourhood of the position, in which what is not known yet
-is replaced by a mask entry. One pass gives the logits of all stages at once (M2T, Mentzer et al.
-2023), and with kept keys and values a decoder computes each position once.
+is replaced by a mask entry, and from that of its parent. One pass gives the logits of all stages
+at once (M2T, Mentzer et al. 2023), and with kept keys and values a decoder computes each position
+once.
 
 Only operations that the twin can repeat in integers are used: ReLU attention divided by its sum
 instead of softmax, RMS norm, ReLU, and activations clipped to known ranges.
@@ -62,6 +64,7 @@ class MaskedModelConfig:
     vocabulary: tuple[str, ...] = ()  # words with a row of their own, in lower case
     max_words: int = 40  # of a caption that are looked at
     dropout: float = 0.0  # share of branch outputs dropped in training
+    ratio: int = 0  # tokens below one parent, along a side; 0: there is no coarser level
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -118,6 +121,14 @@ def relative_indices(grid: Grid) -> NDArray[np.int32]:
     side = 2 * MAX_TILE - 1
     dy, dx = (axis[:, None] - axis[None, :] + MAX_TILE - 1 for axis in (y, x))
     return np.asarray(dy * side + dx, dtype=np.int32)
+
+
+@lru_cache(maxsize=32)
+def parent_indices(grid: Grid, ratio: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(N,) flat index of each token's parent, (N,) the token's place below it."""
+    y, x = (axis.ravel() for axis in np.indices(grid))
+    columns = -(-grid[1] // ratio)
+    return y // ratio * columns + x // ratio, y % ratio * ratio + x % ratio
 
 
 def place_indices(grid: Grid) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -222,6 +233,11 @@ class MaskedImageModel(nn.Module):
         self.mix_codes = nn.Linear(NEIGHBOURS * code, width)
         self.rows = nn.Embedding(MAX_TILE, width)
         self.columns = nn.Embedding(MAX_TILE, width)
+        if config.ratio:
+            self.parents = nn.Embedding(config.codebook_size + 2, code)
+            self.mix_parents = nn.Linear(NEIGHBOURS * code, width)
+            self.below = nn.Embedding(config.ratio**2, width)
+            nn.init.normal_(self.below.weight, std=0.3)
         self.words = nn.Embedding(FIRST_WORD + len(config.vocabulary), code)
         self.mix_words = nn.Linear((2 * WORD_REACH + 1) * code, width)
         self.word_places = nn.Embedding(config.max_words, width)
@@ -232,33 +248,39 @@ class MaskedImageModel(nn.Module):
         for table in (self.rows, self.columns, self.word_places):
             nn.init.normal_(table.weight, std=0.3)
 
-    def forward(self, tokens: Tensor, words: Tensor, stage_map: Tensor) -> Tensor:
+    def forward(
+        self, tokens: Tensor, words: Tensor, stage_map: Tensor, parents: Tensor | None = None
+    ) -> Tensor:
         """(B, h, w, K) float logits of all tokens, each from the stages before its own.
 
         Args:
             tokens: (B, h, w) int64 in [0, K).
             words: (B, W) int64 word ids, filled up with `PAD_WORD`.
             stage_map: (h, w) int64, the stage of every token.
+            parents: (B, hp, wp) int64 in [0, K], K where the parent is not known; None if none is.
         """
         grid = (tokens.shape[1], tokens.shape[2])
         stage = stage_map.flatten()
         flat = tokens.flatten(1)
         phrase = self.read_words(words)  # (B, W, D)
+        above = self.read_parents(parents, grid)  # (B or 1, N, D)
         seen = stage[None, :] <= stage[:, None]  # (N, N), looking position first
-        x = self._start(flat, stage, grid, upto_own=True)
+        x = self._start(flat, stage, grid, upto_own=True) + above
         bias = self.content.biases(words, grid, visible=seen)
         for layer in self.content.layers:
             x = layer(x, phrase, x, bias)
-        y = self._start(flat, stage, grid, upto_own=False)
+        y = self._start(flat, stage, grid, upto_own=False) + above
         bias = self.queries.biases(words, grid, visible=stage[None, :] < stage[:, None])
         for layer in self.queries.layers:
             y = layer(y, phrase, x, bias)
         logits: Tensor = self.out(self.norm(y))
         return logits.reshape(*tokens.shape, self.config.codebook_size)
 
-    def bits(self, tokens: Tensor, words: Tensor, stage_map: Tensor) -> Tensor:
+    def bits(
+        self, tokens: Tensor, words: Tensor, stage_map: Tensor, parents: Tensor | None = None
+    ) -> Tensor:
         """(B, h, w) bits that each token would take; arguments as in `forward`."""
-        logits = self(tokens, words, stage_map).float()
+        logits = self(tokens, words, stage_map, parents).float()
         return F.cross_entropy(logits.movedim(-1, 1), tokens, reduction="none") / log(2)
 
     def read_words(self, words: Tensor) -> Tensor:
@@ -269,6 +291,23 @@ class MaskedImageModel(nn.Module):
         place = self.word_places.weight[: words.shape[1]]
         phrase: Tensor = self.mix_words(self.words(windows).flatten(2)) + place
         return phrase
+
+    def read_parents(self, parents: Tensor | None, grid: Grid) -> Tensor | float:
+        """(B, hp, wp) parents of the tokens of a grid -> (B, N, D), each with its neighbours."""
+        if not self.config.ratio:
+            return 0.0
+        above, place = (
+            torch.from_numpy(i).to(self.below.weight.device)
+            for i in parent_indices(grid, self.config.ratio)
+        )
+        shape = tuple(-(-side // self.config.ratio) for side in grid)
+        if parents is None:
+            parents = torch.full((1, *shape), self.config.mask_id, device=above.device)
+        index = torch.from_numpy(neighbour_indices(shape)).to(above.device)
+        ids = F.pad(parents.flatten(1), (0, 1), value=self.config.outside_id)[:, index]
+        mixed: Tensor = self.mix_parents(self.parents(ids).flatten(2))  # (B, hp wp, D)
+        placed: Tensor = mixed[:, above] + self.below(place)
+        return placed
 
     def _start(self, flat: Tensor, stage: Tensor, grid: Grid, *, upto_own: bool) -> Tensor:
         """(B, N) tokens -> (B, N, D) from the known part of each neighbourhood."""

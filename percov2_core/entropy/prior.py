@@ -4,7 +4,8 @@ h x w token grid, N = h * w tokens, K codebook size. Flat positions count row by
 
 A grid is coded in one total order: stage by stage, in each stage tile by tile, in each tile along
 the schedule's own order. A file that holds k tokens holds the first k of this order, and the
-decoder draws the others from the model, see `Draws`.
+decoder finds the others with the model: on the coarse level it draws them, see `Draws`, on the fine
+level it says how likely each code is. Both are integers, the same on every machine.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from percov2_core.entropy.coder import PRECISION, TOTAL, SymbolReader, SymbolWriter
+from percov2_core.entropy.coder import PRECISION, TOTAL, SymbolReader
 from percov2_core.entropy.exact import ExactModel
 from percov2_core.entropy.masked_model import word_ids
-from percov2_core.entropy.schedule import Grid, Ints, Tile
-from percov2_core.entropy.session import Session
+from percov2_core.entropy.schedule import Grid, Ints, Tile, coding_order
+from percov2_core.entropy.session import Session, read_parents
 
 # The encoder takes stages together up to so many tokens: calls of few tokens cost more than their
 # numbers, and of many the numbers are wasted on what each stage hides from the others.
@@ -35,11 +37,19 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
+class Known(NamedTuple):
+    """What the reader of a grid knows before its tokens."""
+
+    caption: str
+    parents: Ints | None = None  # (hp, wp) tokens of the coarser level; None if there are none
+
+
 class Decompressed(NamedTuple):
     """What a reader gets."""
 
     tokens: Ints  # (h, w) in [0, K)
-    bits: NDArray[np.float64]  # (h, w) what each token took, 0 where it was drawn
+    bits: NDArray[np.float64]  # (h, w) what each token took, 0 where it was not sent
+    guesses: NDArray[np.uint16] | None  # (n, K) frequencies of the tokens not sent, row by row
 
 
 class Step(NamedTuple):
@@ -47,44 +57,35 @@ class Step(NamedTuple):
 
     positions: Ints  # (n,) flat positions in the whole grid
     freqs: NDArray[np.uint32]  # (n, K), each row sums to 2**16
+    rest: bool = False  # whether these are what no file holds
 
 
 class TokenPrior:
-    """The entropy model of one rate."""
+    """The entropy model of one level."""
 
     def __init__(self, model: ExactModel) -> None:
         self.model = model
         self.codebook_size = model.config.codebook_size
 
-    def compress(
-        self, tokens: Ints, caption: str, *, schedule: str, writer: SymbolWriter, sent: int
-    ) -> Iterator[int]:
-        """Write the first tokens of a grid, stage by stage, as the iterator is asked.
-
-        Args:
-            tokens: (h, w) in [0, K).
-            caption: What the reader will know before the tokens.
-            schedule: One of `config.SCHEDULES`.
-            writer: The stream, open; what is in it already stays.
-            sent: How many tokens to write.
-
-        Yields:
-            How many are written, from 0 on: where the file may end.
-        """
-        done = 0
-        yield done
-        steps = self._walk(tokens, caption, schedule=schedule, sent=sent, full=True)
-        while done < sent:
-            positions, freqs = next(steps)
-            here = positions[: sent - done]
-            writer.write(tokens.ravel()[here], freqs[: len(here)])
-            done += len(here)
-            yield done
+    def compress(self, tokens: Ints, known: Known, *, schedule: str, sent: int) -> Iterator[Step]:
+        """Frequencies of the first `sent` tokens of a grid, (h, w) in [0, K), stage by stage."""
+        yield from self._walk(tokens, known, schedule=schedule, sent=sent, full=True)
 
     def decompress(
-        self, reader: SymbolReader, grid: Grid, *, caption: str, schedule: str, sent: int, seed: int
+        self,
+        reader: SymbolReader,
+        grid: Grid,
+        known: Known,
+        *,
+        schedule: str,
+        sent: int,
+        draws: Draws | None,
     ) -> Decompressed:
-        """Read the tokens that were sent and draw the others.
+        """Read the tokens that were sent and find the others.
+
+        Args:
+            draws: The others are drawn by these, stage by stage. None guesses them, all at once:
+                each gets its likeliest token, and `guesses` says how sure that is.
 
         Raises:
             BitstreamError: if the stream is damaged or too short.
@@ -95,48 +96,77 @@ class TokenPrior:
         if schedule == "uniform":
             likeliest = int(self._uniform(1).max())
         reader.expect(sent, sent * (PRECISION - log2(likeliest)))
-        flat, flat_bits, done, draws = tokens.reshape(-1), bits.reshape(-1), 0, None
-        known: list[Ints] = []
-        for positions, freqs in self._walk(tokens, caption, schedule=schedule, sent=sent):
-            count = min(len(positions), sent - done)
-            here, drawn = positions[:count], positions[count:]
+        flat, flat_bits, done = tokens.reshape(-1), bits.reshape(-1), 0
+        guesses: dict[int, NDArray[np.uint16]] = {}
+        for positions, freqs, rest in self._walk(
+            tokens, known, schedule=schedule, sent=sent, draw=draws is not None
+        ):
+            count = 0 if rest else min(len(positions), sent - done)
+            here, others = positions[:count], positions[count:]
             flat[here] = reader.read(freqs[:count])
             flat_bits[here] = _bits(freqs[np.arange(count), flat[here]])
-            known.append(flat[here])
             done += count
-            if len(drawn):
-                draws = draws or Draws(seed, caption, np.concatenate(known))
-                flat[drawn] = draws.take(freqs[count:])
-        return Decompressed(tokens, bits)
+            if draws:
+                draws.tell(flat[here])
+            if draws and len(others):
+                flat[others] = draws.take(freqs[count:])
+            elif len(others):
+                flat[others] = freqs[count:].argmax(axis=1)
+                guesses |= zip(others.tolist(), freqs[count:].astype(np.uint16), strict=True)
+        if draws or not guesses:
+            return Decompressed(tokens, bits, None)
+        return Decompressed(tokens, bits, np.stack([guesses[i] for i in sorted(guesses)]))
 
-    def choices(self, tokens: Ints, caption: str, *, schedule: str) -> NDArray[np.float32]:
+    def choices(self, tokens: Ints, known: Known, *, schedule: str) -> NDArray[np.float32]:
         """(h, w) tokens -> (K, h, w) bits that each code would take in each place."""
         bits = np.empty((self.codebook_size, tokens.size), dtype=np.float32)
-        steps = self._walk(tokens, caption, schedule=schedule, sent=tokens.size, full=True)
-        for positions, freqs in steps:
+        for positions, freqs, _ in self.compress(
+            tokens, known, schedule=schedule, sent=tokens.size
+        ):
             bits[:, positions] = _bits(freqs.T)
         return bits.reshape(-1, *tokens.shape)
 
     def _walk(
-        self, tokens: Ints, caption: str, *, schedule: str, sent: int, full: bool = False
+        self,
+        tokens: Ints,
+        known: Known,
+        *,
+        schedule: str,
+        sent: int,
+        full: bool = False,
+        draw: bool = False,
     ) -> Iterator[Step]:
-        """Yield all stages. `tokens` must hold those of a step before the next is asked for.
+        """Yield the stages of what is sent, then those to be drawn, or else the rest at once.
 
-        The encoder brings all tokens (`full`), the decoder fills them in: both see the same
-        frequencies.
+        The encoder brings all tokens (`full`) and asks for nothing that is not sent. The decoder
+        fills them in: `tokens` must hold those of a step before the next is asked for. Both see
+        the same frequencies.
         """
-        parts, known = Tile.all_of(tokens.shape), None
+        parts, first = Tile.all_of(tokens.shape), None
         if schedule == "uniform":
             positions = np.concatenate([part.positions for part in parts])[:sent]
             if sent:
                 yield Step(positions, self._uniform(sent))
-            if sent == tokens.size:
-                return
-            # Without a model nothing could be drawn: what was not sent follows in `qlds` stages.
-            schedule, known = "qlds", np.isin(np.arange(tokens.size), positions)
-        words = word_ids(caption, self.model.config)
+            # Without a model nothing can be found: what was not sent follows in `qlds` stages.
+            schedule, first = "qlds", np.isin(np.arange(tokens.size), positions)
+        if (full and sent == 0) or (first is not None and (full or sent == tokens.size)):
+            return
+        asked = coding_order(schedule, tokens.shape)[:sent] if first is None else positions
+        within = np.full(tokens.size, draw)
+        within[asked] = True
+        words = word_ids(known.caption, self.model.config)
+        above = read_parents(self.model, known.parents, tokens.shape)
         walks = [
-            self._walk_tile(tokens, words, part, schedule=schedule, known=known, full=full)
+            self._walk_tile(
+                tokens,
+                part,
+                words,
+                None if above is None else above[part.positions],
+                schedule=schedule,
+                first=first,
+                within=within,
+                full=full,
+            )
             for part in parts
         ]
         while walks:
@@ -151,29 +181,35 @@ class TokenPrior:
     def _walk_tile(
         self,
         tokens: Ints,
-        words: list[int],
         part: Tile,
+        words: list[int],
+        above: Tensor | None,
         *,
         schedule: str,
-        known: NDArray[np.bool_] | None,
+        first: NDArray[np.bool_] | None,
+        within: NDArray[np.bool_],
         full: bool,
     ) -> Iterator[Step]:
-        """Yield the stages of one tile, less what is known already."""
-        flat, plan, number = tokens.reshape(-1), part.stages(schedule, known=known), 0
-        session = Session(self.model, part.grid, words)
-        if known is not None:
-            first = plan.pop(0)
-            session.reveal(first, flat[part.positions[first]])
+        """Yield the stages of one tile as far as `within` goes, less what is known `first`."""
+        flat, plan = tokens.reshape(-1), part.stages(schedule, known=first)
+        session, wanted = Session(self.model, part.grid, words, above), within[part.positions]
+        if first is not None:
+            session.reveal(plan[0], flat[part.positions[plan[0]]])
+            plan = plan[1:]
+        rest = np.concatenate([here[~wanted[here]] for here in plan])
+        plan = [sent for here in plan if len(sent := here[wanted[here]])]
         for group in _together(plan) if full else [[here] for here in plan]:
             positions = [part.positions[here] for here in group]
-            number += len(group)
+            last = group[-1] is plan[-1] and (full or not len(rest))
             if len(group) > 1:
                 found = session.foresee(group, flat[np.concatenate(positions)])
                 yield from map(Step, positions, found)
             else:
                 yield Step(positions[0], session.frequencies(group[0]))
-                if number < len(plan):
+                if not last:
                     session.reveal(group[0], flat[positions[0]])
+        if len(rest) and not full:
+            yield Step(part.positions[rest], session.frequencies(rest), rest=True)
 
     def _uniform(self, count: int) -> NDArray[np.uint32]:
         """(count, K) frequencies as equal as integers can be."""
@@ -190,13 +226,22 @@ class Draws:
     tokens sent.
     """
 
-    def __init__(self, seed: int, caption: str, sent: Ints) -> None:
-        text = f"{seed}\n{len(sent)}\n{' '.join(str(t) for t in sent.tolist())}\n{caption}"
-        digest = hashlib.sha256(text.encode()).digest()
-        self._state = np.uint64(int.from_bytes(digest[:8], "little"))
+    def __init__(self, seed: int, caption: str) -> None:
+        self._seed, self._caption = seed, caption
+        self._sent: list[int] = []
+        self._state: np.uint64 | None = None
+
+    def tell(self, sent: Ints) -> None:
+        """Say which tokens were sent; all of them before the first is drawn."""
+        self._sent += sent.tolist()
 
     def take(self, freqs: NDArray[np.uint32]) -> Ints:
         """(n, K) frequencies -> (n,) tokens drawn in proportion to frequency ** 2."""
+        if self._state is None:
+            listed = " ".join(map(str, self._sent))
+            text = f"{self._seed}\n{len(self._sent)}\n{listed}\n{self._caption}"
+            digest = hashlib.sha256(text.encode()).digest()
+            self._state = np.uint64(int.from_bytes(digest[:8], "little"))
         ends = np.cumsum(freqs.astype(np.uint64) ** np.uint64(SAMPLING_POWER), axis=1)
         # The sum of squares stays below 2**32, so this product fits into 64 bits.
         at = (self._next(len(freqs)) >> np.uint64(32)) * ends[:, -1] >> np.uint64(32)
@@ -205,6 +250,7 @@ class Draws:
 
     def _next(self, count: int) -> NDArray[np.uint64]:
         """SplitMix64: (count,) numbers of 64 bits."""
+        assert self._state is not None
         z = self._state + _GAMMA * np.arange(1, count + 1, dtype=np.uint64)
         self._state = z[-1]
         z = (z ^ (z >> np.uint64(30))) * _MIX[0]

@@ -21,7 +21,7 @@ from torch import Tensor
 from percov2_core.entropy import exact
 from percov2_core.entropy import masked_model as mm
 from percov2_core.entropy.exact import ExactLayer, ExactModel, Product
-from percov2_core.entropy.schedule import MAX_TILE, Grid
+from percov2_core.entropy.schedule import MAX_TILE, Grid, Ints
 
 TOTAL = 1 << 16  # what the frequencies of one token add up to
 _SCORES_AT_ONCE = 1 << 17  # of one block, per thread: the next step finds them in the cache
@@ -45,10 +45,15 @@ class Session:
     tokens beforehand may take several stages at once: `foresee`.
     """
 
-    def __init__(self, model: ExactModel, grid: Grid, words: Sequence[int]) -> None:
+    def __init__(
+        self, model: ExactModel, grid: Grid, words: Sequence[int], above: Tensor | None = None
+    ) -> None:
+        """Open a tile; `above` its (N,) positions stand (N, D) integers, see `read_parents`."""
         self.model, n, device = model, grid[0] * grid[1], model.device
         self._carrier = torch.float32 if _float32_is_exact(device) else torch.float64
         self._layout = _layout(model, grid)
+        if above is not None:
+            self._layout = self._layout._replace(place=self._layout.place + above)
         self._known = torch.full((n + 1,), model.config.mask_id, device=device)
         self._known[n] = model.config.outside_id
         self._words = len(words)
@@ -187,6 +192,29 @@ class Session:
 
     def _index(self, numbers: NDArray[np.integer]) -> Tensor:
         return torch.from_numpy(np.array(numbers, dtype=np.int64)).to(self.model.device)
+
+
+def read_parents(model: ExactModel, parents: Ints | None, grid: Grid) -> Tensor | None:
+    """What the tokens of a whole grid see of the coarser level.
+
+    Args:
+        parents: (hp, wp) in [0, K); None if they are not known.
+
+    Returns:
+        (h * w, D) residual integers, or None for a model without a coarser level.
+    """
+    if model.mix_parents is None:
+        return None
+    ratio, device = model.config.ratio, model.device
+    shape = (-(-grid[0] // ratio), -(-grid[1] // ratio))
+    if parents is None:
+        parents = np.full(shape, model.config.mask_id, dtype=np.int64)
+    ids = torch.from_numpy(np.append(parents.ravel(), model.config.outside_id)).to(device)
+    index = torch.from_numpy(mm.neighbour_indices(shape)).to(device)
+    above, place = (torch.from_numpy(i).to(device) for i in mm.parent_indices(grid, ratio))
+    with _plain(device):
+        mixed = model.mix_parents(ids[index])  # (hp * wp, D)
+        return _residual(mixed[above] + model.table("below")[place])
 
 
 @lru_cache(maxsize=4)

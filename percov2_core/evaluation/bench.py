@@ -28,11 +28,12 @@ from percov2_core import codec as figure
 from percov2_core.bitstream import Stream
 from percov2_core.caption import packing
 from percov2_core.codec import PerCoV2
-from percov2_core.config import MODES, RATES
+from percov2_core.config import COARSE, FINE
 from percov2_core.errors import ConfigError
 from percov2_core.evaluation.bench_table import NO_DEVICE, BenchRow
 from percov2_core.flow.sampler import draw_noise, sample, sigmas
 from percov2_core.flow.transformer import Conditions, guidance_features
+from percov2_core.hyper.networks import Codes
 from percov2_core.weights import load_codec
 from percov2_core.weights.base import SD3TextEncoder
 from percov2_core.weights.fresh import random_codec
@@ -71,7 +72,7 @@ def open_codec(name: str, *, random: bool, t5: bool, device: str | None) -> PerC
 def points(codec: PerCoV2, args: argparse.Namespace) -> Iterator[BenchRow]:
     """Every combination of the command's lists (by default steps and guidance of the preset
     `balanced`), with only the product measured."""
-    modules = next(iter(codec.rates.values()))
+    modules = codec.painter
     t5 = "-"
     if isinstance(modules.text, SD3TextEncoder):
         t5 = "yes" if modules.text.t5_tokens else "no"
@@ -161,7 +162,7 @@ def _timed(codec: PerCoV2, mode: str, call: Callable[[], Any]) -> tuple[Any, dic
     """What a call returns, and the seconds of each box in it."""
     watch = _Watch(codec.device)
     with ExitStack() as stack:
-        for label, owner, name in _boxes(codec, mode):
+        for label, owner, name in _boxes(codec):
             timed = watch.around(getattr(owner, name), label)
             stack.enter_context(patch.object(owner, name, timed))
         began = _clock(codec.device)
@@ -170,22 +171,28 @@ def _timed(codec: PerCoV2, mode: str, call: Callable[[], Any]) -> tuple[Any, dic
     return result, watch.spent
 
 
-def _boxes(codec: PerCoV2, mode: str) -> list[tuple[str, Any, str]]:
+def _boxes(codec: PerCoV2) -> list[tuple[str, Any, str]]:
     """Label, owner and name of every call that is a box of the figure."""
-    m = codec.rates[MODES[mode].rate]
+    levels = [
+        box
+        for m in codec.levels.values()
+        for box in (
+            ("hyper-encoder", m.encoder, "forward"),
+            ("quantiser", m.quantizer, "tokens"),
+            ("quantiser", m.quantizer, "lookup"),
+            ("token coding", m.prior, "compress"),
+            ("token coding", m.prior, "decompress"),
+        )
+    ]
     return [
         ("captioner", codec, "describe"),
         ("autoencoder", codec.vae, "encode"),
-        ("hyper-encoder", m.encoder, "forward"),
-        ("quantiser", m.quantizer, "tokens"),
+        *levels,
         ("search", figure, "search_tokens"),
         ("caption coding", packing, "write_caption"),
-        ("token coding", m.prior, "compress"),
         ("caption coding", packing, "read_caption"),
-        ("token coding", m.prior, "decompress"),
-        ("quantiser", m.quantizer, "lookup"),
-        ("hyper-decoder", m.decoder, "forward"),
-        ("text encoder", m.text, "encode"),
+        ("hyper-decoder", codec.painter.decoder, "forward"),
+        ("text encoder", codec.painter.text, "encode"),
         ("flow", figure, "sample"),
         ("autoencoder", codec.vae, "decode"),
     ]
@@ -194,14 +201,20 @@ def _boxes(codec: PerCoV2, mode: str) -> list[tuple[str, Any, str]]:
 @torch.inference_mode()
 def sampling(codec: PerCoV2, point: BenchRow) -> Callable[[], None]:
     """The sampling loop of a batch as a call without arguments, all that it needs in place."""
-    rate = MODES[point.mode].rate
-    modules, config = codec.rates[rate], RATES[rate]
-    generator = torch.Generator().manual_seed(0)
-    grid = (point.batch, *config.grid(point.size_px, point.size_px))
-    tokens = torch.randint(config.codebook_size, grid, generator=generator).to(codec.device)
+    modules, generator = codec.painter, torch.Generator().manual_seed(0)
+    fine, coarse = (
+        codec.levels[level.name].quantizer.lookup(
+            torch.randint(
+                level.codebook_size,
+                (point.batch, *level.grid(point.size_px, point.size_px)),
+                generator=generator,
+            ).to(codec.device)
+        )
+        for level in (FINE, COARSE)
+    )
     scale = torch.full((point.batch,), point.guidance, device=codec.device)
     told = guidance_features(scale, modules.decoder.guidance_width)
-    start, features = modules.decoder(modules.quantizer.lookup(tokens), told)
+    start, features = modules.decoder(Codes(fine, torch.ones_like(fine[:, :1]), coarse), told)
     conditions = Conditions(start, features, modules.text.encode([CAPTION] * point.batch))
     null = modules.text.encode([""])
     noise = draw_noise(tuple(start.shape), 0, start.device)

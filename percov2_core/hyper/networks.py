@@ -9,6 +9,8 @@ B batch, D code width, h x w token grid, K codebook size; the latent grid is a p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise, zip_longest
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -75,6 +77,14 @@ class VectorQuantizer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return F.embedding(tokens, self.codebook.float()).movedim(-1, 1)
 
 
+class Codes(NamedTuple):
+    """What is known of the tokens, as vectors: what the hyper-decoder starts from."""
+
+    fine: Tensor  # (B, D, h, w) float, the expected code where the token was not sent
+    sent: Tensor | None = None  # (B, 1, h, w) float, 1 where it was sent, else 0
+    coarse: Tensor | None = None  # (B, D, hp, wp) float, of the coarser level; 0 if left out
+
+
 class Conditions(NamedTuple):
     """What the codes say about the latent, on the latent's own grid."""
 
@@ -87,6 +97,9 @@ class HyperDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     With `guidance_width` above 0 every block is styled by that many numbers about the guidance
     (`flow.transformer.guidance_features`): what one step paints is mostly decided here.
+
+    With `coarse_widths`, the codes of a coarser level are doubled likewise up to the grid of the
+    fine ones, and join them there: they know colour and layout, the fine ones structure.
     """
 
     @register_to_config
@@ -98,32 +111,76 @@ class HyperDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         depths: tuple[int, ...] = (5,),
         code_dim: int = 16,
         guidance_width: int = 0,
+        coarse_widths: tuple[int, ...] = (),
+        coarse_depths: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         outputs = (*widths[1:], latent_channels + feature_channels)
         self.latent_channels = latent_channels
         self.guidance_width = guidance_width
-        self.enter = nn.Conv2d(code_dim, widths[0], 1)
+        # Beside the codes, a channel that says which were sent.
+        self.enter = nn.Conv2d(code_dim + bool(coarse_widths), widths[0], 1)
         self.blocks = nn.ModuleList(stack(w, d) for w, d in zip(widths, depths, strict=True))
         self.grow = nn.ModuleList(
             nn.Conv2d(i, 4 * o, 1) for i, o in zip(widths, outputs, strict=True)
         )
-        self.styles = nn.ModuleList(
-            nn.ModuleList(_silent(guidance_width, 2 * w) for _ in range(d))
-            for w, d in zip(widths, depths, strict=True)
-            if guidance_width
-        )
+        self.styles = _styles(guidance_width, widths, depths)
+        if coarse_widths:
+            self.coarse = CoarseTower(coarse_widths, coarse_depths, code_dim, guidance_width)
+            self.join = nn.Conv2d(coarse_widths[-1], widths[0], 1)
+            for parameter in self.join.parameters():
+                nn.init.zeros_(parameter)
 
-    def forward(self, codes: Tensor, told: Tensor) -> Conditions:
-        """(B, D, h, w) float codes, (B, guidance_width) float -> start, features, latent grid."""
-        told, styles = told.to(codes.dtype), cast(Any, self.styles)
-        x: Any = self.enter(codes)
-        for i, (blocks, grow) in enumerate(zip(self.blocks, self.grow, strict=True)):
-            for j, block in enumerate(cast(nn.Sequential, blocks)):
-                x = block(x, styles[i][j](told) if self.guidance_width else None)
-            x = F.pixel_shuffle(grow(x), 2)
+    def forward(self, codes: Codes, told: Tensor) -> Conditions:
+        """Codes and (B, guidance_width) float -> start and features on the latent grid."""
+        told = told.to(codes.fine.dtype)
+        if codes.coarse is None:
+            x: Any = self.enter(codes.fine)
+        else:
+            x = self.enter(torch.cat([codes.fine, cast(Tensor, codes.sent)], dim=1))
+            h, w = x.shape[-2:]
+            x = x + self.join(self.coarse(codes.coarse, told))[..., :h, :w]
+        for blocks, grow, styles in zip(self.blocks, self.grow, self.styles, strict=True):
+            x = F.pixel_shuffle(grow(_styled(x, blocks, styles, told)), 2)
         x = x.float()
         return Conditions(x[:, : self.latent_channels], x[:, self.latent_channels :])
+
+
+class CoarseTower(nn.Module):
+    """Codes of a coarser level up to the grid of the finer: doubled between entries of `widths`."""
+
+    def __init__(
+        self, widths: Sequence[int], depths: Sequence[int], code_dim: int, guidance_width: int
+    ) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(code_dim, widths[0], 1)
+        self.blocks = nn.ModuleList(stack(w, d) for w, d in zip(widths, depths, strict=True))
+        self.grow = nn.ModuleList(nn.Conv2d(i, 4 * o, 1) for i, o in pairwise(widths))
+        self.styles = _styles(guidance_width, widths, depths)
+
+    def forward(self, codes: Tensor, told: Tensor) -> Tensor:
+        """(B, D, hp, wp) -> (B, C, h, w)."""
+        x = self.enter(codes)
+        for i, (blocks, styles) in enumerate(zip(self.blocks, self.styles, strict=True)):
+            if i:
+                x = F.pixel_shuffle(self.grow[i - 1](x), 2)
+            x = _styled(x, blocks, styles, told)
+        return cast(Tensor, x)
+
+
+def _styles(guidance_width: int, widths: Sequence[int], depths: Sequence[int]) -> nn.ModuleList:
+    """For each stack one map per block from the told guidance to the block's style, if any."""
+    return nn.ModuleList(
+        nn.ModuleList(_silent(guidance_width, 2 * w) for _ in range(d if guidance_width else 0))
+        for w, d in zip(widths, depths, strict=True)
+    )
+
+
+def _styled(x: Any, blocks: Any, styles: Any, told: Tensor) -> Any:
+    """A stack of blocks with the styles of the told guidance."""
+    for block, style in zip_longest(blocks, styles):
+        x = block(x, None if style is None else style(told))
+    return x
 
 
 def _silent(inputs: int, outputs: int) -> nn.Linear:
@@ -143,7 +200,7 @@ class ConvBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.depthwise = Depthwise(channels, channels, 7, padding=3, groups=channels)
         self.norm = nn.LayerNorm(channels)
         self.widen = nn.Linear(channels, 4 * channels)
         self.narrow = _silent(4 * channels, channels)
@@ -156,6 +213,14 @@ class ConvBlock(nn.Module):
         y = self.narrow(F.gelu(self.widen(y), approximate="tanh"))
         out: Tensor = x + y.movedim(-1, 1)
         return out
+
+
+class Depthwise(nn.Conv2d):
+    """In float32, which on a CPU takes a third of the time of bfloat16 on the way back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
 
 
 def stack(channels: int, depth: int) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""Train the masked image model of a rate on its token grids and their captions.
+"""Train the masked image model of a level on its token grids and their captions.
 
 The averaged model that comes out is turned into its integer twin (`entropy.exporter`).
 S grids in a file, h x w tokens in each, B grids in a batch, W words of a caption.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from percov2_core.entropy.exporter import export
+from percov2_core.config import COARSE, FINE, LEVELS, PARENT_RATIO
+from percov2_core.entropy.exact import ExactModel
+from percov2_core.entropy.exporter import export, restore
 from percov2_core.entropy.masked_model import (
     UNKNOWN_WORD,
     MaskedImageModel,
@@ -34,8 +37,9 @@ from percov2_core.hyper.networks import HyperEncoder, VectorQuantizer
 from percov2_core.training.cache import Cache
 from percov2_core.training.checkpoint import fill, load_average
 from percov2_core.training.loop import LoopConfig, StepLoss, processes, run
-from percov2_core.training.rate import check_pair, model_over_base, open_vae
+from percov2_core.training.model import check_pair, model_over_base, open_vae
 from percov2_core.training.samples import EncodedPhotos, GridPlan
+from percov2_core.training.shown import random_prefix
 from percov2_core.weights.files import ENTROPY_FILE, load_part, read_about, write_about
 
 if TYPE_CHECKING:
@@ -44,24 +48,25 @@ if TYPE_CHECKING:
 _WIDTHS = {"width": 160, "heads": 5, "query_layers": 3}
 SIZES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "extreme": {**_WIDTHS, "content_layers": 1, "hidden": 320},
-        "ultra-low": {**_WIDTHS, "content_layers": 2, "dropout": 0.1},
+        FINE.name: {**_WIDTHS, "content_layers": 1, "hidden": 320, "ratio": PARENT_RATIO},
+        COARSE.name: {**_WIDTHS, "content_layers": 2, "dropout": 0.1},
     }
 )
 _GRIDS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "extreme": {"sides": (384, 512), "counts": (3000, 1000)},
-        "ultra-low": {"sides": (384, 512), "counts": (1500, 2500)},
+        FINE.name: {"sides": (384, 512), "counts": (5000, 1500)},
+        COARSE.name: {"sides": (384, 512), "counts": (1500, 2500)},
     }
 )
 WORDS_FILE = "words.txt"
 _CROP_SHARE = 0.7  # of the batches: cut from the grids at a random place and size
 _CAPTION_DROP = 0.1  # of the grids are shown without a caption
+_PARENTS_DROP = 0.3  # of the batches are shown without the coarser level
 _WORD_DROP = 0.03  # of the words of captions are made unknown
 _AT_ONCE = 8  # held-out grids
 LEAST_GRIDS = 4
-_STAGE_NAMES = ("qlds", "quincunx", "var", "checkerboard", "chance")
-_STAGE_SHARES = (0.5, 0.12, 0.12, 0.06, 0.2)
+_STAGE_NAMES = ("qlds", "quincunx", "var", "checkerboard", "chance", "prefix")
+_STAGE_SHARES = (0.42, 0.08, 0.08, 0.04, 0.1, 0.28)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,16 +83,30 @@ class TokenSet(NamedTuple):
 
     tokens: NDArray[np.uint8]  # (S, h, w)
     captions: list[str]  # S of them
+    parents: NDArray[np.uint8] | None  # (S, hp, wp), the tokens of the coarser level
 
 
 class GridBatch(NamedTuple):
     tokens: Tensor  # (B, h, w) int64
     words: Tensor  # (B, W) int64
     stage_map: Tensor  # (h, w) int64
+    parents: Tensor | None  # (B, hp, wp) int64
+
+    def split(self, count: int) -> Iterator[GridBatch]:
+        """At most `count` grids at a time."""
+        parts = [torch.split(t, count) for t in (self.tokens, self.words)]
+        above: Sequence[Tensor] = () if self.parents is None else torch.split(self.parents, count)
+        for tokens, words, parents in zip_longest(*parts, above):
+            yield GridBatch(tokens, words, self.stage_map, parents)
+
+    def on(self, device: torch.device) -> GridBatch:
+        tokens, words, stage_map = (t.to(device) for t in self[:3])
+        parents = None if self.parents is None else self.parents.to(device)
+        return GridBatch(tokens, words, stage_map, parents)
 
 
 def train_masked(options: RunOptions, name: str) -> None:
-    """The entropy model of one rate, on the tokens that its hyper-encoder gives.
+    """The entropy model of one level, on the tokens that the hyper-encoders give.
 
     Raises:
         ConfigError: if there are several processes: the model is too small for more than one; if
@@ -100,17 +119,22 @@ def train_masked(options: RunOptions, name: str) -> None:
     if options.model:
         model, source = model_over_base(options), Cache(options.needs("cache"))
         check_pair(model, source)
-        modules, target, minutes = model / name, model / name, 60.0
+        folder, target, minutes = model, model / name, 60.0
     else:
-        modules, target, minutes = options.needs("parts"), options.out, 12.0
+        folder, target, minutes = options.needs("parts"), options.out, 12.0
         plan = options.settings(GridPlan, "plan", **_GRIDS[name])
         vae = open_vae(options.needs("vae")).to(state.device)
         source = EncodedPhotos(options.photos(), plan, vae)
     sets = token_sets(
         source,
         options.out / "tokens",
-        encoder=load_part(HyperEncoder, modules / "hyper_encoder", state.device),
-        quantizer=load_part(VectorQuantizer, modules / "quantizer", state.device),
+        levels={
+            level: Tokenizer(
+                load_part(HyperEncoder, folder / level / "hyper_encoder", state.device),
+                load_part(VectorQuantizer, folder / level / "quantizer", state.device),
+            )
+            for level in ((COARSE.name,) if name == COARSE.name else LEVELS)
+        },
     )
     loop = options.loop(
         minutes=minutes,
@@ -150,16 +174,21 @@ def fit(
     Args:
         out: Receives what `loop.run` writes, and the words that the model knows.
         config: An empty vocabulary is filled from `init`, or else from the captions.
-        init: Folder of an earlier run to start from, of the same sizes.
+        init: Folder of an earlier run to start from, of the same sizes, or of a rate's parts.
         resume: Go on from the checkpoint in `out`.
     """
+    twin = ExactModel.load(init / ENTROPY_FILE) if init and (init / ENTROPY_FILE).exists() else None
     if not config.vocabulary:
         captions = [caption for s in sets for caption in s.captions]
-        known = (init / WORDS_FILE).read_text().split() if init else collect_vocabulary(captions)
+        known: Sequence[str] = twin.config.vocabulary if twin else collect_vocabulary(captions)
+        if init and not twin:
+            known = (init / WORDS_FILE).read_text().split()
         config = replace(config, vocabulary=tuple(known))
     torch.manual_seed(loop.seed)
     system = MaskedSystem(MaskedImageModel(config))
-    if init and not resume:
+    if twin:
+        system = MaskedSystem(restore(twin, config))
+    elif init and not resume:
         fill(system, load_average(init))
     out.mkdir(parents=True, exist_ok=True)
     (out / WORDS_FILE).write_text("\n".join(config.vocabulary))
@@ -185,7 +214,7 @@ class MaskedSystem(nn.Module):
 
     def forward(self, batch: GridBatch, progress: float) -> StepLoss:
         device = self.model.codes.weight.device
-        bits = self.model.bits(*(t.to(device) for t in batch)).mean()
+        bits = self.model.bits(*batch.on(device)).mean()
         return StepLoss(bits, {})
 
 
@@ -195,12 +224,15 @@ def held_out_bits(model: MaskedImageModel, held_out: Sequence[GridBatch]) -> dic
     found = {}
     # Precisely, as the integer twin will compute.
     with torch.autocast(device.type, enabled=False):
-        for i, (tokens, words, stage_map) in enumerate(held_out):
-            parts = [
-                model.bits(*(t.to(device) for t in (*chunk, stage_map))).flatten()
-                for chunk in zip(*(torch.split(t, _AT_ONCE) for t in (tokens, words)), strict=True)
-            ]
-            found[f"held_out_{i}"] = round(float(torch.cat(parts).mean()), 4)
+        for i, batch in enumerate(held_out):
+            kinds = (
+                {"": batch}
+                if batch.parents is None
+                else {"": batch, "_alone": batch._replace(parents=None)}
+            )
+            for kind, seen in kinds.items():
+                parts = [model.bits(*part.on(device)).flatten() for part in seen.split(_AT_ONCE)]
+                found[f"held_out_{i}{kind}"] = round(float(torch.cat(parts).mean()), 4)
     return found
 
 
@@ -213,38 +245,57 @@ def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     ]
 
 
+class Tokenizer(NamedTuple):
+    """What makes the tokens of a level."""
+
+    encoder: HyperEncoder
+    quantizer: VectorQuantizer
+
+    def tokens(self, latent: Tensor) -> NDArray[np.uint8]:
+        """(B, 16, H/8, W/8) -> (B, h, w)."""
+        latent = latent.to(next(self.encoder.parameters()).device)
+        found: NDArray[np.uint8]
+        found = self.quantizer.tokens(self.encoder(latent)).to(torch.uint8).cpu().numpy()
+        return found
+
+
 @torch.inference_mode()
 def token_sets(
-    source: Cache | EncodedPhotos, folder: Path, *, encoder: nn.Module, quantizer: VectorQuantizer
+    source: Cache | EncodedPhotos, folder: Path, *, levels: Mapping[str, Tokenizer]
 ) -> list[TokenSet]:
-    """The grids of each side, kept in `folder` as one .npz per side for the next time.
+    """The grids of the finest of these levels, those of a coarser one as their parents.
 
-    Grids that are larger than the entropy model's tile are cut as the codec cuts them.
+    Kept in `folder` as one .npz per side of the crops for the next time. Grids that are larger than
+    the entropy model's tile are cut as the codec cuts them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    device = next(encoder.parameters()).device
     found = []
     for side in source.sides:
         path = folder / f"tokens-{side}.npz"
         if not path.exists():
-            grids: list[NDArray[np.uint8]] = []
+            grids: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in levels}
             captions: list[str] = []
             for samples in tqdm(source.every(side), desc=path.stem, disable=None):
                 assert samples.latent is not None
-                tokens = quantizer.tokens(encoder(samples.latent.to(device))).to(torch.uint8).cpu()
-                for grid, caption in zip(tokens, samples.captions, strict=True):
-                    cut = list(_tiles(grid.numpy()))
-                    grids += cut
-                    captions += [caption] * len(cut)
-            np.savez_compressed(path, tokens=np.stack(grids), captions=np.array(captions))
+                for name, level in levels.items():
+                    tile = MAX_TILE * FINE.token_stride // LEVELS[name].token_stride
+                    tile = MAX_TILE if len(levels) == 1 else tile
+                    made = [list(_tiles(grid, tile)) for grid in level.tokens(samples.latent)]
+                    grids[name] += chain.from_iterable(made)
+                captions += [c for c, cut in zip(samples.captions, made, strict=True) for _ in cut]
+            # The finest level comes last.
+            stacked = map(np.stack, reversed(grids.values()))
+            arrays = dict(zip(("tokens", "parents"), stacked, strict=False))
+            np.savez_compressed(path, captions=np.array(captions), **arrays)  # type: ignore[arg-type]
         with np.load(path) as arrays:
-            found.append(TokenSet(arrays["tokens"], arrays["captions"].tolist()))
+            parents = arrays.get("parents")
+            found.append(TokenSet(arrays["tokens"], arrays["captions"].tolist(), parents))
     return found
 
 
-def _tiles(grid: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    """Equal parts of at most `MAX_TILE` a side; what does not fill one is left out."""
-    h, w = (min(MAX_TILE, n) for n in grid.shape)
+def _tiles(grid: NDArray[np.uint8], most: int) -> Iterator[NDArray[np.uint8]]:
+    """Equal parts of at most `most` a side; what does not fill one is left out."""
+    h, w = (min(most, n) for n in grid.shape)
     for y in range(0, grid.shape[0] - h + 1, h):
         for x in range(0, grid.shape[1] - w + 1, w):
             yield grid[y : y + h, x : x + w]
@@ -262,6 +313,8 @@ def collect_vocabulary(
 def random_stages(grid: Grid, rng: np.random.Generator) -> NDArray[np.int64]:
     """A stage map for one training batch: mostly `qlds`, else another schedule or chance."""
     name = str(rng.choice(_STAGE_NAMES, p=_STAGE_SHARES))
+    if name == "prefix":
+        return random_prefix(grid, rng).astype(np.int64)
     if name != "chance":
         return stages(name, grid)
     n = grid[0] * grid[1]
@@ -283,43 +336,52 @@ class BatchMaker:
         *,
         seed: int = 0,
     ) -> None:
-        self.tuning, self.seed = tuning, seed
+        self.tuning, self.seed, self.ratio = tuning, seed, max(1, config.ratio)
         ends = [_end_of_training(s, tuning.held_out) for s in sets]
         self.sets = [
-            TokenSet(s.tokens[:end], s.captions) for s, end in zip(sets, ends, strict=True)
+            TokenSet(s.tokens[:end], s.captions, s.parents)
+            for s, end in zip(sets, ends, strict=True)
         ]
         self.words = [[word_ids(caption, config) for caption in s.captions] for s in sets]
         sizes = np.array([s.tokens.size for s in self.sets], dtype=np.float64)
         self.shares = sizes / sizes.sum()
-        held = [(s.tokens[end:], w[end:]) for s, w, end in zip(sets, self.words, ends, strict=True)]
         self.held_out = [
-            GridBatch(_tensor(t), pad_words(w), _tensor(stages("qlds", (t.shape[1], t.shape[2]))))
-            for t, w in held
+            GridBatch(
+                _tensor(s.tokens[end:]),
+                pad_words(w[end:]),
+                _tensor(stages("qlds", (s.tokens.shape[1], s.tokens.shape[2]))),
+                None if s.parents is None else _tensor(s.parents[end:]),
+            )
+            for s, w, end in zip(sets, self.words, ends, strict=True)
         ]
 
     def draw(self, step: int) -> GridBatch:
         """The batch of a step."""
         rng = np.random.default_rng([self.seed, step])
         which = int(rng.choice(len(self.sets), p=self.shares))
-        tokens = self.sets[which].tokens
+        tokens, parents = self.sets[which].tokens, self.sets[which].parents
         full = (tokens.shape[1], tokens.shape[2])
         grid = self._cut_size(full, rng)
         count = max(1, self.tuning.batch_tokens // (grid[0] * grid[1]))
         chosen = rng.integers(0, len(tokens), count)
-        rows = rng.integers(0, full[0] - grid[0] + 1, count)
-        columns = rng.integers(0, full[1] - grid[1] + 1, count)
-        cut = np.stack(
-            [
-                tokens[i, y : y + grid[0], x : x + grid[1]]
-                for i, y, x in zip(chosen, rows, columns, strict=True)
-            ]
+        ratio = self.ratio
+        rows, columns = (
+            ratio * rng.integers(0, (side - part) // ratio + 1, count)
+            for side, part in zip(full, grid, strict=True)
         )
+        places = list(zip(chosen, rows, columns, strict=True))
+        cut = np.stack([tokens[i, y : y + grid[0], x : x + grid[1]] for i, y, x in places])
+        above = None
+        if parents is not None and rng.random() >= _PARENTS_DROP:
+            h, w = (-(-side // ratio) for side in grid)
+            corners = [(i, y // ratio, x // ratio) for i, y, x in places]
+            above = _tensor(np.stack([parents[i, y : y + h, x : x + w] for i, y, x in corners]))
         # The caption tells of the whole picture: the less of it is left, the less it fits.
         kept = grid[0] * grid[1] / (full[0] * full[1]) * (1 - _CAPTION_DROP)
         words = [
             self._blur(self.words[which][i], rng) if rng.random() < kept else [] for i in chosen
         ]
-        return GridBatch(_tensor(cut), pad_words(words), _tensor(random_stages(grid, rng)))
+        return GridBatch(_tensor(cut), pad_words(words), _tensor(random_stages(grid, rng)), above)
 
     def _blur(self, words: list[int], rng: np.random.Generator) -> list[int]:
         """Replace some words by the unknown word, which captions of training hardly hold."""

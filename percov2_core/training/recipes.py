@@ -1,8 +1,8 @@
 """What the command line says about one run, and the stages that it can name.
 
-A recipe is a JSON object of plain settings with the optional keys `loop`, `plan`, `loss`, `model`
-and `tuning`; each holds fields of the stage's own dataclasses. What it leaves out has the value
-that the embedded model was trained with.
+A recipe is a JSON object of plain settings with the optional keys `loop`, `plan`, `loss`, `model`,
+`shown` and `tuning`; each holds fields of the stage's own dataclasses. What it leaves out has the
+value that the embedded model was trained with.
 
 `--model BASE:FOLDER` names a model over Stable Diffusion 3. The stage `cache` needs the base alone;
 later ones make the folder if it is not there, and put what they trained back into it.
@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from percov2_core.config import RATES
+from percov2_core.config import LEVELS
 from percov2_core.errors import ConfigError
 from percov2_core.metrics.features import SqueezeNetFeatures
 from percov2_core.training.autoencoder import Scorer, train_autoencoder
@@ -26,7 +26,7 @@ from percov2_core.training.cache import write_cache
 from percov2_core.training.caption_language import train_caption_language
 from percov2_core.training.loop import LoopConfig
 from percov2_core.training.masked import train_masked
-from percov2_core.training.rate import train_rate
+from percov2_core.training.model import train_stage1
 from percov2_core.training.samples import Photos
 from percov2_core.weights.find import MODELS_DIR
 from percov2_core.weights.sizes import find_base_model
@@ -140,8 +140,9 @@ def read_recipe(path: Path | None) -> dict[str, Any]:
 STAGES: Mapping[str, Callable[[RunOptions], None]] = MappingProxyType(
     {
         "autoencoder": train_autoencoder,
-        **{rate: partial(train_rate, name=rate) for rate in RATES},
-        **{f"masked-{rate}": partial(train_masked, name=rate) for rate in RATES},
+        "tokens": partial(train_stage1, name="tokens"),
+        **{f"masked-{level}": partial(train_masked, name=level) for level in LEVELS},
+        "painter": partial(train_stage1, name="painter"),
         "caption": train_caption_language,
         "cache": write_cache,
     }

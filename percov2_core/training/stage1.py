@@ -1,4 +1,7 @@
-"""Stage 1 of the paper: hyper-encoder, quantiser, hyper-decoder and flow transformer of one rate.
+"""Stage 1 of the paper: hyper-encoders and quantisers of both levels, hyper-decoder, flow.
+
+Each step sees another part of the files (`shown`), so that one painter paints every size. The same
+loss, with frozen tokens and the masked image model beside it, trains the painter to the end.
 
 One loss for both models. Rectified flow (Liu et al. 2022) from the flow's first sample, be it noise
 or the hyper-decoder's start: x_t = (1 - t) z + t first, velocity first - z. The autoencoder is
@@ -12,25 +15,31 @@ the whole trade between distortion and perception. B batch, H x W pixels, h x w 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from percov2_core.codec import RateModules
+from percov2_core.codec import LevelModules, Painter
+from percov2_core.config import COARSE, FINE, Level
+from percov2_core.entropy.masked_model import MaskedImageModel
 from percov2_core.errors import ConfigError
 from percov2_core.flow.sampler import draw_noise, sample, shifted, sigmas
 from percov2_core.flow.text import TextEmbedding, TextEncoder
 from percov2_core.flow.transformer import TOLD_MAX, Conditions, guidance_features
+from percov2_core.hyper.networks import Codes
 from percov2_core.latent import LatentAutoencoder
 from percov2_core.metrics.features import SqueezeNetFeatures, feature_distance
+from percov2_core.metrics.meaning import EfficientNetLite0
 from percov2_core.metrics.structure import structure_distance
 from percov2_core.training.loop import StepLoss
 from percov2_core.training.quantize import TrainingQuantizer
 from percov2_core.training.samples import Samples
+from percov2_core.training.shown import Shown, expected_codes, shown_codes
 
 SCORED_TIMES = (0.2, 0.5, 0.8, 1.0)
 _TIME_FLOOR = {"whole": 0.02, "logistic": 1e-3}
@@ -57,8 +66,10 @@ class Stage1Loss:
         perceptual: Weight of the feature distance at the least and the highest guidance.
         texture: Weight of the texture energy at the highest guidance; it is zero at the least.
         structure: Weight of the structure distance.
+        meaning: Weight of the distance between features of EfficientNet-Lite0 at the least and the
+            highest guidance.
         pixel_relief: Share of the pixel term that the highest guidance takes away.
-        tune_painter: Train the autoencoder's decoder along, on what the flow gives it.
+        tune_autoencoder: Train the autoencoder's decoder along, on what the flow gives it.
         freeze_tokens: True once the entropy model is trained on the tokens.
         freeze_start: Train the transformer and the text encoder alone.
         own_path: Few-step distillation: see `Stage1._own_path`.
@@ -77,8 +88,9 @@ class Stage1Loss:
     perceptual: tuple[float, float] = (0.05, 0.6)
     texture: float = 0.0
     structure: float = 0.0
+    meaning: tuple[float, float] = (0.0, 0.0)
     pixel_relief: float = 0.0
-    tune_painter: bool = False
+    tune_autoencoder: bool = False
     freeze_tokens: bool = False
     freeze_start: bool = False
     own_path: bool = False
@@ -93,7 +105,7 @@ class Stage1Loss:
 
 
 class Stage1(nn.Module):
-    """The modules of one rate and their loss.
+    """Levels and painter with their loss.
 
     Attributes:
         unsaved: Names of weights of the transformer that do not change: a frozen base's.
@@ -101,36 +113,50 @@ class Stage1(nn.Module):
 
     def __init__(
         self,
-        modules: RateModules,
+        levels: Mapping[str, LevelModules],
+        painter: Painter,
         loss: Stage1Loss,
+        shown: Shown,
         *,
-        mean_use: float,
+        mean_use: Mapping[str, float],
         warmup: int = 250,
         empty: TextEmbedding | None = None,
+        prior: MaskedImageModel | None = None,
         vae: LatentAutoencoder | None = None,
         features: SqueezeNetFeatures | None = None,
+        meaning: EfficientNetLite0 | None = None,
     ) -> None:
         """Set what is to be trained.
 
         Args:
-            mean_use, warmup: See `TrainingQuantizer`.
+            mean_use, warmup: See `TrainingQuantizer`; the first by level.
             empty: The caption that is not there, where a cache embeds the captions.
+            prior: Says what stands for fine tokens that were not sent; None: nothing does.
             vae: Needed where samples are pixels.
-            features: For the perceptual terms.
+            features, meaning: For the perceptual terms.
         """
         super().__init__()
-        self.rate_modules = modules
-        self.encoder = modules.encoder.train().requires_grad_(not loss.freeze_tokens)
-        self.quantizer = TrainingQuantizer(modules.quantizer, warmup=warmup, mean_use=mean_use)
-        self.decoder = modules.decoder.train().requires_grad_(not loss.freeze_start)
-        self.flow = modules.flow.train()
-        if isinstance(modules.text, TextEncoder):
-            self.text = modules.text
-        self.weights = loss
+        self.levels, self.painter = levels, painter
+        self.encoders = nn.ModuleDict(
+            {n: m.encoder.train().requires_grad_(not loss.freeze_tokens) for n, m in levels.items()}
+        )
+        self.quantizers = nn.ModuleDict(
+            {
+                name: TrainingQuantizer(m.quantizer, warmup=warmup, mean_use=mean_use[name])
+                for name, m in levels.items()
+            }
+        )
+        self.decoder = painter.decoder.train().requires_grad_(not loss.freeze_start)
+        self.flow = painter.flow.train()
+        if isinstance(painter.text, TextEncoder):
+            self.text = painter.text
+        self.weights, self.shown = loss, shown
         # In a list: frozen, and therefore no part of the checkpoint.
-        self._frozen = [vae.requires_grad_(False).eval() if vae else None, features, empty]
-        if loss.tune_painter and vae:
-            self.painter = vae.vae.decoder.requires_grad_(True)
+        frozen_vae = vae.requires_grad_(False).eval() if vae else None
+        frozen_prior = prior.requires_grad_(False).eval() if prior else None
+        self._frozen = [frozen_vae, features, empty, meaning, frozen_prior]
+        if loss.tune_autoencoder and vae:
+            self.pixels = vae.vae.decoder.requires_grad_(True)
         trained = {f"flow.{name}" for name, p in self.flow.named_parameters() if p.requires_grad}
         self.unsaved = frozenset(f"flow.{name}" for name in self.flow.state_dict()) - trained
 
@@ -144,18 +170,19 @@ class Stage1(nn.Module):
         if not self.training:
             return self._scored(batch)
         w, x, z = self.weights, *self._latents(batch)
-        if w.freeze_tokens:
-            codes, commitment = self._codes(z), z.new_zeros(())
-        else:
-            codes, commitment = self.quantizer(self.encoder(z))
+        codes, commitment = self._coded(batch, z)
         guidance = _random_guidance(len(z)).to(z.device)
         c = self._conditions(codes, self._text(batch, z.device), guidance)
         t = draw_times(len(z), w, z.device)
         estimate, flow_loss = self._flow(z, t, c, guidance, torch.randn_like(z))
         start_loss = F.mse_loss(c.start, z)
         loss = w.flow * flow_loss + w.start * start_loss + w.commitment * commitment
-        bits = self.quantizer.entropy_bits()
-        logs = {"flow": flow_loss.item(), "start": start_loss.item(), "code_bits": bits}
+        logs = {"flow": flow_loss.item(), "start": start_loss.item()}
+        if not w.freeze_tokens:
+            logs |= {
+                f"{name}_bits": cast(TrainingQuantizer, q).entropy_bits()
+                for name, q in self.quantizers.items()
+            }
         if x is not None and w.pixel_share:
             extra, more = self._pixels(x, estimate, guidance)
             loss, logs = loss + extra, {**logs, **more}
@@ -163,7 +190,7 @@ class Stage1(nn.Module):
 
     def _latents(self, batch: Samples) -> tuple[Tensor | None, Tensor]:
         """Pixels if there are any, and latents."""
-        device = next(self.encoder.parameters()).device
+        device = next(self.encoders.parameters()).device
         if batch.pixels is None:
             assert batch.latent is not None
             return None, batch.latent.to(device)
@@ -171,12 +198,39 @@ class Stage1(nn.Module):
         with torch.no_grad():
             return x, self.vae.encode(x)
 
-    @torch.no_grad()
-    def _codes(self, z: Tensor) -> Tensor:
-        quantizer = self.quantizer.quantizer
-        return quantizer.lookup(quantizer.tokens(self.encoder(z)))
+    def _coded(self, batch: Samples, z: Tensor) -> tuple[Codes, Tensor]:
+        """Codes of a random part of a file, and what committing to them costs."""
+        rng = np.random.default_rng(int(torch.randint(2**31, ())))
+        (fine, tokens, a), (coarse, parents, b) = (self._quantised(n, z) for n in (FINE, COARSE))
+        unknown, with_coarse = self.shown.draw((fine.shape[2], fine.shape[3]), rng)
+        expected, prior = None, self._frozen[4]
+        blind = rng.random() < self.shown.blind or not unknown.any()
+        if isinstance(prior, MaskedImageModel) and not blind:
+            quantizer, above = self.levels[FINE.name].quantizer, parents if with_coarse else None
+            expected = expected_codes(prior, quantizer, tokens, above, unknown, batch.captions)
+        shown = shown_codes(fine, unknown, coarse if with_coarse else None, expected=expected)
+        return shown, a + b
 
-    def _conditions(self, codes: Tensor, text: TextEmbedding, guidance: Tensor) -> Conditions:
+    def _quantised(self, level: Level, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, D, h, w) codes of a level, (B, h, w) tokens, () commitment."""
+        encoder, quantizer = self.encoders[level.name], self.levels[level.name].quantizer
+        if self.weights.freeze_tokens or not self.training:
+            with torch.no_grad():
+                tokens = quantizer.tokens(encoder(z))
+                return quantizer.lookup(tokens), tokens, z.new_zeros(())
+        vectors = encoder(z)
+        with torch.no_grad():
+            tokens = quantizer.tokens(vectors)
+        codes, commitment = self.quantizers[level.name](vectors)
+        return codes, tokens, commitment
+
+    def _codes(self, z: Tensor) -> Codes:
+        """Codes of a whole file."""
+        fine, coarse = (self._quantised(n, z)[0] for n in (FINE, COARSE))
+        unknown = np.zeros(tuple(fine.shape[2:]), dtype=np.bool_)
+        return shown_codes(fine, unknown, coarse, expected=None)
+
+    def _conditions(self, codes: Codes, text: TextEmbedding, guidance: Tensor) -> Conditions:
         told = guidance_features(guidance, self.decoder.guidance_width)
         start, features = self.decoder(codes, told)
         return Conditions(start, features, text)
@@ -255,6 +309,14 @@ class Stage1(nn.Module):
             texture = _texture_distance(made, target)
             loss = loss + ((low + (high - low) * u) * distance + w.texture * u * texture).mean()
             logs |= {"fd": distance.mean().item(), "texture": texture.mean().item()}
+        if isinstance(meaning := self._frozen[3], EfficientNetLite0):
+            # At half the size: what things are, not how they are textured.
+            with torch.no_grad():
+                target = meaning.features(F.avg_pool2d(x[:n], 2))
+            distance = feature_distance(meaning.features(F.avg_pool2d(y[:n], 2)), target)
+            low, high = w.meaning
+            loss = loss + ((low + (high - low) * u[:n]) * distance).mean()
+            logs["meaning"] = distance.mean().item()
         return loss, logs
 
     def _scored(self, batch: Samples) -> StepLoss:

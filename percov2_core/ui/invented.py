@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from percov2_core.codec import PerCoV2
-from percov2_core.config import MODES
 from percov2_core.ui import border, results, text
 from percov2_core.ui.device import DEVICE, Turns, paint
 from percov2_core.ui.results import Run
@@ -91,7 +90,7 @@ class InventedTab:
             left = min(border.count(tokens), run.stream.tokens_sent)
             part = self.codec.truncate(run.stream, tokens=left)
             size = bytes_in_words(sum(part.sizes))
-            tag = f"{part.tokens_sent} of {part.tokens_total} tokens, {size}"
+            tag = f"{part.tokens_sent} of {sum(part.tokens_total)} tokens, {size}"
             for frame in paint(self.codec, self.codec.read(part), run.look, turn):
                 yield (
                     gr.skip()
@@ -108,12 +107,11 @@ class InventedTab:
 
 def can_be_shorter(run: Run) -> bool:
     """True if fewer of the file's tokens make a file too."""
-    hybrid = MODES["hybrid"].rate
-    return MODES[run.stream.mode].rate == hybrid and run.stream.tokens_sent > 0
+    return run.stream.tokens_sent > 0
 
 
 def _why_not(run: Run) -> str:
-    return text.NO_TOKENS if run.stream.mode == "hybrid" else text.NOT_HYBRID
+    return text.NO_TOKENS
 
 
 def disagreement(pictures: Sequence[Image.Image]) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ import pandas as pd
 from PIL import Image
 
 from percov2_core.bitstream import Stream
-from percov2_core.config import MODES, RATES
+from percov2_core.config import COARSE, FINE
 from percov2_core.contents import Contents
 from percov2_core.metrics import Scores, bits_per_pixel
 from percov2_core.ui import text
@@ -224,7 +224,7 @@ def _facts(run: Run) -> str:
         "caption": f"“{run.contents.caption}”",
         "picture": f"{stream.width} x {stream.height} pixels",
         "mode": f"{stream.mode}, schedule {stream.schedule}",
-        "tokens": f"{stream.tokens_sent} of {stream.tokens_total} sent",
+        "tokens": f"{stream.tokens_sent} of {sum(stream.tokens_total)} sent",
         "file": f"{bytes_in_words(run.size_bytes)}, {run.bpp:.5f} bits per pixel",
         "model": f"fingerprint {stream.fingerprint:02x}, check value {stream.check:04x}",
     }
@@ -235,23 +235,26 @@ def _facts(run: Run) -> str:
 def _token_map(run: Run) -> str:
     """The picture with a canvas over it; page.js paints costs and stages."""
     contents, stream = run.contents, run.stream
-    sent = contents.token_bits[contents.sent]
+    # The level that the file ends in.
+    shown, kind = (contents.fine, FINE) if stream.sent.fine else (contents.coarse, COARSE)
+    assert shown is not None
+    sent = shown.bits[shown.sent]
     summary = "no token was sent"
     if sent.size:
         summary = f"{sent.min():.1f} to {sent.max():.1f} bits a token, {sent.mean():.2f} on average"
-    rows, columns = contents.tokens.shape
-    stride = RATES[MODES[stream.mode].rate].token_stride
+    rows, columns = shown.tokens.shape
+    stride = kind.token_stride
     data = {
         "rows": rows,
         "columns": columns,
         # Width and height of the picture as shares of the padded grid's.
         "cover": [stream.width / (columns * stride), stream.height / (rows * stride)],
-        "bits": [round(float(b), 2) for b in contents.token_bits.ravel()],
-        "sent": contents.sent.ravel().astype(int).tolist(),
-        "stages": contents.stages.ravel().tolist(),
+        "bits": [round(float(b), 2) for b in shown.bits.ravel()],
+        "sent": shown.sent.ravel().astype(int).tolist(),
+        "stages": shown.stages.ravel().tolist(),
     }
-    last = int(contents.stages.max()) + 1
-    most = float(contents.token_bits.max())
+    last = int(shown.stages.max()) + 1
+    most = float(shown.bits.max())
     scale = scale_bar("0 bits", f"{most:.1f} bits a token") if sent.size else ""
     return f"""
 <figure class="pc-tokens" data-tokens="{escape(json.dumps(data, separators=(",", ":")))}">

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import gradio as gr
@@ -11,14 +12,13 @@ from PIL import Image
 from percov2_core.bitstream import MAX_FILE_BYTES, MAX_SEED, Stream
 from percov2_core.codec import PerCoV2
 from percov2_core.config import (
+    COARSE,
     DEFAULT_SCHEDULE,
+    FINE,
     MAX_GUIDANCE,
     MAX_STEPS,
-    MODES,
-    RATES,
     check_real,
 )
-from percov2_core.errors import ConfigError
 from percov2_core.ui import border, text
 from percov2_core.ui.device import Look
 
@@ -78,7 +78,7 @@ class Settings:
             label="Schedule",
             info=text.SCHEDULE_INFO,
         )
-        self.tokens = gr.Slider(0, 64, 0, step=1, label="Tokens sent", info=text.TOKENS_INFO)
+        self.tokens = gr.Slider(0, 1088, 0, step=1, label="Tokens sent", info=text.TOKENS_INFO)
         self.target = gr.Number(
             None,
             precision=0,
@@ -103,7 +103,7 @@ class Settings:
         options = {"caption": caption, "schedule": given[self.schedule], "seed": seed}
         if target := given[self.target]:
             most = border.whole("target size", target, 1, MAX_FILE_BYTES)
-            return encode_within(codec, image, most, **options)
+            return codec.encode(image, size=most, **options)
         if mode == "hybrid":
             wanted = border.whole("tokens", given[self.tokens], 0, MAX_FILE_BYTES)
             options["tokens"] = min(wanted, tokens_of(image))
@@ -112,30 +112,4 @@ class Settings:
 
 def tokens_of(image: Image.Image) -> int:
     """How many tokens the hybrid mode can send of a picture."""
-    rows, columns = RATES[MODES["hybrid"].rate].grid(image.height, image.width)
-    return rows * columns
-
-
-def encode_within(codec: PerCoV2, image: Image.Image, size_bytes: int, **options: Any) -> Stream:
-    """The richest stream of at most `size_bytes`: extreme, else ultra-low, else hybrid.
-    ConfigError if not even the caption fits."""
-    for mode in ("extreme", "ultra-low"):
-        stream = codec.encode(image, mode, **options)
-        if len(stream.to_bytes()) <= size_bytes:
-            return stream
-    # `stream` is an ultra-low one, fresh from the encoder: it knows its size at every stage.
-    sizes = [len(stream.truncate(stage).to_bytes()) for stage in range(len(stream.cuts))]
-    fitting = [stage for stage, size in enumerate(sizes) if size <= size_bytes]
-    if not fitting:
-        raise ConfigError(
-            f"target size: this caption alone makes {min(sizes)} bytes, got {size_bytes}: "
-            "shorten the caption or allow more"
-        )
-    best = stream.truncate(fitting[-1])
-    end = stream.cuts[min(fitting[-1] + 1, len(stream.cuts) - 1)].tokens
-    for tokens in range(best.tokens_sent + 1, end + 1):
-        longer = codec.truncate(stream, tokens=tokens)
-        if len(longer.to_bytes()) > size_bytes:
-            break
-        best = longer
-    return best
+    return sum(prod(level.grid(image.height, image.width)) for level in (COARSE, FINE))

@@ -1,22 +1,23 @@
 """Find, check and load models; write the ones that training makes.
 
-A checkpoint, format 1, is a folder (or a Hub repository with the same files):
+A checkpoint, format 2, is a folder (or a Hub repository with the same files):
 
     model.json                      format, name, base, shift, t5_tokens, captioner, digest, presets
     caption_language.npz            n-gram tables of the caption coder
-    RATE/hyper_encoder/             latent -> vectors
-    RATE/quantizer/                 the codebook
-    RATE/hyper_decoder/             codes -> start and features
-    RATE/entropy.safetensors        fixed-point twin of the masked image model
-    RATE/flow.json  RATE/search.json
-    RATE/transformer/               the flow transformer in full, or
-    RATE/lora/                      its difference from the base's (peft), patch embedding in full
+    LEVEL/hyper_encoder/            latent -> vectors
+    LEVEL/quantizer/                the codebook
+    LEVEL/entropy.safetensors       fixed-point twin of the masked image model
+    LEVEL/search.json               how hard the encoder looks
+    painter/hyper_decoder/          codes of both levels -> start and features
+    painter/flow.json
+    painter/transformer/            the flow transformer in full, or
+    painter/lora/                   its difference from the base's (peft), patch embedding in full
 
-for each RATE of `config.RATES`. Where `base` in model.json is empty, the folder holds its own base,
-as the embedded model's does:
+for each LEVEL of `config.LEVELS`. Where `base` in model.json is empty, the folder holds its own
+base, as the embedded model's does:
 
     vae/                            diffusers autoencoder, 16 channels at 1/8
-    RATE/text_encoder/  RATE/tokenizer/
+    painter/text_encoder/  painter/tokenizer/
 
 Where it names Stable Diffusion 3 (`sizes.BASES`), autoencoder and text encoders are those of the
 base's own folder, in diffusers' layout. `digest` covers what gives a file its meaning (caption
@@ -38,12 +39,13 @@ from PIL import Image
 
 from percov2_core.caption.captioner import get_captioner
 from percov2_core.caption.language import CaptionLanguage, load_language
-from percov2_core.config import RATES
+from percov2_core.config import LEVELS, MODES
 from percov2_core.contents import FileCodec, FileModules
 from percov2_core.errors import WeightsError
 from percov2_core.weights.files import (
     ENTROPY_FILE,
     LANGUAGE_FILE,
+    PAINTER_DIR,
     About,
     checked_digest,
     existing,
@@ -55,7 +57,7 @@ from percov2_core.weights.find import base_of, find_base, find_model
 from percov2_core.weights.residency import Residency
 
 if TYPE_CHECKING:
-    from percov2_core.codec import PerCoV2, RateModules
+    from percov2_core.codec import LevelModules, Painter, PerCoV2
     from percov2_core.latent import LatentAutoencoder
 
 WARM_UP_PX = 512
@@ -79,14 +81,18 @@ def load_codec(
         WeightsError: if a file is missing, unknown, damaged or of another version.
         ConfigError: if a setting in the environment is wrong.
     """
+    # Here and below: diffusers and transformers take seconds, which `load_file_codec` does without.
+    from percov2_core.weights import parts
+
     home = residency or Residency.from_environment(device=device)
     folder, about = _find(name)
-    vae, modules = _over_base(folder, about, home) if about.base else _own(folder, home)
+    vae, painter = _over_base(folder, about, home) if about.base else _own(folder, home)
     return assemble(
         about,
         digest=checked_digest(about, folder),
         vae=vae,
-        rates=modules,
+        levels=parts.load_levels(folder, home),
+        painter=painter,
         language=load_language(existing(folder / LANGUAGE_FILE)),
         home=home,
     )
@@ -103,7 +109,7 @@ def load_file_codec(name: str | Path = "embedded") -> FileCodec:
         name=about.name,
         digest=checked_digest(about, folder),
         language=load_language(existing(folder / LANGUAGE_FILE)),
-        rates={r: FileModules(prior=load_prior(folder / r / ENTROPY_FILE)) for r in RATES},
+        levels={n: FileModules(prior=load_prior(folder / n / ENTROPY_FILE)) for n in LEVELS},
     )
 
 
@@ -120,22 +126,22 @@ def assemble(
     *,
     digest: bytes,
     vae: LatentAutoencoder,
-    rates: Mapping[str, RateModules],
+    levels: Mapping[str, LevelModules],
+    painter: Painter,
     language: CaptionLanguage,
     home: Residency,
 ) -> PerCoV2:
     """The codec from its loaded parts."""
-    # Here and below: diffusers and transformers take seconds, which `load_file_codec` does without.
     from percov2_core.codec import PerCoV2
 
     if home.compile_allowed:
-        for modules in rates.values():
-            modules.flow.transformer.compile()
+        painter.flow.transformer.compile()
     return PerCoV2(
         name=about.name,
         digest=digest,
         vae=vae,
-        rates=rates,
+        levels=levels,
+        painter=painter,
         language=language,
         captioners=partial(get_captioner, device=str(home.target)),
         shift=about.shift,
@@ -145,37 +151,33 @@ def assemble(
 
 
 def warm_up(codec: PerCoV2, home: Residency | None = None) -> None:
-    """Paint one grey picture per rate, if `home` (None reads the environment) asks for it.
+    """Paint one grey picture per mode, if `home` (None reads the environment) asks for it.
 
     The first run on a GPU chooses kernels and takes memory, which no visitor should wait for.
     """
     if not (home or Residency.from_environment()).warms_up:
         return
     grey = Image.new("RGB", (WARM_UP_PX, WARM_UP_PX), (128, 128, 128))
-    for mode in codec.rates:  # the rates' names are those of the modes that send all tokens
+    for mode in MODES:
         codec.decode(codec.encode(grey, mode, caption=""), steps=1, guidance=2.0)
 
 
-def _own(folder: Path, home: Residency) -> tuple[LatentAutoencoder, dict[str, RateModules]]:
+def _own(folder: Path, home: Residency) -> tuple[LatentAutoencoder, Painter]:
     """A folder that holds its own base, as the embedded model's does."""
     from diffusers import AutoencoderDC
 
     from percov2_core.latent import LatentAutoencoder
-    from percov2_core.weights import rates
+    from percov2_core.weights.parts import load_painter
 
     vae = LatentAutoencoder(load_part(AutoencoderDC, folder / "vae", home.target))
-    return vae, {rate: rates.load(folder / rate, home) for rate in RATES}
+    return vae, load_painter(folder / PAINTER_DIR, home)
 
 
-def _over_base(
-    folder: Path, about: About, home: Residency
-) -> tuple[LatentAutoencoder, dict[str, RateModules]]:
+def _over_base(folder: Path, about: About, home: Residency) -> tuple[LatentAutoencoder, Painter]:
     """A folder that holds what differs from Stable Diffusion 3."""
-    from percov2_core.weights import rates
     from percov2_core.weights.base import load_base
+    from percov2_core.weights.parts import load_painter
 
     place = find_base(about.base, t5=home.t5 and about.t5_tokens > 0)
     base = load_base(place, name=about.base, residency=home, t5_tokens=about.t5_tokens)
-    return base.vae, {
-        rate: rates.load(folder / rate, home, base=place, text=base.text) for rate in RATES
-    }
+    return base.vae, load_painter(folder / PAINTER_DIR, home, base=place, text=base.text)

@@ -14,16 +14,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from percov2_core.config import MODES, PRESETS, RATES, Preset
+from percov2_core.config import LEVELS, MODES, PRESETS, Preset
 from percov2_core.entropy.exact import ExactModel
 from percov2_core.entropy.prior import TokenPrior
 from percov2_core.errors import ConfigError, PerCoError, WeightsError
 from percov2_core.weights.sizes import BASES
 
-FORMAT = 1
+FORMAT = 2
 ABOUT_FILE = "model.json"
 LANGUAGE_FILE = "caption_language.npz"
 ENTROPY_FILE = "entropy.safetensors"
+PAINTER_DIR = "painter"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 TEXT_WEIGHTS_FILE = "model.safetensors"
 PACKED_FROM = 4096  # numbers in a matrix from which it is stored in 8 bits
@@ -110,8 +111,8 @@ def model_digest(folder: Path) -> bytes:
     without making old files unreadable.
     """
     digest = hashlib.sha256()
-    per_rate = (ENTROPY_FILE, f"quantizer/{WEIGHTS_FILE}")
-    for name in (LANGUAGE_FILE, *(f"{rate}/{part}" for rate in RATES for part in per_rate)):
+    per_level = (ENTROPY_FILE, f"quantizer/{WEIGHTS_FILE}")
+    for name in (LANGUAGE_FILE, *(f"{level}/{part}" for level in LEVELS for part in per_level)):
         data = existing(folder / name).read_bytes()
         digest.update(len(data).to_bytes(8, "big") + data)
     return digest.digest()

@@ -11,10 +11,16 @@ from typing import NamedTuple
 from huggingface_hub import constants, get_token
 
 from percov2_core.caption.captioner import BLIP_MODEL, BLIP_VARIABLE, DOWNLOAD_VARIABLE
-from percov2_core.config import RATES
+from percov2_core.config import LEVELS
 from percov2_core.errors import WeightsError
 from percov2_core.weights import hub
-from percov2_core.weights.files import ABOUT_FILE, existing, read_about, read_json
+from percov2_core.weights.files import (
+    ABOUT_FILE,
+    PAINTER_DIR,
+    existing,
+    read_about,
+    read_json,
+)
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import BASES, find_base_model
 
@@ -143,7 +149,7 @@ def inventory(name: str, home: Residency) -> list[Part]:
             *checkpoint,
             *_blip(bool(base), home),
         ]
-    ours = [_folder(rate, folder / rate, str(home.target)) for rate in RATES]
+    ours = [_folder(n, folder / n, str(home.target)) for n in (*LEVELS, PAINTER_DIR)]
     if not about.base:
         return [_folder("vae", folder / "vae", str(home.target)), *ours]
     return [*_base(about.base, home, t5=about.t5_tokens > 0), *ours, *_blip(True, home)]

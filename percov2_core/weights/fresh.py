@@ -7,7 +7,6 @@ nothing yet, and the entropy model gives every token the same probability.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,22 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 
 from percov2_core.caption.describer import VOCABULARY
 from percov2_core.caption.language import load_language
-from percov2_core.codec import PerCoV2, RateModules
+from percov2_core.codec import LevelModules, PerCoV2
 from percov2_core.config import MODES, PRESETS, Preset
 from percov2_core.entropy.exact import ExactModel
 from percov2_core.entropy.prior import TokenPrior
 from percov2_core.flow.text import word_tokenizer
 from percov2_core.flow.transformer import extend_patch_embedding
 from percov2_core.latent import LatentAutoencoder
-from percov2_core.weights import assemble, rates
+from percov2_core.weights import assemble, parts
 from percov2_core.weights.base import SD3TextEncoder, load_shift, load_text, settled
-from percov2_core.weights.files import ENTROPY_FILE, LANGUAGE_FILE, About, write_about
+from percov2_core.weights.files import (
+    ENTROPY_FILE,
+    LANGUAGE_FILE,
+    PAINTER_DIR,
+    About,
+    write_about,
+)
 from percov2_core.weights.find import EMBEDDED_DIR
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import CLIP_TOKENS, SD3, SHIFT, T5_TOKENS, BaseModel, Sizes
@@ -42,7 +47,7 @@ def write_fresh_checkpoint(
     base_name: str = "sd3-medium",
     lora_rank: int = 64,
     t5_tokens: int = T5_TOKENS,
-    sizes: Mapping[str, Sizes] = SD3,
+    sizes: Sizes = SD3,
     residency: Residency | None = None,
     seed: int = 0,
 ) -> Path:
@@ -50,7 +55,7 @@ def write_fresh_checkpoint(
 
     Args:
         base: Folder of the base in diffusers' layout.
-        lora_rank: Rank of the transformer's difference; 0 writes a full transformer per rate.
+        lora_rank: Rank of the transformer's difference; 0 writes a full transformer.
         t5_tokens: Tokens of the third text encoder, 0 to do without it.
 
     Raises:
@@ -61,13 +66,14 @@ def write_fresh_checkpoint(
     text = load_text(base, home, t5_tokens=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for rate, size in sizes.items():
-            plain = rates.load_transformer(base / "transformer", home)
-            wide = extend_patch_embedding(plain, size.features)
-            transformer = rates.add_lora(wide, rank=lora_rank) if lora_rank else wide
-            modules = rates.build(size, transformer=transformer, text=text)
-            rates.save(modules, folder / rate, packed=False)
-            modules.prior.model.save(folder / rate / ENTROPY_FILE)
+        plain = parts.load_transformer(base / "transformer", home)
+        wide = extend_patch_embedding(plain, sizes.features)
+        transformer = parts.add_lora(wide, rank=lora_rank) if lora_rank else wide
+        levels, painter = parts.build(sizes, transformer=transformer, text=text)
+        parts.save_painter(painter, folder / PAINTER_DIR, packed=False)
+        for name, modules in levels.items():
+            parts.save_level(modules, folder / name, packed=False)
+            modules.prior.model.save(folder / name / ENTROPY_FILE)
     shutil.copyfile(EMBEDDED_DIR / LANGUAGE_FILE, folder / LANGUAGE_FILE)
     write_about(_about(base_name, load_shift(base), t5_tokens), folder)
     return folder
@@ -78,22 +84,22 @@ def random_codec(
 ) -> PerCoV2:
     """A codec of the published size on random weights: speed and memory are the same.
 
-    Both rates share one transformer. Captions become the numbers of a small vocabulary: the real
+    Captions become the numbers of a small vocabulary: the real
     tokenizers cannot be had here.
     """
     home = residency or Residency.from_environment()
     text = _random_text(model, home, t5_tokens if home.t5 else 0)
-    (features,) = {size.features for size in model.rates.values()}
     plain = _random(home, SD3Transformer2DModel, **model.transformer)
-    transformer = extend_patch_embedding(plain, features)
+    transformer = extend_patch_embedding(plain, model.sizes.features)
+    levels, painter = parts.build(model.sizes, transformer=transformer, text=text)
     return assemble(
         _about(model.name, SHIFT, t5_tokens),
         digest=bytes(32),
         vae=LatentAutoencoder(_random(home, AutoencoderKL, **model.vae)),
-        rates={
-            rate: _on(rates.build(size, transformer=transformer, text=text), home)
-            for rate, size in model.rates.items()
-        },
+        levels={name: _on(modules, home) for name, modules in levels.items()},
+        painter=replace(
+            painter, decoder=painter.decoder.to(home.target).eval(), flow=painter.flow.eval()
+        ),
         language=load_language(EMBEDDED_DIR / LANGUAGE_FILE),
         home=home,
     )
@@ -127,14 +133,12 @@ def _random_text(model: BaseModel, home: Residency, t5_tokens: int) -> SD3TextEn
     )
 
 
-def _on(modules: RateModules, home: Residency) -> RateModules:
+def _on(modules: LevelModules, home: Residency) -> LevelModules:
     device, twin = home.target, modules.prior.model
     return replace(
         modules,
         encoder=modules.encoder.to(device).eval(),
         quantizer=modules.quantizer.to(device),
-        decoder=modules.decoder.to(device).eval(),
-        flow=modules.flow.eval(),
         prior=TokenPrior(ExactModel(twin.config, twin.tables, device=str(device))),
     )
 

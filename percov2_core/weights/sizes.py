@@ -1,4 +1,4 @@
-"""Sizes of our modules, by model and rate, and of Stable Diffusion 3 as published.
+"""Sizes of our modules, by model, and of Stable Diffusion 3 as published.
 
 `sd3.json` beside this file holds the settings of its repositories' own `config.json`; they build
 models of the real size where no weights can be had (bench, memory, parameter counts).
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
+from percov2_core.config import COARSE, FINE
 from percov2_core.errors import ConfigError
 from percov2_core.hyper.search import SearchConfig
 
@@ -24,22 +25,32 @@ Settings: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LevelSizes:
+    """What makes the tokens of one level; widths run fine to coarse."""
+
+    encoder_widths: tuple[int, ...]
+    encoder_depths: tuple[int, ...]
+    search: SearchConfig = field(default_factory=SearchConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """One rate. Encoder widths run fine to coarse, decoder ones back.
+    """One model. `coarse_*` and `decoder_*` are those of the hyper-decoder, coarse to fine.
 
     `heads`, `head_dim`, `layers` and `pos_embed_max` are those of a transformer of one's own,
-    `text_width` and `text_layers` of the text encoder beside it: a rate over Stable Diffusion 3
+    `text_width` and `text_layers` of the text encoder beside it: a model over Stable Diffusion 3
     takes both from its base. `start`, `noise_scale`, `text_guidance` and `tile` are explained at
     `FlowConfig`.
     """
 
-    encoder_widths: tuple[int, ...]
-    encoder_depths: tuple[int, ...]
+    coarse: LevelSizes
+    fine: LevelSizes
+    coarse_widths: tuple[int, ...]
+    coarse_depths: tuple[int, ...]
     decoder_widths: tuple[int, ...]
     decoder_depths: tuple[int, ...]
     noise_scale: float
     text_guidance: float
-    search: SearchConfig
     code_dim: int = 16
     features: int = 16
     heads: int = 3
@@ -53,40 +64,51 @@ class Sizes:
     start: str = "codes"
     tile: int = 64
 
+    @property
+    def levels(self) -> dict[str, LevelSizes]:
+        return {COARSE.name: self.coarse, FINE.name: self.fine}
 
-EMBEDDED: Mapping[str, Sizes] = MappingProxyType(
-    {
-        "extreme": Sizes(
-            encoder_widths=(192,),
-            encoder_depths=(6,),
-            decoder_widths=(256,),
-            decoder_depths=(10,),
-            noise_scale=0.6,
-            text_guidance=0.0,
-            search=SearchConfig(rounds=5, curvature=90.0, structure=0.1, rate=1.0),
-        ),
-        "ultra-low": Sizes(
-            encoder_widths=(96, 160, 224),
-            encoder_depths=(2, 2, 2),
-            decoder_widths=(256, 224, 160),
-            decoder_depths=(4, 4, 4),
-            noise_scale=0.85,
-            text_guidance=0.25,
-            search=SearchConfig(rounds=3, curvature=1000.0, rate=25.0),
-        ),
-    }
+
+EMBEDDED = Sizes(
+    coarse=LevelSizes(
+        encoder_widths=(96, 160, 224),
+        encoder_depths=(2, 2, 2),
+        search=SearchConfig(rounds=3, curvature=1000.0, rate=25.0),
+    ),
+    fine=LevelSizes(
+        encoder_widths=(192,),
+        encoder_depths=(6,),
+        search=SearchConfig(rounds=5, curvature=90.0, structure=0.1, rate=1.0),
+    ),
+    coarse_widths=(256, 224, 160),
+    coarse_depths=(4, 4, 4),
+    decoder_widths=(256,),
+    decoder_depths=(10,),
+    noise_scale=0.6,
+    text_guidance=0.0,
 )
 
 
 def _over_sd3(
-    widths: tuple[int, ...], depths: tuple[int, ...], code_dim: int = 16, features: int = 32
+    widths: tuple[int, int, int],
+    depths: tuple[int, int, int],
+    fine: tuple[int, int],
+    code_dim: int = 16,
+    features: int = 32,
 ) -> Sizes:
-    """The paper's flow from pure noise; the tile is what the base was trained on, 1024 px."""
+    """The paper's flow from pure noise; the tile is what the base was trained on, 1024 px.
+
+    Args:
+        widths, depths: Of the coarse level's encoder.
+        fine: Width and depth of the fine level's, and of the hyper-decoder on its grid.
+    """
     return Sizes(
-        encoder_widths=widths,
-        encoder_depths=depths,
-        decoder_widths=widths[::-1],
-        decoder_depths=depths[::-1],
+        coarse=LevelSizes(encoder_widths=widths, encoder_depths=depths),
+        fine=LevelSizes(encoder_widths=fine[:1], encoder_depths=fine[1:]),
+        coarse_widths=widths[::-1],
+        coarse_depths=depths[::-1],
+        decoder_widths=fine[:1],
+        decoder_depths=fine[1:],
         code_dim=code_dim,
         features=features,
         start="noise",
@@ -94,16 +116,10 @@ def _over_sd3(
         text_guidance=1.0,
         guidance_width=0,
         tile=128,
-        search=SearchConfig(rounds=0),
     )
 
 
-SD3: Mapping[str, Sizes] = MappingProxyType(
-    {
-        "ultra-low": _over_sd3((192, 256, 320), (2, 3, 3)),
-        "extreme": _over_sd3((320,), (6,)),
-    }
-)
+SD3 = _over_sd3((192, 256, 320), (2, 3, 3), fine=(320, 6))
 SHIFT = 3.0  # of the flow's time, towards its noisy end
 
 
@@ -114,7 +130,7 @@ class BaseModel:
     Attributes:
         name: What `load_codec` and `model.json` call it.
         repository: Its diffusers layout on the Hub; gated.
-        rates: Sizes of our modules.
+        sizes: Of our modules.
     """
 
     name: str
@@ -124,22 +140,18 @@ class BaseModel:
     clip_l: Settings
     clip_g: Settings
     t5: Settings
-    rates: Mapping[str, Sizes]
+    sizes: Sizes
 
 
-def _published(name: str, rates: Mapping[str, Sizes]) -> BaseModel:
+def _published(name: str, sizes: Sizes) -> BaseModel:
     settings = json.loads(Path(__file__).with_name("sd3.json").read_text(encoding="utf-8"))
-    return BaseModel(name=name, rates=rates, **settings[name])
+    return BaseModel(name=name, sizes=sizes, **settings[name])
 
 
 BASES = MappingProxyType({name: _published(name, SD3) for name in ("sd3-medium", "sd3.5-medium")})
 # The same parts at toy size: what runs through them in a test runs through the real ones.
 TINY = _published(
-    "tiny-random",
-    {
-        "ultra-low": _over_sd3((8, 8, 8), (1, 1, 1), code_dim=4, features=4),
-        "extreme": _over_sd3((8,), (1,), code_dim=4, features=4),
-    },
+    "tiny-random", _over_sd3((8, 8, 8), (1, 1, 1), fine=(8, 1), code_dim=4, features=4)
 )
 
 

