@@ -47,11 +47,12 @@ from percov2_core.config import (
 )
 from percov2_core.contents import Contents, FileCodec, FileModules, Tokens, check_stream
 from percov2_core.entropy.prior import Known
+from percov2_core.entropy.schedule import Ints
 from percov2_core.flow.sampler import draw_noise, sample, sigmas
 from percov2_core.flow.text import TextEmbedder
 from percov2_core.flow.transformer import Conditions, FlowModel, guidance_features
 from percov2_core.hyper.networks import Codes, HyperDecoder, HyperEncoder, VectorQuantizer
-from percov2_core.hyper.search import SearchConfig, Tile, search_tokens
+from percov2_core.hyper.search import SearchConfig, search_tokens
 from percov2_core.latent import LatentAutoencoder
 
 
@@ -168,51 +169,41 @@ class PerCoV2(FileCodec):
         picture = image_io.normalise(image)
         said = self.describe(picture, captioner=captioner) if caption is None else caption
         text = packing.check_caption(said)
-        above = torch.zeros(1, *COARSE.grid(picture.height, picture.width), dtype=torch.int64)
-        above = above.to(self.device)
-        if coarse:
-            above = self._search(picture, COARSE.name, Known(text), None)
-        below = None
-        if fine:
-            known = Known(text, above[0].cpu().numpy() if coarse else None)
-            below = self._search(picture, FINE.name, known, above if coarse else None)
-        grids = [None if t is None else t[0].cpu().numpy() for t in (above, below)]
-        assert grids[0] is not None
-        return Tokens(picture.size, text, grids[0], grids[1])
+        grids = [
+            self._search(picture, level.name, text) if wanted else None
+            for level, wanted in ((COARSE, coarse), (FINE, fine))
+        ]
+        return Tokens(picture.size, text, *grids)
 
-    def _search(
-        self, picture: Image.Image, level: str, known: Known, above: Tensor | None
-    ) -> Tensor:
-        """(1, h, w) the tokens of a level; the fine ones are found beside the coarse ones above."""
-        modules, coarse = self.levels[level], self.levels[COARSE.name].quantizer
+    def _search(self, picture: Image.Image, level: str, caption: str) -> Ints:
+        """(h, w) the tokens of one level, each found as if the other were not there."""
+        modules = self.levels[level]
         x = image_io.to_tensor(picture, LEVELS[level].token_stride).to(self.device)  # (1, 3, H, W)
         vectors = modules.encoder(self.vae.encode(x))  # (1, D, h, w)
         nearest = modules.quantizer.tokens(vectors)  # (1, h, w)
         told = _told(1.0, self.painter.decoder)  # (1, guidance width)
-        parents = None if above is None else coarse.lookup(above)  # (1, D, hp, wp)
 
-        def decode(tile: Tile, codes: Tensor) -> Tensor:
-            if level == COARSE.name:
+        def decode(codes: Tensor) -> Tensor:
+            if level == FINE.name:
+                given = _codes(codes, torch.ones_like(codes[:, :1]), None)
+            else:
                 fine = codes.new_zeros(
                     *codes.shape[:2], *(PARENT_RATIO * n for n in codes.shape[2:])
                 )
                 given = Codes(fine, fine[:, :1], codes)
-            else:
-                part = None if parents is None else parents[tile.parents]
-                given = self._codes(codes, torch.ones_like(codes[:, :1]), part)
             return self.vae.decode(self.painter.decoder(given, told).start)
 
-        def bits(tokens: Tensor, tile: Tile) -> Tensor:  # (h, w) -> (K, h, w)
-            parents = None if known.parents is None else known.parents[tile.parents]
+        def bits(tile: Tensor) -> Tensor:  # (h, w) -> (K, h, w)
             # By one schedule, so that all send the same tokens.
-            found = modules.prior.choices(
-                tokens.cpu().numpy(), Known(known.caption, parents), schedule=DEFAULT_SCHEDULE
-            )
-            return torch.from_numpy(found).to(tokens.device)
+            known, schedule = Known(caption), DEFAULT_SCHEDULE
+            found = modules.prior.choices(tile.cpu().numpy(), known, schedule=schedule)
+            return torch.from_numpy(found).to(tile.device)
 
-        return search_tokens(
+        found = search_tokens(
             nearest, modules.quantizer, decode, x, config=modules.search, bits=bits
         )
+        tokens: Ints = found[0].cpu().numpy()
+        return tokens
 
     def describe(self, image: Image.Image, *, captioner: str | None = None) -> str:
         """Ask a captioner for a caption, by default the one that the model was trained with."""
@@ -321,14 +312,7 @@ class PerCoV2(FileCodec):
         if coarse is not None:
             tokens = torch.from_numpy(coarse.tokens)[None].to(self.device)
             parents = self.levels[COARSE.name].quantizer.lookup(tokens)  # (1, D, hp, wp)
-        return self._codes(codes, sent, parents)
-
-    def _codes(self, fine: Tensor, sent: Tensor, parents: Tensor | None) -> Codes:
-        """All that the hyper-decoder takes; a coarse level that is left out is zero."""
-        if parents is None:
-            grid = (-(-n // PARENT_RATIO) for n in fine.shape[2:])
-            parents = fine.new_zeros(*fine.shape[:2], *grid)
-        return Codes(fine, sent, parents)
+        return _codes(codes, sent, parents)
 
     @torch.inference_mode()
     def _picture(self, stream: Stream, latent: Tensor) -> Image.Image:
@@ -339,3 +323,11 @@ def _told(guidance: float, decoder: HyperDecoder) -> Tensor:
     """(1, guidance width) how a hyper-decoder is told the guidance."""
     value = torch.full((1,), guidance, device=decoder.device)
     return guidance_features(value, decoder.guidance_width)
+
+
+def _codes(fine: Tensor, sent: Tensor, parents: Tensor | None) -> Codes:
+    """All that the hyper-decoder takes; a coarse level that is left out is zero."""
+    if parents is None:
+        grid = (-(-n // PARENT_RATIO) for n in fine.shape[2:])
+        parents = fine.new_zeros(*fine.shape[:2], *grid)
+    return Codes(fine, sent, parents)

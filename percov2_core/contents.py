@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from percov2_core.bitstream import MAX_FILE_BYTES, Stream, check_value
 from percov2_core.caption import packing
 from percov2_core.caption.language import CaptionLanguage
-from percov2_core.config import DEFAULT_SCHEDULE, check_whole
+from percov2_core.config import COARSE, DEFAULT_SCHEDULE, FINE, check_whole
 from percov2_core.entropy.coder import PRECISION, SymbolReader, SymbolWriter
 from percov2_core.entropy.prior import Draws, Known, Step, TokenPrior
 from percov2_core.entropy.schedule import Ints, coding_order, stage_map
@@ -36,8 +36,8 @@ class Tokens(NamedTuple):
 
     size: tuple[int, int]  # width and height of the picture, px
     caption: str
-    coarse: Ints  # (hp, wp) in [0, K)
-    fine: Ints | None  # (h, w) in [0, K); None if none is wanted
+    coarse: Ints | None  # (hp, wp) in [0, K); None if none is wanted
+    fine: Ints | None  # (h, w) in [0, K), likewise
 
 
 class LevelContents(NamedTuple):
@@ -114,7 +114,8 @@ class FileCodec:
                 whole = self.write(tokens, "extreme", schedule=schedule, seed=seed)
                 if len(whole.to_bytes()) <= size:
                     return whole
-            mode, count = "hybrid", sum(_lengths(tokens))
+            total = Stream.blank(tokens.size, "hybrid", self.fingerprint).tokens_total
+            mode, count = "hybrid", total.coarse + (0 if tokens.fine is None else total.fine)
         header = Stream.blank(
             tokens.size, mode, self.fingerprint, schedule=schedule, tokens=count, seed=seed
         )
@@ -157,9 +158,7 @@ class FileCodec:
             mode="hybrid" if stream.has_coarse else "fine-only",
             tokens_sent=stream.tokens_sent if tokens is None else tokens,
         )
-        coarse = (
-            np.zeros(stream.coarse_grid, int) if contents.coarse is None else contents.coarse.tokens
-        )
+        coarse = None if contents.coarse is None else contents.coarse.tokens
         found = Tokens(
             (stream.width, stream.height), contents.caption, coarse, contents.fine.tokens
         )
@@ -175,9 +174,9 @@ class FileCodec:
         return [end for end in ends if end < stream.tokens_sent] + [stream.tokens_sent]
 
     def _check_tokens(self, header: Stream, tokens: Tokens) -> None:
-        wanted = {"coarse": header.coarse_grid} if header.sent.coarse else {}
+        wanted = {COARSE.name: header.coarse_grid} if header.sent.coarse else {}
         if header.sent.fine:
-            wanted["fine"] = header.fine_grid
+            wanted[FINE.name] = header.fine_grid
         for name, grid in wanted.items():
             found, most = getattr(tokens, name), self.levels[name].prior.codebook_size
             if found is None or found.shape != grid or not 0 <= found.min() <= found.max() < most:
@@ -186,18 +185,15 @@ class FileCodec:
 
     def _stages(self, header: Stream, tokens: Tokens) -> Iterator[tuple[Ints, Step]]:
         """All tokens of a level, and a stage of it: everything that the header wants sent."""
-        coarse, fine = header.sent
-        known = Known(tokens.caption)
-        for step in self.levels["coarse"].prior.compress(
-            tokens.coarse, known, schedule=header.schedule, sent=coarse
+        above = tokens.coarse if header.has_coarse else None
+        for name, grid, sent, parents in (
+            (COARSE.name, tokens.coarse, header.sent.coarse, None),
+            (FINE.name, tokens.fine, header.sent.fine, above),
         ):
-            yield tokens.coarse, step
-        if fine and tokens.fine is not None:
-            known = Known(tokens.caption, tokens.coarse if header.has_coarse else None)
-            for step in self.levels["fine"].prior.compress(
-                tokens.fine, known, schedule=header.schedule, sent=fine
-            ):
-                yield tokens.fine, step
+            if sent and grid is not None:
+                prior, known = self.levels[name].prior, Known(tokens.caption, parents)
+                for step in prior.compress(grid, known, schedule=header.schedule, sent=sent):
+                    yield grid, step
 
     def _written(
         self, header: Stream, tokens: Tokens, steps: Iterator[tuple[Ints, Step]]
@@ -249,7 +245,7 @@ class FileCodec:
         caption_bits, schedule, sent = reader.ideal_bits, stream.schedule, stream.sent
         coarse = None
         if stream.has_coarse:
-            coarse = self.levels["coarse"].prior.decompress(
+            coarse = self.levels[COARSE.name].prior.decompress(
                 reader,
                 stream.coarse_grid,
                 Known(caption),
@@ -257,7 +253,7 @@ class FileCodec:
                 sent=sent.coarse,
                 draws=Draws(stream.seed, caption),
             )
-        fine = self.levels["fine"].prior.decompress(
+        fine = self.levels[FINE.name].prior.decompress(
             reader,
             stream.fine_grid,
             Known(caption, None if coarse is None else coarse.tokens),
@@ -266,8 +262,8 @@ class FileCodec:
             draws=None,
         )
         reader.close()
-        size, none = (stream.width, stream.height), np.zeros(stream.coarse_grid, dtype=np.int64)
-        found = Tokens(size, caption, none if coarse is None else coarse.tokens, fine.tokens)
+        parents = None if coarse is None else coarse.tokens
+        found = Tokens((stream.width, stream.height), caption, parents, fine.tokens)
         if (check := self._check(stream, found)) != stream.check:
             raise BitstreamError(
                 f"check value: contents give {check:04x}, file says {stream.check:04x}: "
@@ -301,10 +297,6 @@ def _level(tokens: Ints, bits: NDArray[np.float64], schedule: str, count: int) -
     sent = np.zeros(tokens.shape, dtype=np.bool_)
     sent.reshape(-1)[coding_order(schedule, tokens.shape)[:count]] = True
     return LevelContents(tokens, sent, bits, stage_map(schedule, tokens.shape))
-
-
-def _lengths(tokens: Tokens) -> list[int]:
-    return [grid.size for grid in (tokens.coarse, tokens.fine) if grid is not None]
 
 
 def check_stream(stream: Stream) -> Stream:

@@ -12,11 +12,11 @@ from percov2_core.bitstream import Stream
 from percov2_core.config import MODES, RATES
 from percov2_core.errors import UnavailableError, WeightsError
 from percov2_core.flow.transformer import Conditions, guidance_features
-from percov2_core.weights import load_codec, rates
+from percov2_core.weights import load_codec
 from percov2_core.weights.base import load_text
 from percov2_core.weights.files import WEIGHTS_FILE, read_about, write_about
 from percov2_core.weights.fresh import random_codec
-from percov2_core.weights.rates import ADAPTER_FILE
+from percov2_core.weights.parts import ADAPTER_FILE
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import TINY
 from tests.tiny import change_weights, edit_json, picture, rename

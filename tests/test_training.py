@@ -11,8 +11,8 @@ from percov2_core.errors import ConfigError
 from percov2_core.hyper.networks import HyperDecoder, HyperEncoder, VectorQuantizer
 from percov2_core.training import checkpoint, recipes
 from percov2_core.training.loop import LoopConfig, StepLoss, _Trainer, run
+from percov2_core.training.model import open_vae
 from percov2_core.training.quantize import TrainingQuantizer
-from percov2_core.training.rate import open_vae
 from percov2_core.training.samples import CropPlan, PhotoCrops, Photos
 from percov2_core.training.stage1 import Stage1Loss
 from percov2_core.weights.files import load_part

@@ -15,14 +15,14 @@ from percov2_core.flow.transformer import Conditions, FlowConfig, FlowModel, ext
 from percov2_core.hyper.networks import HyperEncoder, VectorQuantizer
 from percov2_core.training import cache as cached
 from percov2_core.training import checkpoint, masked, recipes
-from percov2_core.training import rate as stage
+from percov2_core.training import model as stage
 from percov2_core.training.cache import Cache, read_info
 from percov2_core.training.loop import LoopConfig, memory_bytes
 from percov2_core.training.stage1 import Stage1, Stage1Loss, draw_times, mean_scores
 from percov2_core.training.stage1 import parameter_groups as groups
-from percov2_core.weights import load_codec, rates
+from percov2_core.weights import load_codec
 from percov2_core.weights.base import load_text
-from percov2_core.weights.rates import add_lora
+from percov2_core.weights.parts import add_lora
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import BASES, SD3
 from tests.tiny import drawing_within, picture, rows

@@ -25,7 +25,7 @@ from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfi
 from percov2_core.hyper.search import SearchConfig
 from percov2_core.training.autoencoder import EMBEDDED
 from percov2_core.training.caption_language import build_language
-from percov2_core.weights import load_codec, rates
+from percov2_core.weights import load_codec
 from percov2_core.weights.sizes import Sizes
 
 Module = TypeVar("Module", bound=nn.Module)

@@ -20,6 +20,7 @@ from percov2_core.metrics import METRICS, Scores
 from percov2_core.metrics.distortion import check_scales, ms_ssim, psnr
 from percov2_core.metrics.features import SqueezeNetFeatures, feature_distance
 from percov2_core.metrics.lpips import load_lpips
+from percov2_core.metrics.meaning import cosine, label_kept, load_network
 from percov2_core.metrics.perceptual import load_picorank
 from percov2_core.metrics.swd import descriptors, set_swd, sliced_wasserstein
 
@@ -91,6 +92,10 @@ def _build(name: str, device: torch.device) -> _Metric:
     if name == "picorank":
         picorank = load_picorank().to(device)
         return _Metric(lambda x: picorank.features(_signed(x)), picorank.compare)
+    if name in ("label_kept", "meaning"):
+        network = load_network().to(device)
+        compare = label_kept if name == "label_kept" else cosine
+        return _Metric(lambda x: network.see(_signed(x)), compare)
     weights = os.environ.get(SQUEEZENET_ENVIRONMENT)
     if not weights:
         raise UnavailableError(

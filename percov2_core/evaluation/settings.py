@@ -29,7 +29,7 @@ class Setting:
 
     codec: str  # `percov2`, a classic one (`avif/4`), or its family if there is a budget
     quality: int | None = None  # on the classic codec's own scale
-    budget_bytes: int | None = None  # the best that the family can do in so many, over all sizes
+    budget_bytes: int | None = None  # the best that codec or family can do in so many, at any size
     match: str | None = None  # the same, in as many as our file of this picture has in that mode
     mode: str | None = None  # this and what follows: of our codec
     schedule: str | None = None
@@ -57,7 +57,8 @@ class Setting:
 
     @property
     def has_budget(self) -> bool:
-        return self.budget_bytes is not None or self.match is not None
+        """Whether it is the best of a classic family."""
+        return self.codec != OURS and (self.budget_bytes is not None or self.match is not None)
 
     @property
     def label(self) -> str:
@@ -103,9 +104,11 @@ def our_settings(
     schedules: Sequence[str] = (DEFAULT_SCHEDULE,),
     tokens: Sequence[int] = (),
     captions: Sequence[str] = ("describer",),
+    budgets: Sequence[int | None] = (None,),
 ) -> list[Setting]:
     """Every combination. With `steps` or `guidance` the grid of both; else the presets. `tokens`
-    are for the hybrid mode. ConfigError if a number is out of range."""
+    are for the hybrid mode, and `budgets` in their place. ConfigError if a number is out of range.
+    """
     for number in steps:
         check_whole("steps", number, 1, MAX_STEPS)
     for scale in guidance:
@@ -115,9 +118,11 @@ def our_settings(
         grid = product(steps or (None,), guidance or (None,))
         points = [Setting(codec=OURS, steps=s, guidance=g) for s, g in grid]
     return [
-        replace(point, mode=mode, schedule=schedule, caption=caption, tokens=count)
-        for mode, schedule, caption in product(modes, schedules, captions)
-        # By default half of the 64 at 512 x 512.
-        for count in ((tokens or (32,)) if MODES[mode].partial else (None,))
+        replace(
+            point, mode=mode, schedule=schedule, caption=caption, tokens=count, budget_bytes=most
+        )
+        for mode, schedule, caption, most in product(modes, schedules, captions, budgets)
+        # By default the coarse level at 512 x 512.
+        for count in ((tokens or (64,)) if MODES[mode].partial and most is None else (None,))
         for point in points
     ]

@@ -15,15 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from types import EllipsisType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from percov2_core.config import PARENT_RATIO
 from percov2_core.metrics.structure import structure_maps
 
 if TYPE_CHECKING:
@@ -44,36 +41,20 @@ class SearchConfig:
     rate: float = 0.0  # squared error that one bit is worth: lambda
 
 
-class Tile(NamedTuple):
-    """Where a part of a token grid lies."""
-
-    rows: slice
-    columns: slice
-
-    @property
-    def parents(self) -> tuple[EllipsisType, slice, slice]:
-        """An index of the tokens above it: what the tile covers of the coarser level."""
-        rows, columns = (
-            slice(part.start // PARENT_RATIO, -(-part.stop // PARENT_RATIO))
-            for part in (self.rows, self.columns)
-        )
-        return ..., rows, columns
-
-
 def search_tokens(
     tokens: Tensor,
     quantizer: VectorQuantizer,
-    decode: Callable[[Tile, Tensor], Tensor],
+    decode: Callable[[Tensor], Tensor],
     x: Tensor,
     *,
     config: SearchConfig,
-    bits: Callable[[Tensor, Tile], Tensor] | None = None,
+    bits: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Improve tokens for the squared error, the structure and the rate, tile by tile.
 
     Args:
         tokens: (1, h, w) int64 to start from.
-        decode: a tile and its (1, D, h, w) codes -> (1, 3, H, W) picture, differentiable.
+        decode: (1, D, h, w) codes -> (1, 3, H, W) picture, differentiable.
         x: (1, 3, H, W) float in [-1, 1], the picture.
         bits: (h, w) int64 tokens of a tile -> (K, h, w) float, what each code would take in each
             place. None if all take the same; asked only if the rate is weighed.
@@ -85,19 +66,13 @@ def search_tokens(
     size = SEARCH_TILE_PX // stride
     for top in range(0, tokens.shape[1], size):
         for left in range(0, tokens.shape[2], size):
-            bottom, right = min(top + size, tokens.shape[1]), min(left + size, tokens.shape[2])
-            part = Tile(rows := slice(top, bottom), columns := slice(left, right))
+            rows, columns = slice(top, top + size), slice(left, left + size)
             patch = x[..., top * stride :, left * stride :]
             patch = patch[..., : size * stride, : size * stride]
             tile = tokens[:, rows, columns]
-            found = bits(tile[0], part) if bits is not None and config.rate else None
+            found = bits(tile[0]) if bits is not None and config.rate else None
             tokens[:, rows, columns] = _search_tile(
-                tile,
-                quantizer,
-                partial(decode, part),
-                patch,
-                config=config,
-                bits=found,
+                tile, quantizer, decode, patch, config=config, bits=found
             )
     return tokens
 

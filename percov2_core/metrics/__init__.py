@@ -35,6 +35,10 @@ class Scores:
     psnr: float | None = _called("PSNR, dB (higher is better)")
     ms_ssim: float | None = _called("MS-SSIM (higher is better)")
     lpips: float | None = _called("LPIPS AlexNet (lower is better)")
+    # Whether EfficientNet-Lite0 finds the original's first label among the picture's first five,
+    # and the cosine of its features. The embedded painter was trained on features of its middle.
+    label_kept: float | None = _called("first label kept (higher is better)")
+    meaning: float | None = _called("semantic agreement, cosine (higher is better)")
     # In [0, 4]. The embedded model was trained with it.
     feature_distance: float | None = _called("SqueezeNet feature distance (lower is better)")
     picorank: float | None = _called("PicoRank (lower is better)")

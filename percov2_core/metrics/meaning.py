@@ -62,8 +62,11 @@ class EfficientNetLite0(nn.Module):
         """(B, 3, H, W) RGB float in [-1, 1] -> four (B, C, H', W') activations."""
         return [tap for _, tap in self._blocks(x) if tap is not None]
 
-    def forward(self, x: Tensor) -> Seen:
-        """(B, 3, H, W) RGB float in [-1, 1], the short side about 224."""
+    def see(self, x: Tensor) -> Seen:
+        """(B, 3, H, W) RGB float in [-1, 1] of any size: reduced to a short side of 224."""
+        scale = SIDE_PX / min(x.shape[2:])
+        size = [round(side * scale) for side in x.shape[2:]]
+        x = F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False)
         pooled = F.relu6(self._conv(self._blocks(x)[-1][0], "_conv_head")).mean(dim=(2, 3))
         weight, bias = self.get_buffer("labels_weight"), self.get_buffer("labels_bias")
         return Seen(pooled, F.linear(pooled, weight, bias))
@@ -106,30 +109,22 @@ def _folded(state: dict[str, Tensor], conv: str) -> tuple[Tensor, Tensor]:
     return state[f"{conv}.weight"] * scale[:, None, None, None], bias
 
 
-class Agreement(NamedTuple):
-    """How far two pictures mean the same to the network."""
-
-    label_kept: bool  # the first's likeliest label is among the second's likeliest five
-    cosine: float  # of the pooled features
-
-
 @lru_cache(maxsize=1)
-def network() -> EfficientNetLite0:
-    """The network, loaded once."""
+def load_network() -> EfficientNetLite0:
+    """The network, loaded once.
+
+    Raises:
+        WeightsError: if the package with the weights is not installed.
+    """
     return EfficientNetLite0().eval()
 
 
-@torch.inference_mode()
-def agreement(original: Tensor, decoded: Tensor) -> Agreement:
-    """Compare two (1, 3, H, W) pictures in [-1, 1]."""
-    seen = [network()(_at_side(x)) for x in (original, decoded)]
-    best, likely = seen[0].logits.argmax(1), seen[1].logits.topk(_FIRST_LABELS).indices
-    cosine = F.cosine_similarity(seen[0].pooled, seen[1].pooled)
-    return Agreement(bool((likely == best[:, None]).any()), float(cosine))
+def label_kept(original: Seen, decoded: Seen) -> Tensor:
+    """() 1 if the original's likeliest label is among the decoded picture's likeliest five."""
+    best, likely = original.logits.argmax(1), decoded.logits.topk(_FIRST_LABELS).indices
+    return (likely == best[:, None]).any().float()
 
 
-def _at_side(x: Tensor) -> Tensor:
-    """The short side at what the network was trained with."""
-    scale = SIDE_PX / min(x.shape[2:])
-    size = [round(side * scale) for side in x.shape[2:]]
-    return F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False)
+def cosine(original: Seen, decoded: Seen) -> Tensor:
+    """() float in [-1, 1], of the pooled features."""
+    return F.cosine_similarity(original.pooled, decoded.pooled)[0]
