@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from percov2_core import image_io
-from percov2_core.bitstream import MAX_SEED, Stream
+from percov2_core.bitstream import MAX_FILE_BYTES, MAX_SEED, Stream
 from percov2_core.caption import packing
 from percov2_core.caption.captioner import Captioner
 from percov2_core.config import (
@@ -129,6 +129,7 @@ class PerCoV2(FileCodec):
             ConfigError: if a name or a number is wrong, or no file is that small.
         """
         picture = image_io.normalise(image)
+        size = None if size is None else check_whole("size", size, 1, MAX_FILE_BYTES)
         header = Stream.blank(
             picture.size,
             check_choice("mode", mode, MODES),

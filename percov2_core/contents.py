@@ -132,7 +132,7 @@ class FileCodec:
         tokens: int | None = None,
         size: int | None = None,
     ) -> Stream:
-        """A shorter file of the same picture, made without it.
+        """A shorter file of the same picture, made without it; the file itself if all of it stays.
 
         Args:
             stage: How many stages to keep, those of the coarse level first; 0 is the caption alone.
@@ -152,7 +152,11 @@ class FileCodec:
             tokens = ends[check_whole("stage", stage, 0, len(ends) - 1)]
         if tokens is not None:
             tokens = check_whole("tokens", tokens, 0, stream.tokens_sent)
+        if size is not None:
+            size = check_whole("size", size, 1, MAX_FILE_BYTES)
         contents = self.read(stream)
+        if tokens == stream.tokens_sent or (size and len(stream.to_bytes()) <= size):
+            return stream
         shorter = replace(
             stream,
             mode="hybrid" if stream.has_coarse else "fine-only",
@@ -164,7 +168,7 @@ class FileCodec:
         )
         if size is None:
             return self._written(shorter, found, self._stages(shorter, found))
-        return self._fitted(shorter, found, check_whole("size", size, 1, MAX_FILE_BYTES))
+        return self._fitted(shorter, found, size)
 
     def stage_ends(self, stream: Stream) -> list[int]:
         """Tokens after each stage that a file has begun, from 0 for the caption alone."""
@@ -210,15 +214,17 @@ class FileCodec:
     def _fitted(self, header: Stream, tokens: Tokens, size: int) -> Stream:
         """As many tokens as fit into so many bytes, of those that the header wants sent."""
         spent, steps = self.caption_bits(tokens.caption), []
-        budget = 8 * (size - len(replace(header, tokens_sent=0).header_bytes()))
+        # A stream is never shorter than its whole bytes of information.
+        least = len(replace(header, tokens_sent=0).header_bytes())
+        budget = 8 * (size - least + 1)
         counts = [0]
         for level, step in self._stages(header, tokens):
-            if spent > budget:
+            if spent >= budget:
                 break
             steps.append((level, step))
             chosen = step.freqs[np.arange(len(step.positions)), level.ravel()[step.positions]]
             ends = spent + np.cumsum(PRECISION - np.log2(chosen))
-            counts.append(counts[-1] + int((ends <= budget).sum()))
+            counts.append(counts[-1] + int((ends < budget).sum()))
             spent = float(ends[-1])
         for count in range(counts[-1], -1, -1):  # the coder's end takes up to a byte more
             stream = self._written(replace(header, tokens_sent=count), tokens, iter(steps))

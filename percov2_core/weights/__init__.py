@@ -39,7 +39,7 @@ from PIL import Image
 
 from percov2_core.caption.captioner import get_captioner
 from percov2_core.caption.language import CaptionLanguage, load_language
-from percov2_core.config import LEVELS, MODES
+from percov2_core.config import FILE_MODES, LEVELS, MODES
 from percov2_core.contents import FileCodec, FileModules
 from percov2_core.errors import WeightsError
 from percov2_core.weights.files import (
@@ -145,7 +145,8 @@ def assemble(
         language=language,
         captioners=partial(get_captioner, device=str(home.target)),
         shift=about.shift,
-        presets=about.presets,
+        # What a file of another mode is painted with is what its cuts are.
+        presets={m: about.presets[m if m in MODES else "hybrid"] for m in FILE_MODES},
         captioner=about.captioner,
     )
 
