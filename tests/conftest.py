@@ -68,7 +68,7 @@ def unsearched(shipped: PerCoV2) -> PerCoV2:
     from percov2_core.hyper.search import SearchConfig
 
     codec = copy(shipped)
-    codec.rates = {r: replace(m, search=SearchConfig()) for r, m in shipped.rates.items()}
+    codec.levels = {n: replace(m, search=SearchConfig()) for n, m in shipped.levels.items()}
     return codec
 
 

@@ -19,14 +19,15 @@ from torch import nn
 from percov2_core.caption.describer import VOCABULARY, describe
 from percov2_core.caption.language import save_language
 from percov2_core.codec import PerCoV2
-from percov2_core.config import MODES, PRESETS, RATES
+from percov2_core.config import LEVELS, MODES, PARENT_RATIO, PRESETS
 from percov2_core.entropy.exporter import export
 from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfig
 from percov2_core.hyper.search import SearchConfig
 from percov2_core.training.autoencoder import EMBEDDED
 from percov2_core.training.caption_language import build_language
-from percov2_core.weights import load_codec
-from percov2_core.weights.sizes import Sizes
+from percov2_core.weights import load_codec, parts
+from percov2_core.weights.files import ENTROPY_FILE, PAINTER_DIR
+from percov2_core.weights.sizes import LevelSizes, Sizes
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -37,7 +38,6 @@ TINY_VAE = {
     "encoder_layers_per_block": (0, 1, 1, 1),
     "decoder_layers_per_block": (0, 1, 1, 1),
 }
-DOUBLINGS = {"ultra-low": 3, "extreme": 1}  # of the token grid up to the latent grid
 
 
 def picture(width: int = 160, height: int = 96, *, seed: int = 0) -> Image.Image:
@@ -85,16 +85,17 @@ def drawing_within(first: int, end: int, draw):
     return drawn
 
 
-def tiny_sizes(rate: str) -> Sizes:
-    count = DOUBLINGS[rate]
+def tiny_sizes() -> Sizes:
+    search = SearchConfig(rounds=2, curvature=60.0)
     return Sizes(
-        encoder_widths=(8,) * count,
-        encoder_depths=(1,) * count,
-        decoder_widths=(8,) * count,
-        decoder_depths=(1,) * count,
+        coarse=LevelSizes(encoder_widths=(8,) * 3, encoder_depths=(1,) * 3, search=search),
+        fine=LevelSizes(encoder_widths=(8,), encoder_depths=(1,), search=search),
+        coarse_widths=(8,) * 3,
+        coarse_depths=(1,) * 3,
+        decoder_widths=(8,),
+        decoder_depths=(1,),
         noise_scale=0.5,
         text_guidance=1.0,
-        search=SearchConfig(rounds=2, curvature=60.0),
         code_dim=4,
         features=4,
         heads=1,
@@ -106,10 +107,10 @@ def tiny_sizes(rate: str) -> Sizes:
     )
 
 
-def tiny_masked_model() -> MaskedImageModel:
+def tiny_masked_model(ratio: int = 0) -> MaskedImageModel:
     config = MaskedModelConfig(
         width=16, heads=2, content_layers=1, query_layers=1, hidden=16,
-        code_width=8, vocabulary=VOCABULARY,
+        code_width=8, vocabulary=VOCABULARY, ratio=ratio,
     )  # fmt: skip
     return _shaken(MaskedImageModel(config).eval())
 
@@ -119,18 +120,20 @@ def write_tiny_model(folder: Path) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         AutoencoderDC(**TINY_VAE, scaling_factor=1.0).half().save_pretrained(folder / "vae")
-        for rate in RATES:
-            fresh = rates.build(tiny_sizes(rate))
-            for module in (fresh.encoder, fresh.decoder, fresh.flow, fresh.text):
-                assert isinstance(module, nn.Module)
-                _shaken(module)
-            rates.save(fresh, folder / rate, packed=True)
-            export(tiny_masked_model()).save(folder / rate / "entropy.safetensors")
+        levels, painter = parts.build(tiny_sizes())
+        for module in (painter.decoder, painter.flow, painter.text):
+            assert isinstance(module, nn.Module)
+            _shaken(module)
+        parts.save_painter(painter, folder / PAINTER_DIR, packed=True)
+        for ratio, name in zip((0, PARENT_RATIO), LEVELS, strict=True):
+            _shaken(levels[name].encoder)
+            parts.save_level(levels[name], folder / name, packed=True)
+            export(tiny_masked_model(ratio)).save(folder / name / ENTROPY_FILE)
     captions = ["a red house by the sea", "two dogs play on the green grass"] * 3
     sentences = [describe(picture(seed=seed)) for seed in range(8)]
     save_language(build_language(captions, sentences), folder / "caption_language.npz")
     presets = {p: {"steps": i + 1, "guidance": 1.0 + i} for i, p in enumerate(PRESETS)}
-    about = {"format": 1, "name": "tiny", "presets": dict.fromkeys(MODES, presets)}
+    about = {"format": 2, "name": "tiny", "presets": dict.fromkeys(MODES, presets)}
     (folder / "model.json").write_text(json.dumps(about))
     return folder
 
