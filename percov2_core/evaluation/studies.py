@@ -40,8 +40,9 @@ _VVC = "vvc@63+60+56+52+48"
 # The rows of the protocol's published table, to check an installation against.
 PROTOCOL = ("jpeg@1+10", "webp@0", "avif@0", "avif/2@0", "avif/4@0", "jpeg2000@800", _VVC)
 EQUAL_CODECS = ("jpeg", "j2k", "webp", "jxl", "avif", "vvc")
-BUDGETS_BYTES = (100, 400, 700)
-HYBRID_TOKENS = (0, 4, 8, 16, 24, 32, 40, 48, 56, 64)
+BUDGETS_BYTES = (62, 124, 240, 430, 722)
+# Between a caption and a whole file at 512 x 512; those of the table are among them.
+SIZES_BYTES = (24, 36, 48, *(62, 90, 124, 170, 240, 320, 430, 560, 722))
 
 
 class Study(NamedTuple):
@@ -83,9 +84,9 @@ STUDIES = {
         lambda args: our_settings(args.modes, steps=args.steps, guidance=args.guidance),
     ),
     "schedules": Study("bits of the tokens under each schedule", _schedules, ("psnr",)),
-    "hybrid": Study(
-        "hybrid mode over the number of tokens sent",
-        lambda args: our_settings(["hybrid"], tokens=HYBRID_TOKENS),
+    "sizes": Study(
+        "our files of N bytes, all cut from one encoding",
+        lambda args: our_settings(["hybrid"], presets=PRESETS, budgets=SIZES_BYTES),
     ),
     "captions": Study(
         "no caption, the describer's, and a person's; language model against deflate",
