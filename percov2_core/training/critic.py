@@ -25,7 +25,7 @@ class Critic(nn.Module):
         self.heads = nn.ModuleList(_head(width) for width in WIDTHS)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Activations of the network -> (B, 1, h, w) float for each tap, high where it looks real."""
+        """Activations of the network -> (B, 1, h, w) for each tap, high where it looks real."""
         return [
             head(_normalised(features[tap])) for head, tap in zip(self.heads, TAPS, strict=True)
         ]
