@@ -59,7 +59,7 @@ def test_a_ratio_is_rounded_to_two_digits():
 
 def test_the_parts_of_the_bar_add_up_to_the_file(stream):
     contents = tiny_codec().read(stream)
-    shown = results.bits_bar(contents)
+    shown = results.bits_panel(a_run(stream).run)
     assert sum(contents.bits) == 8 * len(stream.to_bytes())
     assert all(f"<td>{count:,}</td>" in shown for count in (*contents.bits, sum(contents.bits)))
 
@@ -127,7 +127,7 @@ def test_a_stored_point_gives_its_steps_and_guidance(tmp_path):
 def test_the_table_of_runs_downloads_as_csv(stream):
     history = [a_run(stream, psnr=20.0), a_run(stream, psnr=21.5, ms_ssim=0.7)]
     table = runs_frame(history)
-    lines = results.runs_csv(table).splitlines()
+    lines = results.runs_csv(table).decode().splitlines()
     assert lines[0] == "picture,mode,schedule,tokens,steps,guidance,bytes,bpp,psnr,ms_ssim,caption"
     assert len(lines) == 3
     assert "percov2-runs.csv" in results.runs_table(["run:1", "run:2"], table)

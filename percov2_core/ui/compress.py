@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from percov2_core.ui.device import DEVICE, FREE, INTAKE, MAX_WAITING, Turn, Turn
 from percov2_core.ui.host import page_address
 from percov2_core.ui.results import Run
 from percov2_core.ui.settings import Given, Settings, tokens_of
-from percov2_core.ui.text import data_uri, empty, plain_html
+from percov2_core.ui.text import data_uri, empty, piece, plain_html
 
 EXAMPLES_DIR = Path(__file__).parents[2] / "assets" / "examples"
 _THUMB_PX = 112
@@ -36,12 +35,7 @@ percov.pasted(element, upload, (path) => trigger('paste', {path}));"""
 
 class CompressTab:
     """Layout and callbacks; made inside its `gr.Tab`.
-    Callbacks answer with what they change: component -> its value.
-
-    Attributes:
-        done: The visitor's runs.
-        compressed: Gradio's event at the end of a run.
-    """
+    Callbacks answer with what they change: component -> its value."""
 
     def __init__(self, codec: PerCoV2, turns: Turns, run: gr.State) -> None:
         self.codec = codec
@@ -49,14 +43,14 @@ class CompressTab:
         self.run = run
         self.examples = {path.stem: path for path in sorted(EXAMPLES_DIR.glob("*.jpg"))}
         self.chosen = gr.State(None, time_to_live=border.KEEP_FILES_S)
-        self.done = gr.State([], time_to_live=border.KEEP_FILES_S)
+        self.done = gr.State([], time_to_live=border.KEEP_FILES_S)  # the visitor's runs
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=280, elem_id="pc-controls"):
                 self._controls()
                 with gr.Accordion("Advanced", open=False, elem_id="pc-advanced"):
                     self.settings.advanced(codec)
             with gr.Column(scale=8, min_width=280, elem_id="pc-result"):
-                self.headline = plain_html(results.plain_headline(), elem_id="pc-head")
+                self.headline = plain_html(results.quiet_headline(), elem_id="pc-head")
                 self.stage = plain_html(empty(text.EMPTY_STAGE), elem_id="pc-stage")
         with gr.Tabs(elem_id="pc-details-tabs"):
             with gr.Tab("Where bits went"):
@@ -78,9 +72,10 @@ class CompressTab:
             buttons=[],
             elem_id="pc-image",
         )
-        self.picks = plain_html(
-            thumbnails(self.examples), elem_id="pc-examples", js_on_load=_EXAMPLES_JS
-        )
+        # The pictures are inside the page, so that they are there at once.
+        pictures = {name: _thumbnail(path) for name, path in self.examples.items()}
+        buttons = piece("thumbnails", pictures=pictures)
+        self.picks = plain_html(buttons, elem_id="pc-examples", js_on_load=_EXAMPLES_JS)
         self.settings = Settings()
         self.cost = gr.Markdown(text.CAPTION_COST_EMPTY, elem_id="pc-cost")
         with gr.Row(elem_id="pc-buttons"):
@@ -119,6 +114,7 @@ class CompressTab:
             queue=False,
             **FREE,
         )
+        # Gradio's event at the end of a run.
         self.compressed = pressed.success(
             self.compress,
             {self.chosen, self.presses, self.done, *vars(more).values()},
@@ -208,7 +204,7 @@ class CompressTab:
         if not self.turns.press(session, border.count(pressed)):
             raise gr.Error(text.CANCELLED, visible=False, print_exception=False)
         size = chosen.at(border.count(side_px)).image.size
-        return border.count(pressed), results.painting(size, note=text.waiting(before))
+        return border.count(pressed), piece("painting", size=size, before=before)
 
     def compress(self, given: Given, request: gr.Request) -> Iterator[Answer]:
         """Encode, say how small it is, then paint."""
@@ -229,7 +225,7 @@ class CompressTab:
     def _compress(self, given: Given, chosen: Chosen, turn: Turn) -> Iterator[Answer]:
         image, png_bytes = chosen.at(border.count(given[self.settings.side]))
         look = self.settings.look(given, image)
-        yield {self.stage: results.painting(image.size, note="Encoding…")}
+        yield {self.stage: piece("painting", size=image.size)}
         stream = self.settings.encode(given, self.codec, image)
         contents = self.codec.read(stream)
         if turn.dropped.is_set():
@@ -240,18 +236,10 @@ class CompressTab:
         yield {self.headline: headline} | ({} if said == given[box] else {box: said})
         for frame in paint(self.codec, contents, look, turn):
             if frame.picture is None:
-                yield {self.stage: results.painting(image.size, frame=frame)}
+                yield {self.stage: piece("painting", size=image.size, frame=frame)}
             elif self.turns.finish(turn):
-                run = Run(
-                    chosen.name,
-                    contents,
-                    look,
-                    headline,
-                    frame.picture,
-                    frame.step_s,
-                    image,
-                    turn.number,
-                )
+                seen = (frame.picture, frame.step_s, image, turn.number)
+                run = Run(chosen.name, contents, look, headline, *seen)
                 done = [*given[self.done], run][-border.KEEP_RUNS :]
                 yield {self.stage: results.compare_run(run), self.run: run, self.done: done}
 
@@ -262,7 +250,7 @@ class CompressTab:
         return {self.stage: _KEEP}
 
     def _nothing(self, said: str = "") -> Answer:
-        headline = results.plain_headline(*([said, ""] if said else ()))
+        headline = results.quiet_headline(*([said, ""] if said else ()))
         return {self.headline: headline, self.stage: empty(text.EMPTY_STAGE)}
 
     def explain(self, run: Run | None, request: gr.Request) -> tuple[Any, Any]:
@@ -271,17 +259,6 @@ class CompressTab:
             return empty(text.EMPTY_BITS), empty(text.EMPTY_SHARE)
         address = page_address(request.headers)
         return results.bits_panel(run), share_panel(run, address=address)
-
-
-def thumbnails(examples: dict[str, Path]) -> str:
-    """Buttons with the pictures inside the page, so that they are there at once."""
-    buttons = "".join(
-        f'<button type="button" data-key="{escape(name)}" title="{escape(name)}">'
-        f'<img src="{_thumbnail(path)}" alt="Example {escape(name)}" width="56" height="56">'
-        "</button>"
-        for name, path in examples.items()
-    )
-    return f'<div class="pc-thumbs" role="group" aria-label="Example pictures">{buttons}</div>'
 
 
 def _thumbnail(path: Path) -> str:
@@ -305,24 +282,12 @@ def qr_svg(content: str) -> str | None:
 
 def share_panel(run: Run, *, address: str) -> str:
     """Download button, link and QR code of one file."""
-    data, whole = run.stream.to_bytes(), border.link_to(run.stream, address)
-    file, size = escape(f"{run.name}{SUFFIX}", quote=True), text.bytes_in_words(len(data))
-    code = '<p class="pc-note">Too much for a QR code: use Ultra-low or Hybrid.</p>'
-    if svg := qr_svg(whole):
-        code = (
-            '<figure class="pc-qr-box"><div role="img" aria-label="QR code of the link">'
-            f"{svg}</div><figcaption>The picture itself, as a QR code</figcaption></figure>"
-        )
-    return f"""
-<div class="pc-share">
- <div class="pc-share-text">
-  <a class="pc-button" id="pc-download" download="{file}"
-   href="{data_uri(data, "application/octet-stream")}">Save {file} ({size})</a>
-  <label class="pc-label" for="pc-link">A link that contains the whole picture</label>
-  <div class="pc-copy"><input id="pc-link" type="text" readonly value="{escape(whole)}"
-   onfocus="this.select()"><button type="button" onclick="percov.copy(this)">Copy</button></div>
-  <p class="pc-note">{len(whole):,} characters. Whoever opens it sees the picture; this page keeps
-   nothing.</p>
- </div>
- {code}
-</div>"""
+    data, link = run.stream.to_bytes(), border.link_to(run.stream, address)
+    return piece(
+        "share",
+        file=f"{run.name}{SUFFIX}",
+        size_bytes=len(data),
+        data=data_uri(data, "application/octet-stream"),
+        link=link,
+        code=qr_svg(link),
+    )

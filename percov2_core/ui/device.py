@@ -4,11 +4,10 @@ What gradio wants of listeners that yield: one yield at least, since outputs tha
 are emptied; and in the last yield every update (`gr.Button(...)`) of the ones before, since its
 client changes updates in place, and on a busy machine only the last state of one is seen.
 
-On hosts that lend a GPU call by call (ZeroGPU) a call decorated with `spaces.GPU` runs in another
-process, which alone has the GPU. What goes in and out is pickled, the codec itself comes along by
-forking, and errors other than gradio's lose their text on the way: so errors travel as values, and
-pictures as PIL images. Nothing is compiled there: a new process would compile again. Proven with a
-stand-in for the `spaces` module (`tests/spaces_stand_in`), not on the hardware.
+On hosts that lend a GPU by the call (ZeroGPU) what `spaces.GPU` decorates runs in a forked process,
+which alone has the GPU. What goes in and out is pickled, and errors other than gradio's lose their
+text: so errors travel as values, and pictures as PIL images. Proven with a stand-in for the module
+(`tests/spaces_stand_in`), not on the hardware.
 """
 
 from __future__ import annotations
@@ -34,13 +33,12 @@ FREE: dict[str, Any] = {
     "api_visibility": "private",
     "show_progress": "hidden",
 }
-# one queue for everything that needs the model.
-DEVICE: dict[str, Any] = {**FREE, "concurrency_id": "device", "concurrency_limit": 1}
-# Reading and describing a picture need not wait for what others paint.
-INTAKE: dict[str, Any] = {**DEVICE, "concurrency_id": "intake"}
-# Measuring may wait for nobody, and nobody for it; least of all for the slow classic codecs.
-MEASURE: dict[str, Any] = {**DEVICE, "concurrency_id": "measure"}
-CLASSICS: dict[str, Any] = {**DEVICE, "concurrency_id": "classics"}
+# one queue for everything that needs the model; reading and describing a picture need not wait for
+# it, nor measuring, nor anybody for the slow classic codecs.
+DEVICE, INTAKE, MEASURE, CLASSICS = (
+    {**FREE, "concurrency_id": queue, "concurrency_limit": 1}
+    for queue in ("device", "intake", "measure", "classics")
+)
 MAX_QUEUE = 200  # events that wait, of all visitors and kinds together
 MAX_WAITING = 60  # visitors who wait for a picture; the next one is told that the demo is full
 
@@ -79,16 +77,11 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Turn:
-    """One painting of one visitor, from its start on the device to the picture.
-
-    Attributes:
-        number: Count of the visitor's presses of Compress, from 1; 0 for what no press began.
-        dropped: Set once nobody wants the picture.
-    """
+    """One painting of one visitor, from its start on the device to the picture."""
 
     session: str
-    number: int
-    dropped: threading.Event = field(default_factory=threading.Event)
+    number: int  # of the visitor's press of Compress, from 1; 0 for what no press began
+    dropped: threading.Event = field(default_factory=threading.Event)  # nobody wants it any more
 
 
 def paint(
@@ -232,7 +225,6 @@ class SharedGpuCodec:
     """Has the methods of `PerCoV2`; those that need its device borrow it."""
 
     def __init__(self, codec: PerCoV2, gpu: Callable[..., Any]) -> None:
-        """`gpu` is `spaces.GPU`."""
         self._codec = codec
 
         def call(method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -242,7 +234,19 @@ class SharedGpuCodec:
                 return error
 
         def paint(contents: Contents, options: dict[str, Any]) -> Iterator[Step | PerCoError]:
-            yield from _painted(codec, contents, options)
+            # Previews are made here, where the GPU is. Closing this ends the painting.
+            shown, shown_s = None, -PREVIEW_EVERY_S
+            try:
+                with closing(codec.paint(contents, **options)) as steps:
+                    for step in steps:
+                        if step.picture is None and time.monotonic() - shown_s >= PREVIEW_EVERY_S:
+                            shown, shown_s = step.preview(), time.monotonic()
+                        shown = shown or step.picture
+                        # A method of the picture, since what travels has to be pickled.
+                        preview = cast(Image.Image, shown).copy
+                        yield Step(step.index, step.total, preview, step.picture)
+            except PerCoError as error:
+                yield error
 
         self._call = gpu(duration=call_s)(call)
         self._paint = gpu(duration=painting_s)(paint)
@@ -268,23 +272,6 @@ class SharedGpuCodec:
                 if isinstance(step, PerCoError):
                     raise step
                 yield step
-
-
-def _painted(
-    codec: PerCoV2, contents: Contents, options: dict[str, Any]
-) -> Iterator[Step | PerCoError]:
-    """Paint, with previews: they are made here, where the GPU is. Closing it ends the painting."""
-    shown, shown_s = None, -PREVIEW_EVERY_S
-    try:
-        with closing(codec.paint(contents, **options)) as steps:
-            for step in steps:
-                if step.picture is None and time.monotonic() - shown_s >= PREVIEW_EVERY_S:
-                    shown, shown_s = step.preview(), time.monotonic()
-                shown = shown or step.picture
-                # A method of the picture, since what travels has to be pickled.
-                yield Step(step.index, step.total, cast(Image.Image, shown).copy, step.picture)
-    except PerCoError as error:
-        yield error
 
 
 def painting_s(contents: Contents, options: dict[str, Any]) -> float:

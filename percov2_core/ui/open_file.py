@@ -14,17 +14,13 @@ from percov2_core.ui import border, results, text
 from percov2_core.ui.border import Payload
 from percov2_core.ui.device import DEVICE, FREE, Look, Turns, paint
 from percov2_core.ui.results import Run
-from percov2_core.ui.text import empty, plain_html
+from percov2_core.ui.text import empty, piece, plain_html
 
 _KEEP: Any = gr.skip()
 
 
 class OpenTab:
-    """Layout and callbacks; made inside its `gr.Tab`.
-
-    Attributes:
-        opened: Gradio's events that bring a new picture.
-    """
+    """Layout and callbacks; made inside its `gr.Tab`."""
 
     def __init__(
         self, codec: PerCoV2, turns: Turns, run: gr.State, *, demo: gr.Blocks, tabs: gr.Tabs
@@ -38,12 +34,12 @@ class OpenTab:
                 link = gr.Textbox(label="or a link", lines=3, max_lines=5, elem_id="pc-link-box")
                 button = gr.Button("Open the link", variant="primary", elem_id="pc-open-link")
             with gr.Column(scale=8, min_width=280):
-                self.headline = plain_html(results.plain_headline("Open a file", text.EMPTY_FILE))
+                self.headline = plain_html(results.quiet_headline("Open a file", text.EMPTY_FILE))
                 self.stage = plain_html(empty(text.EMPTY_FILE_STAGE), elem_id="pc-decoded-stage")
         self.details = plain_html(elem_id="pc-decoded-details")
         outputs = [self.headline, self.stage, self.details, run]
         arrived = demo.load(self.tab_of_address, outputs=tabs, **FREE)
-        self.opened = [
+        self.opened = [  # gradio's events that bring a new picture
             file.upload(self.open_file, file, outputs, preprocess=False, **DEVICE),
             button.click(self.open_link, link, outputs, **DEVICE),
             arrived.then(self.open_address, outputs=outputs, **DEVICE),
@@ -78,13 +74,13 @@ class OpenTab:
         look = Look(preset.steps, preset.guidance)
         border.check_work(stream.width, stream.height, look.steps)
         contents = self.codec.read(stream)
-        headline = results.file_headline(stream)
+        headline = piece("opened_headline", stream=stream)
         yield {self.headline: headline}
         with self.turns.take(request.session_hash or "") as turn:
             for frame in paint(self.codec, contents, look, turn):
                 if frame.picture is None:
                     size = (stream.width, stream.height)
-                    yield {self.stage: results.painting(size, frame=frame)}
+                    yield {self.stage: piece("painting", size=size, frame=frame)}
                 elif self.turns.finish(turn):
                     run = Run(name, contents, look, headline, frame.picture, frame.step_s)
                     details, stage = results.bits_panel(run), results.compare_run(run)

@@ -31,7 +31,7 @@ from percov2_core.ui.compress import CompressTab
 from percov2_core.ui.device import DEVICE, FREE, MAX_QUEUE, Look, Turns, paint
 from percov2_core.ui.invented import InventedTab
 from percov2_core.ui.open_file import OpenTab
-from percov2_core.ui.text import plain_html
+from percov2_core.ui.text import piece, plain_html
 from percov2_core.ui.tradeoff import TradeOffTab
 
 logger = logging.getLogger(__name__)
@@ -83,9 +83,7 @@ def build_demo(codec: PerCoV2, *, keep_files_s: int = KEEP_FILES_S) -> gr.Blocks
         delete_cache=(min(SWEEP_FILES_S, keep_files_s), keep_files_s),
         fill_width=True,
     ) as demo:
-        plain_html(
-            f'<header class="pc-top"><h1>{text.TITLE}</h1><p>{text.CLAIM} {text.INTRO}</p></header>'
-        )
+        plain_html(piece("top", title=text.TITLE, claim=text.CLAIM))
         # First: gradio numbers names that are taken, and would take them for the page's own.
         EndPoints(codec, turns)
         run = gr.State(None, time_to_live=KEEP_FILES_S)
@@ -114,10 +112,7 @@ def build_demo(codec: PerCoV2, *, keep_files_s: int = KEEP_FILES_S) -> gr.Blocks
         more = main.settings
         settings = [tabs, more.mode, more.steps, more.guidance, more.tokens]
         plot.clicks.take(plot.take, outputs=settings, **FREE)
-        plain_html(
-            f'<footer class="pc-foot"><p>{text.SHORTCUTS}</p><p>{text.PRIVACY}</p>'
-            f"<p>{text.NOT_EVIDENCE}</p></footer>"
-        )
+        plain_html(piece("foot", minutes=KEEP_FILES_S // 60))
 
         def forget(request: gr.Request) -> None:
             """A visitor left: nothing is painted on, and nothing is kept."""

@@ -11,16 +11,10 @@ from PIL import Image
 
 from percov2_core.bitstream import MAX_FILE_BYTES, MAX_SEED, Stream
 from percov2_core.codec import PerCoV2
-from percov2_core.config import (
-    COARSE,
-    DEFAULT_SCHEDULE,
-    FINE,
-    MAX_GUIDANCE,
-    MAX_STEPS,
-    check_real,
-)
+from percov2_core.config import COARSE, DEFAULT_SCHEDULE, FINE, MAX_GUIDANCE, MAX_STEPS, check_real
 from percov2_core.ui import border, text
 from percov2_core.ui.device import Look
+from percov2_core.ui.text import control
 
 Given = Mapping[Any, Any]  # control -> what it says
 
@@ -29,64 +23,31 @@ class Settings:
     """The controls of a run; `advanced` makes those that most visitors never open."""
 
     def __init__(self) -> None:
-        self.side = gr.Radio(
-            list(text.SIZES.items()),
-            value=border.COMFORTABLE_SIDE_PX,
-            label=text.SIZE_INFO,
-            visible="hidden",
-        )
-        self.mode = gr.Radio(
-            list(text.MODES.items()),
-            value="extreme",
-            label="Mode",
-            info=text.MODE_INFO,
-            elem_id="pc-mode",
-        )
-        self.caption = gr.Textbox(
-            label=text.CAPTION_LABEL,
-            placeholder=text.CAPTION_PLACEHOLDER,
-            lines=4,
-            max_lines=4,
-            elem_id="pc-caption-box",
-        )
+        sizes = list(text.SIZES.items())
+        quick = border.COMFORTABLE_SIDE_PX
+        self.side = gr.Radio(sizes, value=quick, label=text.SIZE_INFO, visible="hidden")
+        modes = list(text.MODES.items())
+        self.mode = gr.Radio(modes, value="extreme", elem_id="pc-mode", **control("Mode"))
+        label, said = text.CAPTION_LABEL, text.CAPTION_PLACEHOLDER
+        box: dict[str, Any] = {"lines": 4, "max_lines": 4, "elem_id": "pc-caption-box"}
+        self.caption = gr.Textbox(label=label, placeholder=said, **box)
 
     def advanced(self, codec: PerCoV2) -> None:
         default = codec.presets["extreme"]["balanced"]
         # The model's own captioner first, and none twice.
-        captioners = {text.OWN_CAPTIONER: codec.captioner} | {
-            label: name for label, name in text.OTHER_CAPTIONERS.items() if name != codec.captioner
-        }
-        self.captioner = gr.Radio(
-            list(captioners.items()),
-            value=codec.captioner,
-            label="Caption by",
-            info=text.CAPTIONER_INFO,
-        )
-        self.preset = gr.Radio(
-            list(text.PRESETS.items()), value="balanced", label="Preset", info=text.PRESET_INFO
-        )
-        self.steps = gr.Slider(
-            1, MAX_STEPS, default.steps, step=1, label="Steps", info=text.STEPS_INFO
-        )
-        self.guidance = gr.Slider(
-            1, MAX_GUIDANCE, default.guidance, step=0.1, label="Guidance", info=text.GUIDANCE_INFO
-        )
-        self.seed = gr.Number(0, precision=0, minimum=0, label="Seed", info=text.SEED_INFO)
-        self.schedule = gr.Dropdown(
-            list(text.SCHEDULES.items()),
-            value=DEFAULT_SCHEDULE,
-            label="Schedule",
-            info=text.SCHEDULE_INFO,
-        )
-        self.tokens = gr.Slider(0, 1088, 0, step=1, label="Tokens sent", info=text.TOKENS_INFO)
-        self.target = gr.Number(
-            None,
-            precision=0,
-            minimum=0,
-            label="Target size in bytes",
-            info=text.TARGET_INFO,
-            elem_id="pc-target",
-        )
+        own, others = codec.captioner, text.OTHER_CAPTIONERS.items()
+        captioners = [(text.OWN_CAPTIONER, own), *(one for one in others if one[1] != own)]
+        self.captioner = gr.Radio(captioners, value=own, **control("Caption by"))
+        presets, orders = list(text.PRESETS.items()), list(text.SCHEDULES.items())
+        self.preset = gr.Radio(presets, value="balanced", **control("Preset"))
+        self.steps = gr.Slider(1, MAX_STEPS, default.steps, step=1, **control("Steps"))
+        strength = default.guidance
+        self.guidance = gr.Slider(1, MAX_GUIDANCE, strength, step=0.1, **control("Guidance"))
+        self.seed = gr.Number(0, precision=0, minimum=0, **control("Seed"))
+        self.schedule = gr.Dropdown(orders, value=DEFAULT_SCHEDULE, **control("Schedule"))
+        self.tokens = gr.Slider(0, 1088, 0, step=1, **control("Tokens sent"))
+        said = control("Target size in bytes")
+        self.target = gr.Number(None, precision=0, minimum=0, elem_id="pc-target", **said)
 
     def look(self, given: Given, image: Image.Image) -> Look:
         """How to paint `image`, if that takes no minutes."""

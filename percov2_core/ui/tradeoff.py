@@ -15,7 +15,7 @@ import gradio as gr
 import pandas as pd
 from PIL import Image
 
-from percov2_core.baselines.base import Baseline, Fit, best_within
+from percov2_core.baselines.base import Fit, best_within
 from percov2_core.baselines.classic import FACTORS, family_at_all_sizes, find_baseline
 from percov2_core.codec import PerCoV2
 from percov2_core.config import MODES, check_choice
@@ -82,17 +82,13 @@ class Measured:
 
 class TradeOffTab:
     """Layout and callbacks, and those of the numbers in the main tab; made inside its `gr.Tab`.
-
-    Attributes:
-        history: The visitor's measured runs.
-        clicks, table: What says `back` for a run and `take` for a stored point.
-    """
+    `clicks` and `table` say `back` for a run and `take` for a stored point."""
 
     def __init__(self, codec: PerCoV2, turns: Turns, tab: gr.Tab) -> None:
         self.presets = codec.presets
         self.turns = turns
         self.stored = Measurements()
-        self.history = gr.State([], time_to_live=border.KEEP_FILES_S)
+        self.history = gr.State([], time_to_live=border.KEEP_FILES_S)  # measured runs
         axes = [(label, name) for name, label in AXES.items()]
         with gr.Row():
             x = gr.Dropdown(axes, value="psnr", label="Across", min_width=280, elem_id="pc-x")
@@ -128,7 +124,7 @@ class TradeOffTab:
         self, run: Run | None, done: list[Run], history: list[Measured]
     ) -> tuple[str, list[Measured]]:
         """-> our line of the table of numbers; a row for every run, however fast they came."""
-        rows = [row_of(one, history) or self._measured(one) for one in done]
+        rows = [row_of(one, history) or Measured(one, self._scores(one)) for one in done]
         row = row_of(run, rows)
         if row is None:
             return empty(text.EMPTY_NUMBERS), rows
@@ -155,9 +151,9 @@ class TradeOffTab:
             yield results.numbers_panel(entries, pending=True)
         yield results.numbers_panel(entries, pending=False)
 
-    def _measured(self, run: Run) -> Measured:
+    def _scores(self, run: Run) -> Scores:
         assert run.original is not None  # only opened files have none, and they are not measured
-        return Measured(run, self.judge.score(self.judge.see(run.original), run.decoded))
+        return self.judge.score(self.judge.see(run.original), run.decoded)
 
     def draw(self, history: list[Measured], x: str, y: str) -> tuple[Any, str, str]:
         """-> figure, what to say where there is none, table of runs."""
@@ -204,24 +200,23 @@ def classic_entries(judge: Judge, original: Image.Image, *, size_bytes: int) -> 
         note = text.classic_setting(fit.codec.name.partition("/")[2], fit.quality)
         return Entry(label, note, len(fit.data), decoded, judge.score(reference, decoded))
 
+    def smallest(name: str) -> Fit:
+        codec = find_baseline(name)
+        quality = codec.qualities[0]
+        return Fit(codec, quality, codec.encode(original, quality))
+
     for family in FAMILIES:
         name = text.codec_name(family)
         if family == "vvc" and original.width * original.height > VVC_PIXELS:
             continue
         # This machine may lack the codec, or the picture may be too small for it.
         with contextlib.suppress(PerCoError):
-            yield entry(f"{name}, its smallest", _smallest(find_baseline(family), original))
+            yield entry(f"{name}, its smallest", smallest(family))
             fit = best_within(family_at_all_sizes(family), original, size_bytes=size_bytes)
             if fit is not None:
                 yield entry(f"{name} in the same bytes", fit)
             elif family != "jpeg":
-                tiny = _smallest(find_baseline(f"{family}/{FACTORS[-1]}"), original)
-                yield entry(f"{name}, shrunk", tiny)
-
-
-def _smallest(codec: Baseline, image: Image.Image) -> Fit:
-    quality = codec.qualities[0]
-    return Fit(codec, quality, codec.encode(image, quality))
+                yield entry(f"{name}, shrunk", smallest(f"{family}/{FACTORS[-1]}"))
 
 
 class Measurements:
@@ -267,12 +262,9 @@ def figure(stored: Measurements, history: Sequence[Measured], *, x: str, y: str)
 def _dressed(drawn: Any) -> Any:
     """For a page of any width, light or dark; one entry in the legend per codec."""
     drawn.update_layout(
-        height=560,
-        title=None,
+        {"height": 560, "title": None, "font_size": 14, "margin_t": 20},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        font={"size": 14},
-        margin={"l": 60, "r": 20, "t": 20, "b": 50},
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemwidth": 30},
     )
     for update in (drawn.update_xaxes, drawn.update_yaxes):
