@@ -34,7 +34,7 @@ def test_every_codec_gives_back_a_similar_picture_of_the_same_size(name, size):
 @pytest.mark.parametrize("name", CLASSIC)
 def test_a_codec_names_its_version_and_its_scale_rises(name):
     codec = find_baseline(name)
-    assert re.search(r"(\d+\.){1,3}\d+", codec.description)
+    assert re.search(r"(\d+\.){1,3}\d+", codec.describe())
     assert set(LADDERS[name]) <= set(codec.qualities)
     budget = len(codec.encode(picture(), codec.qualities[len(codec.qualities) // 5]))
     fit = largest_within(codec, picture(), size_bytes=budget)

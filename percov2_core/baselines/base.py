@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -14,68 +14,58 @@ from percov2_core.errors import BitstreamError, ImageError
 MAX_FACTOR = 16
 
 
-class Baseline(Protocol):
+@dataclass(frozen=True, slots=True)
+class Baseline:
     """A codec at its own quality scale. Rate is the length of what `encode` returns."""
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def description(self) -> str:
-        """The codec, its options and the version of the library behind it."""
-        ...
-
-    @property
-    def qualities(self) -> Sequence[int]:
-        """Every quality, from the fewest bytes to the most."""
-        ...
-
-    def encode(self, image: Image.Image, quality: int) -> bytes: ...
-
-    def decode(self, data: bytes) -> Image.Image:
-        """RGB, with exactly the size of the picture that was encoded."""
-        ...
+    name: str  # what the command line calls it
+    qualities: Sequence[int]  # from the fewest bytes to the most
+    describe: Callable[[], str]  # the codec, its options and the version of the library behind it
+    encode: Callable[[Image.Image, int], bytes]
+    decode: Callable[[bytes], Image.Image]  # RGB, with exactly the size of what was encoded
 
 
-@dataclass(frozen=True, slots=True)
-class Resized:
+def resized(codec: Baseline, factor: int) -> Baseline:
     """`codec` at 1 / `factor` of the size: Lanczos down, bicubic back.
     The file is the inner file and one byte: how many columns (low four bits) and rows the enlarged
     picture is too large."""
+    name = f"{codec.name}/{factor}"
 
-    codec: Baseline
-    factor: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.codec.name}/{self.factor}"
-
-    @property
-    def description(self) -> str:
-        return f"{self.codec.description}; at 1/{self.factor} size, Lanczos down, bicubic up"
-
-    @property
-    def qualities(self) -> Sequence[int]:
-        return self.codec.qualities
-
-    def encode(self, image: Image.Image, quality: int) -> bytes:
-        w, h = -(-image.width // self.factor), -(-image.height // self.factor)
-        extra_w, extra_h = w * self.factor - image.width, h * self.factor - image.height
+    def encode(image: Image.Image, quality: int) -> bytes:
+        w, h = -(-image.width // factor), -(-image.height // factor)
+        extra_w, extra_h = w * factor - image.width, h * factor - image.height
         small = image.convert("RGB").resize((w, h), Image.Resampling.LANCZOS)
-        return self.codec.encode(small, quality) + bytes([extra_w | extra_h << 4])
+        return codec.encode(small, quality) + bytes([extra_w | extra_h << 4])
 
-    def decode(self, data: bytes) -> Image.Image:
-        if not data or max(data[-1] & 15, data[-1] >> 4) >= self.factor:
+    def decode(data: bytes) -> Image.Image:
+        if not data or max(data[-1] & 15, data[-1] >> 4) >= factor:
             raise BitstreamError(
-                f"{self.name}: the last byte must hold two numbers below {self.factor}, "
+                f"{name}: the last byte must hold two numbers below {factor}, "
                 f"got {data[-1:].hex() or 'an empty file'}"
             )
-        small = self.codec.decode(data[:-1])
+        small = codec.decode(data[:-1])
         extra_w, extra_h = data[-1] & 15, data[-1] >> 4
-        size = (small.width * self.factor - extra_w, small.height * self.factor - extra_h)
+        size = (small.width * factor - extra_w, small.height * factor - extra_h)
         # The box leaves out what the encoder added, so that nothing shifts.
-        box = (0.0, 0.0, size[0] / self.factor, size[1] / self.factor)
+        box = (0.0, 0.0, size[0] / factor, size[1] / factor)
         return small.resize(size, Image.Resampling.BICUBIC, box=box)
+
+    def describe() -> str:
+        return f"{codec.describe()}; at 1/{factor} size, Lanczos down, bicubic up"
+
+    return Baseline(name, codec.qualities, describe, encode, decode)
+
+
+def remembered(codec: Baseline) -> Baseline:
+    """`codec` keeping the files of its one picture, so that several budgets share the work."""
+    files: dict[int, bytes] = {}
+
+    def encode(image: Image.Image, quality: int) -> bytes:
+        if quality not in files:
+            files[quality] = codec.encode(image, quality)
+        return files[quality]
+
+    return replace(codec, encode=encode)
 
 
 class Fit(NamedTuple):
@@ -86,26 +76,10 @@ class Fit(NamedTuple):
     data: bytes
 
 
-class Remembered:
-    """A codec that keeps the files of its one picture, so that several budgets share the work."""
-
-    def __init__(self, codec: Baseline) -> None:
-        self._codec = codec
-        self._files: dict[int, bytes] = {}
-        self.name, self.description = codec.name, codec.description
-        self.qualities, self.decode = codec.qualities, codec.decode
-
-    def encode(self, image: Image.Image, quality: int) -> bytes:
-        if quality not in self._files:
-            self._files[quality] = self._codec.encode(image, quality)
-        return self._files[quality]
-
-
 def largest_within(codec: Baseline, image: Image.Image, *, size_bytes: int) -> Fit | None:
     """The highest quality whose file has at most `size_bytes`; None if there is none, or if the
-    codec cannot code a picture of this size.
-    Takes sizes to rise with quality; where a codec breaks that by a few bytes the answer is still
-    within the budget, perhaps one quality short of the best."""
+    codec cannot code a picture of this size. Takes sizes to rise with quality; where a codec breaks
+    that by a few bytes the answer is still within the budget, perhaps one quality short."""
     best, low, step = None, 0, 1
     high = len(codec.qualities)
     while low < high:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch.multiprocessing.spawn import spawn
 from tqdm import tqdm
 
-from percov2_core.baselines.base import Baseline, Remembered, best_within
+from percov2_core.baselines.base import Baseline, best_within, remembered
 from percov2_core.baselines.classic import family_at_all_sizes, find_baseline
 from percov2_core.errors import ConfigError, ImageError, PerCoError
 from percov2_core.evaluation.judge import Judge, Seen
@@ -110,7 +110,7 @@ class Worker:
             rows[i] = row = replace(row, width=image.width, height=image.height)
             try:
                 if setting.has_budget and not families:
-                    families = [Remembered(c) for c in family_at_all_sizes(setting.codec)]
+                    families = [remembered(c) for c in family_at_all_sizes(setting.codec)]
                 if setting.encoding not in files:
                     files[setting.encoding] = self._encode(setting, image, unit.picture, families)
                 rows[i] = self._decode(row, files[setting.encoding], original)
@@ -137,7 +137,7 @@ class Worker:
             data=data,
             decode=lambda _: codec.decode(data),
             encode_s=time.perf_counter() - begun,
-            columns={"description": codec.description, "chosen": chosen},
+            columns={"description": codec.describe(), "chosen": chosen},
         )
 
     def _look(
