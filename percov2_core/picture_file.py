@@ -56,8 +56,13 @@ _PRIMARIES = {
     12: (0.3127, 0.3290, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06),
 }
 _VIDEO = (1, 6, 14, 15)
-_TRANSFERS: dict[int, float | str] = dict.fromkeys(_VIDEO, 2.4)
-_TRANSFERS |= {4: 2.2, 5: 2.8, 8: 1.0, 13: "srgb"}
+_TRANSFERS: dict[int, float | str] = {
+    **dict.fromkeys(_VIDEO, 2.4),
+    4: 2.2,
+    5: 2.8,
+    8: 1.0,
+    13: "srgb",
+}
 _HDR = {16: "PQ", 18: "HLG"}
 
 # Tags of a TIFF that pixels depend on: of one value, and of several.
@@ -71,48 +76,28 @@ _RATIOS = ((1, 0), (1, 1), (6, 5), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 
 class Colour(NamedTuple):
-    """What levels mean, where a file says so by numbers and not by a profile.
+    """What levels mean, where a file says so by numbers and not by a profile."""
 
-    Attributes:
-        primaries: x and y of white, red, green and blue.
-        transfer: Exponent from levels to light, or "srgb".
-    """
-
-    primaries: tuple[float, ...]
-    transfer: float | str
+    primaries: tuple[float, ...]  # x and y of white, red, green and blue
+    transfer: float | str  # exponent from levels to light, or "srgb"
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A picture's file, taken apart.
+    """A picture's file, taken apart."""
 
-    Attributes:
-        kind: Name of the format.
-        data: A file with the same pixels, for the decoder of that format.
-        orientation: 1 to 8, as EXIF counts; 0 for what the decoder reports.
-        profile: ICC profile, if the decoder does not report it.
-        colour: Meaning of the levels; None for that of the profile, or sRGB.
-        key: Levels of the one colour that is transparent, in `bits` bits.
-        bits: Depth in the file, of PNG and TIFF.
-        pairs: True if the two bytes of a level are decoded as two channels.
-        negative: True if the highest level is black and the decoder does not know.
-        ended: False if the mark at the end of a JPEG is missing.
-        size: Width and height, where the decoder's header has others or comes too late.
-        place: Left and top of a frame that may be smaller than the picture.
-    """
-
-    kind: str
-    data: bytes = b""
-    orientation: int = 0
-    profile: bytes | None = None
-    colour: Colour | None = None
-    key: tuple[int, ...] = ()
-    bits: int = 8
-    pairs: bool = False
-    negative: bool = False
-    ended: bool = True
-    size: tuple[int, int] | None = None
-    place: tuple[int, int] | None = None
+    kind: str  # name of the format
+    data: bytes = b""  # a file with the same pixels, for the decoder of that format
+    orientation: int = 0  # 1 to 8, as EXIF counts; 0 for what the decoder reports
+    profile: bytes | None = None  # ICC profile, if the decoder does not report it
+    colour: Colour | None = None  # meaning of the levels; None for that of the profile, or sRGB
+    key: tuple[int, ...] = ()  # levels of the one colour that is transparent, in `bits` bits
+    bits: int = 8  # depth in the file, of PNG and TIFF
+    pairs: bool = False  # the two bytes of a level are decoded as two channels
+    negative: bool = False  # the highest level is black and the decoder does not know
+    ended: bool = True  # False if the mark at the end of a JPEG is missing
+    size: tuple[int, int] | None = None  # where the decoder's header has others or comes too late
+    place: tuple[int, int] | None = None  # left and top of a frame smaller than the picture
 
 
 def take_apart(data: bytes) -> Stored:

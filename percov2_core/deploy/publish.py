@@ -34,7 +34,13 @@ Report = Callable[[str], None]
 def publish(plan: Plan, *, report: Report) -> str:
     """Create or update the Space, and wait until it runs; -> the address of its page on the Hub.
     `report` is told each step, in one line. DeployError in one line that says what to do."""
-    api = HfApi(token=_token())
+    if is_offline_mode():
+        raise DeployError("network: HF_HUB_OFFLINE is set: unset it to deploy")
+    if not (token := get_token()):
+        raise DeployError(
+            "token: none found: run `hf auth login`, or set HF_TOKEN to a token that may write"
+        )
+    api = HfApi(token=token)
     set_client_factory(_client)
     # It recommends another protocol for large folders, which knows no time-outs of ours.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -61,17 +67,6 @@ def publish(plan: Plan, *, report: Report) -> str:
     return f"{api.endpoint}/spaces/{space}"
 
 
-def _token() -> str:
-    if is_offline_mode():
-        raise DeployError("network: HF_HUB_OFFLINE is set: unset it to deploy")
-    token = get_token()
-    if not token:
-        raise DeployError(
-            "token: none found: run `hf auth login`, or set HF_TOKEN to a token that may write"
-        )
-    return token
-
-
 def _client() -> httpx2.Client:
     """huggingface_hub's own client waits for ever."""
     timeout = httpx2.Timeout(ANSWER_S, connect=CONNECT_S)
@@ -83,15 +78,14 @@ def _find_or_create(api: HfApi, space: str, plan: Plan) -> None:
     try:
         there = set(api.list_repo_files(space, repo_type="space"))
     except RepositoryNotFoundError:
+        variables = plan.manifest.settings.variables.items()
         api.create_repo(
             space,
             repo_type="space",
             space_sdk="gradio",
             space_hardware=plan.hardware,  # type: ignore[arg-type]
             space_sleep_time=plan.sleep_time_s,
-            space_variables=[
-                {"key": k, "value": v} for k, v in plan.manifest.settings.variables.items()
-            ],
+            space_variables=[{"key": name, "value": value} for name, value in variables],
         )
         return
     if there - _THE_HUBS_OWN - {README} and FILE_NAME not in there:

@@ -20,26 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from percov2_core.caption import language
 from percov2_core.caption.describer import VOCABULARY, describe
-from percov2_core.caption.language import (
-    LETTERS,
-    PUNCTUATION,
-    RESERVED,
-    CaptionLanguage,
-    Lexicon,
-    Vocabulary,
-    Word,
-    save_language,
-    split,
-)
-from percov2_core.caption.ngram import (
-    BOUNDARY,
-    GROUP,
-    LEVELS,
-    STEPS_PER_OCTAVE,
-    NGram,
-    Successors,
-)
+from percov2_core.caption.language import PUNCTUATION, CaptionLanguage, Lexicon, Vocabulary, Word
+from percov2_core.caption.ngram import BOUNDARY, GROUP, LEVELS, STEPS_PER_OCTAVE, NGram, Successors
 from percov2_core.errors import ConfigError
 from percov2_core.evaluation.protocol import list_pictures
 from percov2_core.weights.files import LANGUAGE_FILE
@@ -55,12 +39,10 @@ _BASE_FLOOR = 16  # no symbol is less likely than 1 / (16 V), seen in training o
 HELD_OUT = 2000  # last captions of the file, never trained on
 _HELD_OUT_PHOTOS = 20  # every 20th photo's sentences are not trained on
 
-_CROPS = 12
-_CROP_PX = (192, 256, 384, 512, 768)
+_CROPS, _CROP_PX = 12, (192, 256, 384, 512, 768)
 _LEAST_COUNT = 2  # a word seen less often is spelled
-_FREE_ORDER, _FREE_GAIN = 4, 3.0
-_GRAMMAR_ORDER, _GRAMMAR_GAIN = 6, 4.0
-_LETTERS_ORDER, _LETTERS_GAIN = 5, 4.0
+# Order and least gain of the n-grams, see `fit_ngrams`.
+_FREE, _GRAMMAR, _LETTERS = (4, 3.0), (6, 4.0), (5, 4.0)
 
 
 def train_caption_language(options: RunOptions) -> None:
@@ -70,7 +52,7 @@ def train_caption_language(options: RunOptions) -> None:
     photos = list_pictures(options.needs("data"))
     sentences = described_crops(p for i, p in enumerate(photos) if i % _HELD_OUT_PHOTOS)
     options.out.mkdir(parents=True, exist_ok=True)
-    save_language(build_language(captions, sentences), options.out / LANGUAGE_FILE)
+    language.save_language(build_language(captions, sentences), options.out / LANGUAGE_FILE)
 
 
 def read_captions(captions_gz: Path) -> list[str]:
@@ -104,47 +86,33 @@ def _crop(photo: Image.Image, dice: random.Random) -> Image.Image:
 
 def build_language(captions: Sequence[str], sentences: Sequence[str]) -> CaptionLanguage:
     """Fit all three models."""
-    texts = [split(_plain(caption)) for caption in captions]
+    # Without what the form of a caption tells: a capital in front, a full stop at the end.
+    plain = (caption[:1].lower() + caption[1:].removesuffix(".") for caption in captions)
+    texts = [language.split(caption) for caption in plain]
     counts = Counter(word.text for text in texts for word in text if not word.attached)
-    free = _fit_lexicon(_frequent(counts), texts, order=_FREE_ORDER, least_gain=_FREE_GAIN)
-    told = [split(sentence) for sentence in sentences]
-    grammar = _fit_lexicon(
-        tuple(word for word in VOCABULARY if word not in PUNCTUATION),
-        told,
-        order=_GRAMMAR_ORDER,
-        least_gain=_GRAMMAR_GAIN,
-    )
-    return CaptionLanguage(grammar, free, _fit_letters(counts))
-
-
-def _plain(caption: str) -> str:
-    """Without what the form of a caption tells: a capital in front, a full stop at the end."""
-    return caption[:1].lower() + caption[1:].removesuffix(".")
-
-
-def _frequent(counts: Counter[str]) -> tuple[str, ...]:
-    """Words by descending count, ties by spelling."""
     kept = [word for word, count in counts.items() if count >= _LEAST_COUNT and word]
-    return tuple(sorted(kept, key=lambda word: (-counts[word], word)))
+    frequent = sorted(kept, key=lambda word: (-counts[word], word))
+    told = [language.split(sentence) for sentence in sentences]
+    # Frequent words are never spelled.
+    rare = [word for word in sorted(counts) if counts[word] < 10 * _LEAST_COUNT and word]
+    spelled = [[byte + 1 for byte in word.encode()] for word in rare]
+    return CaptionLanguage(
+        grammar=_fit_lexicon(VOCABULARY, told, *_GRAMMAR),
+        free=_fit_lexicon(frequent, texts, *_FREE),
+        letters=fit_ngrams(spelled, language.LETTERS, order=_LETTERS[0], least_gain=_LETTERS[1]),
+    )
 
 
 def _fit_lexicon(
-    words: tuple[str, ...], texts: Sequence[Sequence[Word]], *, order: int, least_gain: float
+    words: Iterable[str], texts: Sequence[Sequence[Word]], order: int, least_gain: float
 ) -> Lexicon:
     words = (*PUNCTUATION, *(word for word in words if word not in PUNCTUATION))
-    if (len(words) + RESERVED) % GROUP == 1:
+    if (len(words) + language.RESERVED) % GROUP == 1:
         words = words[:-1]  # a group of one symbol would have nothing to code
     vocabulary = Vocabulary(words)
     sequences = [[vocabulary.symbol(word) for word in text] for text in texts]
     model = fit_ngrams(sequences, len(vocabulary), order=order, least_gain=least_gain)
     return Lexicon(vocabulary, model)
-
-
-def _fit_letters(counts: Counter[str]) -> NGram:
-    """Spellings of all words that occur rarely, because the frequent ones are never spelled."""
-    spelled = [word for word in sorted(counts) if counts[word] < 10 * _LEAST_COUNT and word]
-    sequences = [[byte + 1 for byte in word.encode()] for word in spelled]
-    return fit_ngrams(sequences, LETTERS, order=_LETTERS_ORDER, least_gain=_LETTERS_GAIN)
 
 
 @dataclass
@@ -169,18 +137,19 @@ class _Grams:
 def fit_ngrams(
     sequences: Sequence[Sequence[int]], size: int, *, order: int, least_gain: float
 ) -> NGram:
-    """Fit a model to sequences of symbols in [1, size).
-
-    Args:
-        sequences: Without the boundary symbol, which is added at both ends.
-        size: V; size**order must fit into 63 bits.
-        order: Length of the longest n-gram, the predicted symbol included.
-        least_gain: Bits over the whole training text that an n-gram must save to be kept.
-    """
-    stream, starts = _stream(sequences)
+    """Fit a model to sequences of symbols in [1, V), without the boundary at their ends.
+    `size` is V, and V ** `order`, the length of the longest n-gram, must fit into 63 bits;
+    `least_gain` is how many bits over the whole training text an n-gram must save to be kept."""
+    lengths = np.array([len(sequence) + 1 for sequence in sequences])
+    flat = [symbol for sequence in sequences for symbol in (*sequence, BOUNDARY)]
+    stream = np.array([BOUNDARY, *flat], dtype=np.int64)
+    # Where the boundary in front of each symbol stands.
+    starts = np.concatenate([[0], np.repeat(np.cumsum(lengths) - lengths, lengths)])
     grams = [_count(stream, starts, size=size, length=n) for n in range(1, order + 1)]
     for shorter, longer in pairwise(grams):
-        _count_continuations(shorter, longer)
+        distinct = np.bincount(longer.suffixes(shorter), minlength=len(shorter.keys))
+        # Nothing stands in front of the start of a sequence: there, occurrences count.
+        shorter.evidence = np.where(distinct > 0, distinct, shorter.counts)
     _smooth(grams[0], np.full(len(grams[0].keys), 1 / size))
     for shorter, longer in pairwise(grams):
         _smooth(longer, shorter.chance[longer.suffixes(shorter)])
@@ -189,15 +158,6 @@ def fit_ngrams(
     base = np.maximum(base, 1 / (_BASE_FLOOR * size))
     orders = [_rounded(n, _gain(s, n) > least_gain) for s, n in pairwise(grams)]
     return NGram(_levels(base), orders)
-
-
-def _stream(sequences: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
-    """One array with boundaries, and the index of the boundary in front of each symbol."""
-    lengths = np.array([len(sequence) + 1 for sequence in sequences])
-    flat = [symbol for sequence in sequences for symbol in (*sequence, BOUNDARY)]
-    firsts = np.cumsum(lengths) - lengths
-    starts = np.concatenate([[0], np.repeat(firsts, lengths)])
-    return np.array([BOUNDARY, *flat], dtype=np.int64), starts
 
 
 def _count(stream: Ints, starts: Ints, *, size: int, length: int) -> _Grams:
@@ -211,12 +171,6 @@ def _count(stream: Ints, starts: Ints, *, size: int, length: int) -> _Grams:
     return _Grams(length, size, unique, counts, counts)
 
 
-def _count_continuations(shorter: _Grams, longer: _Grams) -> None:
-    distinct = np.bincount(longer.suffixes(shorter), minlength=len(shorter.keys))
-    # Nothing stands in front of the start of a sequence: there, occurrences count.
-    shorter.evidence = np.where(distinct > 0, distinct, shorter.counts)
-
-
 def _smooth(grams: _Grams, shorter_chance: Floats) -> None:
     """Fill in mass, rest and chance from the evidence and the chance of the (M,) suffixes."""
     ones, twos, threes, fours = (np.count_nonzero(grams.evidence == n) + 1 for n in (1, 2, 3, 4))
@@ -225,18 +179,13 @@ def _smooth(grams: _Grams, shorter_chance: Floats) -> None:
     discounts = np.array([0, 1 - 2 * common * twos / ones, 2 - 3 * common * threes / twos, many])
     discount = np.clip(discounts, 0.1, 2.9)[np.minimum(grams.evidence, 3)]
     left = np.maximum(grams.evidence.astype(np.float64) - discount, 0.05)
-    context = _context_index(grams)
+    contexts = grams.keys // grams.size  # numbered 0, 0, 1, ...
+    context = np.cumsum(np.diff(contexts, prepend=contexts[:1]) > 0, dtype=np.int64)
     total = np.bincount(context, weights=grams.evidence)[context]
     grams.mass = left / total
     told = np.asarray(np.bincount(context, weights=grams.mass), dtype=np.float64)[context]
     grams.rest = 1 - told
     grams.chance = grams.mass + grams.rest * shorter_chance
-
-
-def _context_index(grams: _Grams) -> Ints:
-    """(M,) 0, 0, 1, ...: the same number for the same context."""
-    contexts = grams.keys // grams.size
-    return np.cumsum(np.diff(contexts, prepend=contexts[:1]) > 0, dtype=np.int64)
 
 
 def _gain(shorter: _Grams, longer: _Grams) -> Floats:

@@ -47,27 +47,16 @@ class StepLoss(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopConfig:
-    """How long and how fast.
+    """How long and how fast."""
 
-    Attributes:
-        minutes: Wall-clock length of the run over all resumes; ignored if `steps` is set.
-        steps: Length in optimiser steps (reproducible runs), or None.
-        lr: Peak learning rate of AdamW.
-        floor: Share of `lr` that the cosine ends at; 1 keeps the rate constant.
-        warmup_steps: Steps of linear growth to `lr`.
-        ema: Decay of the weight average that is saved and evaluated.
-        save_every_s: Seconds between checkpoints.
-        evaluate_every_s: Seconds between evaluations.
-    """
-
-    minutes: float = 10.0
-    steps: int | None = None
-    lr: float = 6e-4
-    floor: float = 0.05
-    warmup_steps: int = 100
+    minutes: float = 10.0  # wall-clock length over all resumes; ignored if `steps` is set
+    steps: int | None = None  # length in optimiser steps (reproducible runs)
+    lr: float = 6e-4  # peak learning rate of AdamW
+    floor: float = 0.05  # share of `lr` that the cosine ends at; 1 keeps the rate constant
+    warmup_steps: int = 100  # of linear growth to `lr`
     weight_decay: float = 0.01
-    ema: float = 0.999
-    clip: float = 1.0
+    ema: float = 0.999  # decay of the weight average that is saved and evaluated
+    clip: float = 1.0  # longest gradient
     seed: int = 0
     device: str | None = None
     save_every_s: float = 120.0
@@ -183,12 +172,12 @@ class _Trainer:
             if self.step == first + MEASURED_STEPS:
                 self._tell_speed((MEASURED_STEPS - 1) / (now - warm))
             if now - saved > self.config.save_every_s:
-                self.save()
+                self.checkpoints.save(self.step, self.elapsed)
                 saved = now
             if evaluate and now - scored > self.config.evaluate_every_s:
                 self.score(evaluate)
                 scored = now
-        self.save()
+        self.checkpoints.save(self.step, self.elapsed)
         if evaluate:
             self.score(evaluate)
 
@@ -210,9 +199,6 @@ class _Trainer:
         self.step += 1
         return result, float(norm or 0.0)
 
-    def save(self) -> None:
-        self.checkpoints.save(self.step, self.elapsed)
-
     def score(self, evaluate: Evaluate) -> None:
         """Evaluate with the averaged weights, then put the raw ones back."""
         with self.average.in_place():
@@ -229,9 +215,17 @@ class _Trainer:
             bar.set_postfix({k: f"{v:.4f}" for k, v in list(logs.items())[:4]})
 
     def _write(self, name: str, values: Mapping[str, float]) -> None:
-        if self.accelerator.is_main_process:
-            row = {"step": self.step, "seconds": round(self.elapsed, 1), **values}
-            _append(self.out / name, row)
+        """One row at the end of a CSV; a column that is new to it is left out."""
+        if not self.accelerator.is_main_process:
+            return
+        row = {"step": self.step, "seconds": round(self.elapsed, 1), **values}
+        with (self.out / name).open("a+", newline="") as file:
+            file.seek(0)
+            head = next(csv.reader(file), None)
+            writer = csv.DictWriter(file, head or list(row), extrasaction="ignore")
+            if head is None:
+                writer.writeheader()
+            writer.writerow(row)
 
     def _tell_memory(self) -> None:
         memory = memory_bytes(self.module, self.accelerator.num_processes) / 2**30
@@ -270,18 +264,3 @@ def prefetch(make: Callable[[int], Batch], numbers: Iterator[int]) -> Iterator[B
         while True:
             pending.append(pool.submit(make, next(numbers)))
             yield pending.pop(0).result()
-
-
-def _append(path: Path, row: Mapping[str, Any]) -> None:
-    """One row at the end of a CSV; a column that is new to it is left out."""
-    new = not path.exists()
-    if new:
-        columns = list(row)
-    else:
-        with path.open(newline="") as f:
-            columns = next(csv.reader(f))
-    with path.open("a", newline="") as f:
-        writer = csv.DictWriter(f, columns, extrasaction="ignore", restval="")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)

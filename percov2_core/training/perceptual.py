@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,12 +60,7 @@ def teacher_maps(a: list[Tensor], b: list[Tensor]) -> Tensor:
 
 def loss_of(net: PicoRank, references: Tensor, distorted: Tensor, targets: Tensor) -> Tensor:
     """Relative error of the total, error of the maps, and wrong order inside the batch.
-
-    Args:
-        references: (R, 3, S, S) float in [-1, 1].
-        distorted: (R * D, 3, S, S) float in [-1, 1].
-        targets: (R * D, 4, G, G) float.
-    """
+    (R, 3, S, S) and (R * D, 3, S, S) float in [-1, 1], and (R * D, 4, G, G) float -> () float."""
     ahead = net.features(torch.cat([references, distorted]))
     count, repeats = len(references), len(distorted) // len(references)
     maps = net.maps(
@@ -105,21 +100,9 @@ def train(
     """Train for `minutes` on the CPU; the run's folder is `out`."""
     torch.manual_seed(seed)
     system = PicoRankSystem(teacher)
-    run(
-        system,
-        lambda step: draw_pairs(photos, seed=seed, step=step),
-        out,
-        config=LoopConfig(
-            minutes=minutes,
-            lr=2e-3,
-            floor=0.02,
-            warmup_steps=50,
-            weight_decay=1e-4,
-            ema=0.99,
-            seed=seed,
-            device="cpu",
-        ),
-    )
+    plan: Any = {"lr": 2e-3, "floor": 0.02, "warmup_steps": 50, "weight_decay": 1e-4, "ema": 0.99}
+    config = LoopConfig(minutes=minutes, seed=seed, device="cpu", **plan)
+    run(system, lambda step: draw_pairs(photos, seed=seed, step=step), out, config=config)
     return system.net
 
 

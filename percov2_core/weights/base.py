@@ -31,15 +31,8 @@ from percov2_core.weights.sizes import T5_TOKENS
 
 
 class SD3TextEncoder:
-    """The frozen text models.
-
-    Args:
-        models: Two CLIP text models with projection and, if `t5_tokens` is not 0, T5.
-        tokenizers: One for each.
-        width: C, the width of the sequence.
-        t5_tokens: How many tokens a caption becomes for T5.
-        device: Where captions are embedded.
-    """
+    """The frozen text models: two CLIP text models with projection and, if the `t5_tokens` that a
+    caption becomes for it are not 0, T5; a tokenizer for each. `width` is C."""
 
     def __init__(
         self,
@@ -51,21 +44,15 @@ class SD3TextEncoder:
         device: torch.device,
     ) -> None:
         self.models, self.t5_tokens, self.device = models, t5_tokens, device
-        self.pipeline: Any = StableDiffusion3Pipeline(
-            text_encoder=models[0],
-            text_encoder_2=models[1],
-            text_encoder_3=models[2] if t5_tokens else None,
-            tokenizer=tokenizers[0],
-            tokenizer_2=tokenizers[1],
-            tokenizer_3=tokenizers[2] if t5_tokens else None,
-            transformer=None,
-            scheduler=None,
-            vae=None,
+        parts: dict[str, Any] = dict.fromkeys(
+            ("text_encoder_3", "tokenizer_3", "transformer", "scheduler", "vae")
         )
+        for suffix, model, tokenizer in zip(("", "_2", "_3"), models, tokenizers, strict=False):
+            parts |= {f"text_encoder{suffix}": model, f"tokenizer{suffix}": tokenizer}
+        self.pipeline: Any = StableDiffusion3Pipeline(**parts)
         # The pipeline asks its transformer for the width where there is no T5.
-        self.pipeline.transformer = SimpleNamespace(
-            config=SimpleNamespace(joint_attention_dim=width)
-        )
+        config = SimpleNamespace(joint_attention_dim=width)
+        self.pipeline.transformer = SimpleNamespace(config=config)
         self._empty: TextEmbedding | None = None
 
     # Not as inference tensors: what is cached here may condition a training step later.
@@ -73,39 +60,26 @@ class SD3TextEncoder:
     @torch.no_grad()
     def encode(self, captions: list[str]) -> TextEmbedding:
         """Captions -> (B, L, C) and (B, P) float32 on `device`; the empty caption is kept."""
-        if captions != [""]:
-            return self._encode(captions)
-        if self._empty is None:
-            self._empty = self._encode([""])
-        return self._empty
-
-    def _encode(self, captions: list[str]) -> TextEmbedding:
+        if captions == [""] and self._empty is not None:
+            return self._empty
+        options = {"do_classifier_free_guidance": False, "max_sequence_length": self.t5_tokens}
         sequence, _, pooled, _ = self.pipeline.encode_prompt(
-            captions,
-            None,
-            None,
-            device=self.device,
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.t5_tokens,
+            captions, None, None, device=self.device, **options
         )
-        return TextEmbedding(sequence.float(), pooled.float())
+        found = TextEmbedding(sequence.float(), pooled.float())
+        if captions == [""]:
+            self._empty = found
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SD3Base:
-    """What all rates share, frozen.
+    """What all rates share, frozen."""
 
-    Attributes:
-        name: Key into `sizes.BASES`.
-        vae: 16 channels at 1/8.
-        text: The text encoders.
-        shift: Of the flow's time, towards its noisy end.
-    """
-
-    name: str
-    vae: LatentAutoencoder
+    name: str  # key into `sizes.BASES`
+    vae: LatentAutoencoder  # 16 channels at 1/8
     text: SD3TextEncoder
-    shift: float
+    shift: float  # of the flow's time, towards its noisy end
 
 
 def load_base(
@@ -117,11 +91,8 @@ def load_base(
 ) -> SD3Base:
     """Load all but the transformer of a folder in diffusers' layout, strictly.
     WeightsError if a file is missing or damaged, or a parameter does not fit; UnavailableError if
-    text encoders are to visit the GPU and accelerate is not installed.
-
-    Args:
-        t5_tokens: Tokens of the third text encoder, 0 to leave it out.
-    """
+    text encoders are to visit the GPU and accelerate is not installed. 0 `t5_tokens` leave the
+    third text encoder out."""
     home = residency or Residency.from_environment()
     if not (folder / INDEX_FILE).is_file():
         raise WeightsError(f"base {name!r}: no {INDEX_FILE} in folder {str(folder)!r}")

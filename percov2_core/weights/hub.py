@@ -14,21 +14,12 @@ import httpx2
 from huggingface_hub import (
     HfApi,
     constants,
+    errors,
     get_hf_file_metadata,
     hf_hub_url,
     is_offline_mode,
     set_client_factory,
     snapshot_download,
-)
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
 )
 
 from percov2_core.errors import WeightsError
@@ -40,7 +31,7 @@ def cached(repository: str, patterns: list[str]) -> Path | None:
     """The folder of a repository in the local cache, if all that `patterns` name is there."""
     try:
         found = snapshot_download(repository, allow_patterns=patterns, local_files_only=True)
-    except (LocalEntryNotFoundError, HFValidationError):
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         return None
     return Path(found)
 
@@ -89,52 +80,39 @@ def _one_line(repository: str) -> Iterator[None]:
     """Turn what the Hub's library raises into a `WeightsError`; bugs keep their traceback."""
     try:
         if is_offline_mode():
-            raise OfflineModeIsEnabled
+            raise errors.OfflineModeIsEnabled
         set_client_factory(_client)
         yield
-    except (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        LocalTokenNotFoundError,
-        OfflineModeIsEnabled,
-        httpx2.TransportError,
-    ) as error:
+    except tuple(_SENTENCES) as error:
         raise WeightsError(_sentence(error, repository)) from error
 
 
+# What each of them means, the first that fits.
+_SENTENCES: dict[type[BaseException], str] = {
+    errors.GatedRepoError: "{name!r} is gated: accept its licence at {host}/{name}, then set "
+    "HF_TOKEN to a token of that account",
+    errors.RepositoryNotFoundError: "{name!r} is not at {host}/{name}, or not for everyone: check "
+    "the name, or set HF_TOKEN",
+    errors.RemoteEntryNotFoundError: "{name!r} lacks a file that every such model has: "
+    "{host}/{name}",
+    errors.OfflineModeIsEnabled: "{name!r} cannot be fetched while HF_HUB_OFFLINE is set: unset it",
+    errors.LocalTokenNotFoundError: "{name!r} needs a token: set HF_TOKEN",
+    errors.HFValidationError: "{name!r} is no repository: expected OWNER/NAME",
+    httpx2.TimeoutException: "{name!r}: {host} did not answer in {seconds:g} s: check the network "
+    "or HF_ENDPOINT",
+    httpx2.TransportError: "{name!r}: {host} cannot be reached: check the network or HF_ENDPOINT",
+    errors.LocalEntryNotFoundError: "{name!r} is not in the Hub's cache",
+    errors.HfHubHTTPError: "{name!r}: {host} answers {status}: {hint}",
+}
+
+
 def _sentence(error: BaseException, repository: str) -> str:
-    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
-    name, host = repr(repository), constants.ENDPOINT
-    page = f"{host}/{repository}"
-    sentences: list[tuple[type[BaseException], str]] = [
-        (
-            GatedRepoError,
-            f"{name} is gated: accept its licence at {page}, then set HF_TOKEN to a token of that "
-            "account",
-        ),
-        (
-            RepositoryNotFoundError,
-            f"{name} is not at {page}, or not for everyone: check the name, or set HF_TOKEN",
-        ),
-        (RemoteEntryNotFoundError, f"{name} lacks a file that every such model has: {page}"),
-        (OfflineModeIsEnabled, f"{name} cannot be fetched while HF_HUB_OFFLINE is set: unset it"),
-        (LocalTokenNotFoundError, f"{name} needs a token: set HF_TOKEN"),
-        (HFValidationError, f"{name} is no repository: expected OWNER/NAME"),
-        (
-            httpx2.TimeoutException,
-            f"{name}: {host} did not answer in {ANSWER_S:g} s: check the network or HF_ENDPOINT",
-        ),
-        (
-            httpx2.TransportError,
-            f"{name}: {host} cannot be reached: check the network or HF_ENDPOINT",
-        ),
-    ]
-    for kind, sentence in sentences:
-        if isinstance(error, kind):
-            return sentence
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
-    hints = {401: "set HF_TOKEN to a valid token", 404: "check HF_ENDPOINT"}
-    hints[403] = hints[401]
-    return f"{name}: {host} answers {status}: {hints.get(status, 'try again later')}"
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
+    token = "set HF_TOKEN to a valid token"
+    hint = {401: token, 403: token, 404: "check HF_ENDPOINT"}.get(status, "try again later")
+    told = {"name": repository, "host": constants.ENDPOINT, "seconds": ANSWER_S}
+    fitting = (said for kind, said in _SENTENCES.items() if isinstance(error, kind))
+    sentence = next(fitting, _SENTENCES[errors.HfHubHTTPError])
+    return sentence.format(**told, status=status, hint=hint)

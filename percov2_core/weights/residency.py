@@ -17,29 +17,22 @@ _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Residency:
-    """How a large model lives on a machine. Each field has the environment variable named.
+    """How a large model lives on a machine: each field is a variable, PERCOV2_DEVICE and so on."""
 
-    Attributes:
-        device: PERCOV2_DEVICE, a torch device; empty takes a GPU if there is one.
-        dtype: PERCOV2_DTYPE, of the large networks; "auto" is bfloat16 on a GPU, float32 elsewhere.
-        t5: PERCOV2_T5, whether to load the third text encoder where the checkpoint uses it.
-        offload: PERCOV2_OFFLOAD, what rests in the CPU's memory and visits the GPU for each
-            caption: "none", "t5" or "text" (all three text encoders).
-        compile: PERCOV2_COMPILE, whether to run the transformer through `torch.compile`.
-        warm_up: PERCOV2_WARM_UP, whether the page paints one picture per rate before it opens;
-            None does so on a GPU of one's own, where the first run is the slow one.
-    """
-
-    device: str = ""
-    dtype: str = "auto"
-    t5: bool = True
-    offload: str = "none"
-    compile: bool = False
+    device: str = ""  # a torch device; empty takes a GPU if there is one
+    dtype: str = "auto"  # of the large networks; "auto" is bfloat16 on a GPU, float32 elsewhere
+    t5: bool = True  # load the third text encoder where the checkpoint uses it
+    offload: str = "none"  # in the CPU's memory, on visits to the GPU: "t5", or "text" (all three)
+    compile: bool = False  # run the transformer through `torch.compile`
+    # The page paints one picture per rate before it opens; None does so on a GPU of one's own,
+    # where the first run is the slow one.
     warm_up: bool | None = None
 
     def __post_init__(self) -> None:
-        _check("dtype", self.dtype, DTYPES)
-        _check("offload", self.offload, OFFLOADS)
+        for field, allowed in (("dtype", DTYPES), ("offload", OFFLOADS)):
+            if (value := getattr(self, field)) not in allowed:
+                name = f"PERCOV2_{field.upper()}"
+                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         try:
             torch.device(self.device or "cpu")
         except RuntimeError as error:
@@ -64,7 +57,6 @@ class Residency:
 
     @property
     def target(self) -> torch.device:
-        """Where the networks run."""
         return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     @property
@@ -104,10 +96,3 @@ def _switch(values: Mapping[str, str], name: str) -> bool | None:
     if text:
         raise ConfigError(f"{name} must be 1 or 0, got {values[name]!r}")
     return None
-
-
-def _check(field: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(
-            f"PERCOV2_{field.upper()} must be one of {', '.join(allowed)}, got {value!r}"
-        )
