@@ -3,9 +3,8 @@
 B batch (here 1), H x W pixels, H' x W' pixels after padding.
 
 Pillow decodes, behind `picture_file`, which hides from it what it stumbles over and knows what it
-does not tell. Other readers were weighed: pyvips and OpenImageIO bring 20 to 60 MB and their own
-gaps (cICP, gAMA), imagecodecs 80 MB and no colour management. HEIC needs pi-heif (4 MB, LGPL, it
-decodes only; its sibling pillow-heif carries x265 under the GPL), JPEG XL pillow-jxl-plugin.
+does not tell: pyvips, OpenImageIO and imagecodecs bring 20 to 80 MB and gaps of their own. HEIC
+needs pi-heif (LGPL; its sibling pillow-heif carries x265 under the GPL), JPEG XL pillow-jxl-plugin.
 """
 
 from __future__ import annotations
@@ -68,17 +67,9 @@ class Probe(NamedTuple):
 
 def load(source: Source, *, fit: int | None = None, name: str = "") -> Image.Image:
     """Read a picture from a path, its bytes or an open file; the first frame if it moves.
-    ImageError if it is no picture, is damaged, or a side is outside [64, 4096] (after fitting): one
-    sentence with what to do; OSError if the file cannot be opened.
-
-    Args:
-        source: Where it is.
-        fit: Longest side to reduce it to, if it is longer.
-        name: What its owner calls it, for messages; that of the path if there is one.
-
-    Returns:
-        8-bit sRGB, mode "RGB", as `normalise` makes it.
-    """
+    `fit` is the longest side to reduce it to, `name` what its owner calls it; -> 8-bit sRGB, mode
+    "RGB", as `normalise` makes it. ImageError if it is no picture, is damaged, or a side is outside
+    [64, 4096] (after fitting): one sentence with what to do; OSError if it cannot be opened."""
     with _about(_called(source, name)):
         stored, image = _open(source)
         size = _checked(stored.size or image.size, fit)
@@ -233,7 +224,10 @@ def _decoded(stored: Stored, image: Image.Image, size: tuple[int, int]) -> Image
     """8-bit pixels, turned and profiled as they are in the file; `size` will be made of them."""
     with translated(stored.kind):
         if not stored.ended:
-            image = _without_end(stored)
+            # Whole if what might follow makes no difference to the pixels.
+            image, other = (_header(stored, b * 64 + b"\xff\xd9") for b in (b"\x55", b"\xa6"))
+            if image.tobytes() != other.tobytes():
+                raise ValueError("the pixels are not all there")
         elif stored.kind == "JPEG" and isinstance(image, JpegImagePlugin.JpegImageFile):
             # Decodes a half, a quarter or an eighth of the size where that is enough.
             image.draft(None, (min(2 * size[0], image.width), min(2 * size[1], image.height)))
@@ -260,14 +254,6 @@ def _decoded(stored: Stored, image: Image.Image, size: tuple[int, int]) -> Image
     return image
 
 
-def _without_end(stored: Stored) -> Image.Image:
-    """A JPEG without its end: whole if what might follow makes no difference to the pixels."""
-    pictures = [_header(stored, follows * 64 + b"\xff\xd9") for follows in (b"\x55", b"\xa6")]
-    if pictures[0].tobytes() != pictures[1].tobytes():
-        raise ValueError("the pixels are not all there")
-    return pictures[0]
-
-
 def _from_levels(levels: NDArray[np.generic], stored: Stored) -> Image.Image:
     """(H, W, C) of 8 or 16 bits -> 8 bits, mode by C; in sRGB if the file says its colours."""
     top = 255 if levels.dtype == np.uint8 else 65535
@@ -286,11 +272,8 @@ def _from_levels(levels: NDArray[np.generic], stored: Stored) -> Image.Image:
         if stored.negative:
             colour = top - colour
         rgb = light(colour) if light else (colour * 255 + top // 2) // top
-        strips.append(
-            np.concatenate(
-                [rgb, (alpha * 255 + top // 2) // top], axis=2, dtype=np.uint8, casting="unsafe"
-            )
-        )
+        parts = [rgb, (alpha * 255 + top // 2) // top]
+        strips.append(np.concatenate(parts, axis=2, dtype=np.uint8, casting="unsafe"))
     pixels = np.concatenate(strips)
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 

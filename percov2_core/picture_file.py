@@ -176,22 +176,24 @@ def _png(data: bytes) -> Stored:
     kept = [(b"IHDR", bytes(header)), *((name, first[name]) for name in palette)]
     kept += [(b"IDAT", stream), (b"IEND", b"")]
     colour, profile = _png_colour(first)
+    clear = first.get(b"tRNS", b"")
+    keyed = colour_type in (0, 2) and len(clear) >= 2 + 2 * colour_type
+    packed = (
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in kept
+    )
     return Stored(
         "PNG",
-        data[:8] + b"".join(_chunk(*item) for item in kept),
+        data[:8] + b"".join(packed),
         orientation=exif_orientation(first.get(b"eXIf", b"")),
         profile=profile,
         colour=colour,
-        key=_png_key(first.get(b"tRNS", b""), colour_type),
+        key=struct.unpack_from(f">{1 + colour_type}H", clear) if keyed else (),
         bits=bits,
         pairs=pairs,
         size=size,
         place=place,
     )
-
-
-def _chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
 def _inflates(stream: bytes) -> bool:
@@ -203,11 +205,6 @@ def _inflates(stream: bytes) -> bool:
     except zlib.error:
         return False
     return inflater.eof
-
-
-def _png_key(body: bytes, colour_type: int) -> tuple[int, ...]:
-    whole = colour_type in (0, 2) and len(body) >= 2 + 2 * colour_type
-    return struct.unpack_from(f">{1 + colour_type}H", body) if whole else ()
 
 
 def _png_colour(first: dict[bytes, bytes]) -> tuple[Colour | None, bytes | None]:
@@ -348,12 +345,10 @@ def _tiff(data: bytes) -> Stored:
             content = struct.pack(order + "I", place)
         entries += content.ljust(4, b"\0")
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", start)
+    directory = struct.pack(order + "H", len(kept)) + entries + values
     return Stored(
         "TIFF",
-        (head + data[8:]).ljust(start, b"\0")
-        + struct.pack(order + "H", len(kept))
-        + entries
-        + values,
+        (head + data[8:]).ljust(start, b"\0") + directory,
         orientation=exif_orientation(data),
         profile=tags[_PROFILE].content if _PROFILE in tags else None,
         bits=bits,

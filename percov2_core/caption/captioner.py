@@ -45,23 +45,17 @@ class Blip:
     def __call__(self, image: Image.Image) -> str:
         inputs = self.processor(images=image, return_tensors="pt")
         inputs = inputs.to(self.model.device, self.model.dtype)
-        ids = self.model.generate(
-            **inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, num_beams=1
-        )
+        greedy = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False, "num_beams": 1}
+        ids = self.model.generate(**inputs, **greedy)
         text = self.processor.batch_decode(ids, skip_special_tokens=True)[0]
         return " ".join(text.split())
 
 
 def get_captioner(name: str, *, blip: str | None = None, device: str = "cpu") -> Captioner:
     """Find a captioner by its name.
-    ConfigError if there is no such captioner; UnavailableError if the weights of `blip` cannot be
-    had here.
-
-    Args:
-        name: One of `CAPTIONERS`; `auto` is `blip` where its weights are, else `describer`.
-        blip: Folder or Hub name of the weights of `blip`; None takes PERCOV2_BLIP or BLIP_MODEL.
-        device: Where `blip` runs.
-    """
+    `auto` is `blip` where its weights are, else `describer`. `blip` is the folder or Hub name of
+    those weights, by default PERCOV2_BLIP or BLIP_MODEL. ConfigError if there is no such captioner;
+    UnavailableError if the weights of `blip` cannot be had here."""
     check_choice("captioner", name, CAPTIONERS)
     if name != "describer":
         try:
@@ -80,18 +74,15 @@ def load_blip(source: str, device: str) -> Captioner:
     a library is missing."""
     local_only = os.environ.get(DOWNLOAD_VARIABLE) != "1"
     try:
-        import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
+        where, dtype = (
+            {"local_files_only": local_only},
+            "float32" if device == "cpu" else "bfloat16",
+        )
         # The PIL backend on every machine: the other one resizes to other pixels.
-        processor = AutoProcessor.from_pretrained(
-            source, backend="pil", local_files_only=local_only
-        )
-        model = AutoModelForImageTextToText.from_pretrained(
-            source,
-            local_files_only=local_only,
-            dtype=torch.float32 if device == "cpu" else torch.bfloat16,
-        )
+        processor = AutoProcessor.from_pretrained(source, backend="pil", **where)
+        model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **where)
     except (ImportError, OSError, ValueError) as error:
         hint = f" (set {DOWNLOAD_VARIABLE}=1 to fetch it)" if local_only else ""
         reason = str(error).strip().split("\n")[0]

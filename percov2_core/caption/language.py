@@ -43,11 +43,8 @@ def split(text: str) -> list[Word]:
     """Split at single spaces and before closing punctuation."""
     words = []
     for chunk in text.split(" ") if text else []:
-        match = _CHUNK.fullmatch(chunk)
-        if match is None:
-            words.append(Word(chunk))
-        else:
-            words.extend([Word(match[1]), *(Word(mark, attached=True) for mark in match[2])])
+        word, marks = found.groups() if (found := _CHUNK.fullmatch(chunk)) else (chunk, "")
+        words += [Word(word), *(Word(mark, attached=True) for mark in marks)]
     return words
 
 
@@ -131,8 +128,7 @@ def save_language(language: CaptionLanguage, path: Path) -> None:
     """Write a caption language model, always the same bytes for the same model.
     Keys and symbols are stored as differences, split into planes of bytes."""
     arrays = {}
-    for name in ("grammar", "free"):
-        lexicon: Lexicon = getattr(language, name)
+    for name, lexicon in (("grammar", language.grammar), ("free", language.free)):
         words = "\n".join(lexicon.vocabulary.words)
         arrays[f"{name}.words"] = np.frombuffer(words.encode(), dtype=np.uint8)
         arrays |= _model_arrays(name, lexicon.model)
@@ -162,14 +158,9 @@ def _model(name: str, arrays: Mapping[str, NDArray[np.uint8]]) -> NGram:
         ends = np.cumsum(counts)
         sums = np.cumsum(_from_planes(arrays[f"{key}.symbols"]))
         before = np.concatenate([[0], sums])[ends - counts]
-        orders.append(
-            Successors(
-                contexts=np.cumsum(_from_planes(arrays[f"{key}.contexts"])),
-                ends=ends,
-                symbols=sums - np.repeat(before, counts),
-                levels=arrays[f"{key}.levels"],
-            )
-        )
+        contexts = np.cumsum(_from_planes(arrays[f"{key}.contexts"]))
+        symbols = sums - np.repeat(before, counts)
+        orders.append(Successors(contexts, ends, symbols, levels=arrays[f"{key}.levels"]))
     return NGram(arrays[f"{name}.base"], orders)
 
 
@@ -180,7 +171,6 @@ def _planes(values: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 
 def _from_planes(planes: NDArray[np.uint8]) -> NDArray[np.int64]:
-    values = np.zeros(planes.shape[1], dtype=np.int64)
-    for i, plane in enumerate(planes):
-        values |= plane.astype(np.int64) << (8 * i)
+    shifts = 8 * np.arange(len(planes))[:, None]
+    values: NDArray[np.int64] = (planes.astype(np.int64) << shifts).sum(axis=0)
     return values

@@ -43,23 +43,15 @@ def add_output(parser: argparse.ArgumentParser, what: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where a command writes: a file, or standard output.
-
-    Attributes:
-        force: An existing file may be replaced.
-    """
+    """Where a command writes: a file, or standard output."""
 
     name: str
-    force: bool
+    force: bool  # an existing file may be replaced
 
     def check(self, suffixes: Collection[str], *, source: str) -> None:
         """Refuse what cannot be written or must not be, before the work is done.
         ConfigError if the name does not do; OSError if its folder does not let us write.
-
-        Args:
-            suffixes: What the name may end in.
-            source: File that the command reads; it is never written to, by whatever name.
-        """
+        The name may end in `suffixes`; `source`, which the command reads, is never written to."""
         if self.name == STANDARD:
             return
         path = Path(self.name)

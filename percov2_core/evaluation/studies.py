@@ -73,8 +73,7 @@ STUDIES = {
         lambda args: budget_settings(args.codecs or EQUAL_CODECS, args.budgets),
     ),
     "presets": Study(
-        "our modes at their presets",
-        lambda args: our_settings(args.modes, presets=PRESETS),
+        "our modes at their presets", lambda args: our_settings(args.modes, presets=PRESETS)
     ),
     "equal": Study(
         "classic codecs in as many bytes as our file of the same picture (after presets)", _equal

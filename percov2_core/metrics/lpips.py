@@ -103,25 +103,21 @@ def find_weights(url: str) -> Path:
         cached = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         path = Path(cached) / "percov2" / "lpips" / name
         if not path.is_file():
-            _download(url, path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            try:
+                with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
+                    partial.write_bytes(response.read())
+            except OSError as error:
+                raise UnavailableError(
+                    f"LPIPS is unavailable: {url} cannot be reached ({error}); put {name} "
+                    f"into a folder and name it in {ENVIRONMENT}"
+                ) from error
+            partial.replace(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != _SHA256[url]:
         raise WeightsError(f"{path}: SHA-256 must be {_SHA256[url]}, got {digest}")
     return path
-
-
-def _download(url: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
-            partial.write_bytes(response.read())
-    except OSError as error:
-        raise UnavailableError(
-            f"LPIPS is unavailable: {url} cannot be reached ({error}); put {path.name} "
-            f"into a folder and name it in {ENVIRONMENT}"
-        ) from error
-    partial.replace(path)
 
 
 @cache

@@ -102,14 +102,11 @@ def run(
     """Train `system` and leave the averaged weights in it.
     ConfigError if there is nothing to resume from.
 
-    Args:
-        make_batch: Called on other threads; what it returns must depend on its number alone, so
-            that a resumed run sees the batches that an unbroken one would have seen.
-        out: Receives the last checkpoint, `losses.csv` and `scores.csv`.
-        evaluate: Named scores of the averaged weights, every `evaluate_every_s` and at the end.
-        groups: Parameter groups of AdamW, each with `lr_scale` or `weight_decay` of its own;
-            without it, one group of everything that requires a gradient.
-    """
+    `make_batch` is called on other threads; what it returns must depend on its number alone, so
+    that a resumed run sees the batches of an unbroken one. `out` receives the last checkpoint,
+    `losses.csv` and `scores.csv`; `evaluate` gives named scores of the averaged weights, every
+    `evaluate_every_s` and at the end. Each of `groups` may have an `lr_scale` or `weight_decay` of
+    its own; by default they are one, of everything that requires a gradient."""
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     trainer = _Trainer(system, out, config, groups)

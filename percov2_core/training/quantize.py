@@ -38,10 +38,7 @@ class TrainingQuantizer(nn.Module):
 
     def __init__(self, quantizer: VectorQuantizer, *, warmup: int = 250, mean_use: float) -> None:
         """Go on from the quantiser's codebook, or set it afresh after `warmup` steps (if not 0).
-
-        Args:
-            mean_use: Tokens of a step on all processes, over K.
-        """
+        `mean_use`: tokens of a step on all processes, over K."""
         super().__init__()
         self.quantizer = quantizer
         self.warmup = warmup

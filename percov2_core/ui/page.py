@@ -69,12 +69,7 @@ class Page(gr.Blocks):
 
 
 def build_demo(codec: PerCoV2, *, keep_files_s: int = KEEP_FILES_S) -> gr.Blocks:
-    """The whole page.
-
-    Args:
-        codec: A loaded model.
-        keep_files_s: Age at which uploaded and temporary files are removed.
-    """
+    """The whole page; at the age `keep_files_s`, uploaded and temporary files are removed."""
     turns = Turns()
     demo: gr.Blocks
     with Page(

@@ -38,12 +38,8 @@ def cached(repository: str, patterns: list[str]) -> Path | None:
 
 def download(repository: str, patterns: list[str], *, probe: str) -> Path:
     """Fetch the files that `patterns` name into the local cache.
-    WeightsError if the repository cannot be had; says what to accept or set.
-
-    Args:
-        probe: A file that the repository must have; it is asked for first, because a gated
-            repository answers for itself but not for its files.
-    """
+    WeightsError if the repository cannot be had; says what to accept or set. `probe` is a file that
+    it must have, asked for first: a gated one answers for itself but not for its files."""
     with _one_line(repository):
         get_hf_file_metadata(
             hf_hub_url(repository, probe, endpoint=constants.ENDPOINT), timeout=ANSWER_S
