@@ -12,6 +12,7 @@ integers: the same pixels give the same sentence on every machine.
 from __future__ import annotations
 
 import re
+from bisect import bisect
 from types import MappingProxyType
 
 import numpy as np
@@ -89,8 +90,8 @@ def describe(image: Image.Image) -> str:
         for span, noun in zip(spans, nouns, strict=True)
     ]
     parts.append(_accent(cells, error))
-    parts.append(f"{TEXTURES[_step(_roughness(detail), _TEXTURE_STEPS)]} texture")
-    parts.append(EVENNESS[_step(int(error.sum()) // GRID**2, _EVENNESS_STEPS)])
+    parts.append(f"{TEXTURES[bisect(_TEXTURE_STEPS, _roughness(detail))]} texture")
+    parts.append(EVENNESS[bisect(_EVENNESS_STEPS, int(error.sum()) // GRID**2)])
     return ", ".join(part for part in parts if part)
 
 
@@ -130,8 +131,7 @@ def _span(band: NDArray[np.int64]) -> tuple[int, ...]:
     for count in (1, 2, 3):
         terms, cost = [], count * _SPLIT_GAIN
         for part in np.split(band, count, axis=1):
-            size = part.shape[0] * part.shape[1]
-            costs = term_costs(part.sum(axis=(0, 1)), size)
+            costs = term_costs(part.sum(axis=(0, 1)), part[..., 0].size)
             terms.append(int(costs.argmin()))
             cost += int(costs.min())
         if not best or cost < best_cost:
@@ -164,7 +164,3 @@ def _roughness(grey: NDArray[np.int64]) -> int:
     across = np.abs(np.diff(grey, axis=1))
     down = np.abs(np.diff(grey, axis=0))
     return int(100 * (across.sum() + down.sum())) // (across.size + down.size)
-
-
-def _step(value: int, steps: tuple[int, ...]) -> int:
-    return sum(value >= step for step in steps)

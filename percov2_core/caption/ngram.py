@@ -33,10 +33,8 @@ _LEAST_REST = 1 << (SCALE - 8)  # rounded masses of a context may add up to one,
 
 def mass_table() -> NDArray[np.int64]:
     """(LEVELS,) masses, eight per octave, from just under one down."""
-    return np.array(
-        [_OCTAVE[i % STEPS_PER_OCTAVE] >> (i // STEPS_PER_OCTAVE) for i in range(LEVELS)],
-        dtype=np.int64,
-    )
+    places = (divmod(i, STEPS_PER_OCTAVE) for i in range(LEVELS))
+    return np.array([_OCTAVE[step] >> octave for octave, step in places], dtype=np.int64)
 
 
 class Successors(NamedTuple):
@@ -70,8 +68,7 @@ class NGram:
         remaining = 1 << SCALE
         found: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         for length in range(min(len(self.orders), len(history)), 0, -1):
-            entry = self._entry(history[len(history) - length :])
-            if entry is None:
+            if (entry := self._entry(history[len(history) - length :])) is None:
                 continue
             symbols, masses = entry
             found.append((symbols, (masses * remaining) >> SCALE))
@@ -83,8 +80,7 @@ class NGram:
         return total
 
     def _entry(self, context: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        order = self.orders[len(context) - 1]
-        key = 0
+        order, key = self.orders[len(context) - 1], 0
         for symbol in context:
             key = key * len(self.base) + symbol
         index = int(np.searchsorted(order.contexts, key))

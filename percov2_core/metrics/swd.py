@@ -32,19 +32,14 @@ def descriptors(x: Tensor) -> list[Tensor]:
 def laplacian_pyramid(x: Tensor) -> list[Tensor]:
     """(B, 3, H, W) -> up to five levels, finest first, the last one low-pass."""
     levels: list[Tensor] = []
+    taps = x.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    kernel = (taps[:, None] * taps).expand(x.shape[1], 1, 5, 5)  # binomial
     while len(levels) < MAX_LEVELS - 1 and min(x.shape[-2:]) >= 2 * MIN_SIDE_PX:
-        small = _halve(x)
+        padded = F.pad(x, (2, 2, 2, 2), mode="reflect")
+        small = F.conv2d(padded, kernel, stride=2, groups=x.shape[1])
         levels.append(x - F.interpolate(small, x.shape[-2:], mode="bilinear", align_corners=False))
         x = small
     return [*levels, x]
-
-
-def _halve(x: Tensor) -> Tensor:
-    """Binomial 5 x 5 filter, then every second pixel."""
-    taps = x.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
-    kernel = (taps[:, None] * taps).expand(x.shape[1], 1, 5, 5)
-    padded = F.pad(x, (2, 2, 2, 2), mode="reflect")
-    return F.conv2d(padded, kernel, stride=2, groups=x.shape[1])
 
 
 def _patches(level: Tensor, generator: torch.Generator) -> Tensor:

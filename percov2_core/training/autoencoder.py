@@ -24,19 +24,17 @@ from percov2_core.evaluation.protocol import load_512
 from percov2_core.metrics.distortion import ms_ssim, psnr, to_8bit
 from percov2_core.metrics.features import SqueezeNetFeatures, feature_distance
 from percov2_core.training.loop import StepLoss, processes, run
-from percov2_core.training.samples import CropPlan, Photos, crop_batch, to_float
+from percov2_core.training.samples import CropPlan, crop_batch, to_float
 
 if TYPE_CHECKING:
     from percov2_core.training.recipes import RunOptions
 
 EMBEDDED = {
     "latent_channels": LATENT_CHANNELS,
-    "encoder_block_out_channels": (16, 16, 64, 128),
-    "decoder_block_out_channels": (16, 16, 64, 128),
+    **{f"{side}_block_out_channels": (16, 16, 64, 128) for side in ("encoder", "decoder")},
+    **{f"{side}_qkv_multiscales": ((), (), (), ()) for side in ("encoder", "decoder")},
     "encoder_layers_per_block": (0, 1, 1, 2),
     "decoder_layers_per_block": (0, 1, 2, 3),
-    "encoder_qkv_multiscales": ((), (), (), ()),
-    "decoder_qkv_multiscales": ((), (), (), ()),
 }
 NOISE = 0.25  # standard deviation of the latent noise while training
 PERCEPTUAL = 0.3  # weight of the feature distance
@@ -95,17 +93,12 @@ def train_autoencoder(options: RunOptions) -> None:
         resume=options.resume,
         evaluate=evaluate if scorer else None,
     )
-    system.vae.register_to_config(scaling_factor=_scaling(system, photos, plan))
-    system.vae.half().save_pretrained(options.out / "vae")
-
-
-@torch.inference_mode()
-def _scaling(system: AutoencoderSystem, photos: Photos, plan: CropPlan) -> float:
-    """1 / standard deviation of the latents over a few batches."""
     batches = (to_float(crop_batch(photos, plan, seed=1, step=i)) for i in range(8))
-    device = next(system.parameters()).device
-    values = [system.vae.encode(x.to(device)).latent.float().flatten() for x in batches]
-    return round(1 / torch.cat(values).std().item(), 4)
+    with torch.inference_mode():
+        seen = [system.vae.encode(x.to(system.vae.device)).latent.float() for x in batches]
+    deviation = torch.cat([latent.flatten() for latent in seen]).std().item()
+    system.vae.register_to_config(scaling_factor=round(1 / deviation, 4))
+    system.vae.half().save_pretrained(options.out / "vae")
 
 
 class Scorer:

@@ -84,9 +84,8 @@ class Average:
 
     def _follow(self, average: PARAM_LIST, now: PARAM_LIST, steps: Tensor | int) -> None:
         # A young average forgets faster: it began at random weights.
-        young = (1 + int(steps)) / (10 + int(steps))
-        move = get_ema_multi_avg_fn(min(self.decay, young))  # type: ignore[no-untyped-call]
-        move(average, now, steps)
+        decay = min(self.decay, (1 + int(steps)) / (10 + int(steps)))
+        get_ema_multi_avg_fn(decay)(average, now, steps)  # type: ignore[no-untyped-call]
 
 
 class Checkpoints:

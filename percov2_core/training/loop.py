@@ -153,7 +153,12 @@ class _Trainer:
 
     def train(self, make_batch: Callable[[int], Batch], evaluate: Evaluate | None) -> None:
         """Take steps to the end of the run."""
-        self._tell_memory()
+        memory = memory_bytes(self.module, self.accelerator.num_processes) / 2**30
+        trained = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
+        self.accelerator.print(
+            f"cost: {trained / 1e6:.1f} M parameters trained; {memory:.2f} GiB a process for "
+            "weights, gradients, AdamW and average (counted; activations come on top)"
+        )
         began, before, first = self._clock(), self.elapsed, self.step
         warm = saved = scored = began
         bar = tqdm(total=self.config.steps, initial=first, desc=self.out.name, disable=None)
@@ -223,14 +228,6 @@ class _Trainer:
             if head is None:
                 writer.writeheader()
             writer.writerow(row)
-
-    def _tell_memory(self) -> None:
-        memory = memory_bytes(self.module, self.accelerator.num_processes) / 2**30
-        trained = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
-        self.accelerator.print(
-            f"cost: {trained / 1e6:.1f} M parameters trained; {memory:.2f} GiB a process for "
-            "weights, gradients, AdamW and average (counted; activations come on top)"
-        )
 
     def _tell_speed(self, steps_a_second: float) -> None:
         text = f"cost: {steps_a_second:.3g} steps/s (measured)"

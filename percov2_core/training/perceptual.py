@@ -30,8 +30,6 @@ REFERENCES, DISTORTIONS = 8, 4  # crops in a step, and distorted versions of eac
 
 
 class Pairs(NamedTuple):
-    """What a step compares."""
-
     references: Tensor  # (R, 3, S, S) float in [-1, 1]
     distorted: Tensor  # (R * D, 3, S, S) float in [-1, 1]
 
@@ -79,8 +77,6 @@ def loss_of(net: PicoRank, references: Tensor, distorted: Tensor, targets: Tenso
 
 
 class PicoRankSystem(nn.Module):
-    """PicoRank, its teacher, and its loss."""
-
     def __init__(self, teacher: SqueezeNetFeatures) -> None:
         super().__init__()
         self.net = PicoRank()
