@@ -87,8 +87,7 @@ def probe(source: Source, *, name: str = "") -> Probe:
 
 def normalise(image: Image.Image) -> Image.Image:
     """Any picture -> mode "RGB", 8-bit sRGB, upright, transparent parts on white.
-    ImageError if the pixels are damaged or of an unknown kind, or a side is outside [64, 4096], or
-    if it is no picture."""
+    ImageError if it is none, is damaged or of an unknown kind, or a side is outside [64, 4096]."""
     if not isinstance(image, Image.Image):
         raise ImageError(f"picture must be a PIL image, got {type(image).__name__}")
     with _about("the picture"):

@@ -101,8 +101,7 @@ class Stored:
 
 
 def take_apart(data: bytes) -> Stored:
-    """Recognise a picture by its first bytes and read what its file says.
-    ImageError if it is none, or its structure is broken; the text says what "it" is."""
+    """Recognise a picture and read what its file says; ImageError if it is none or broken."""
     start = data[:64]
     kind = next((k for seen, k in _SIGNATURES.items() if re.match(seen, start, re.S)), None)
     if kind is None:

@@ -108,10 +108,8 @@ def _describe_vvc() -> str:
 
 
 def _encode_vvc(image: Image.Image, quality: int) -> bytes:
-    """`quality` is the quantisation parameter, 63 (fewest bytes) to 20.
-    ImageError if the picture is too small for the encoder. The file is the raw bit stream and one
-    byte: bit 0 and bit 1 tell that the width and the height were odd, which 4:2:0 cannot express.
-    """
+    """The raw bit stream and one byte, whose bits 0 and 1 tell that the width and the height were
+    odd, which 4:2:0 cannot express. ImageError if the picture is too small for the encoder."""
     pixels = np.asarray(image.convert("RGB"))
     odd_h, odd_w = pixels.shape[0] % 2, pixels.shape[1] % 2
     pixels = np.pad(pixels, ((0, odd_h), (0, odd_w), (0, 0)), mode="edge")
@@ -163,8 +161,7 @@ _CODECS = (
 
 
 def find_baseline(name: str) -> Baseline:
-    """`codec` or `codec/factor` -> the codec.
-    ConfigError if the codec is unknown or the factor is not 1 to 16."""
+    """`codec` or `codec/factor` -> the codec; ConfigError if unknown, or the factor not 1 to 16."""
     family, _, factor = name.partition("/")
     check_choice("codec", family, CLASSIC)
     codec = next(codec for codec in _CODECS if codec.name == family)

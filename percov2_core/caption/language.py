@@ -110,8 +110,7 @@ class CaptionLanguage:
 
 
 def load_language(path: Path) -> CaptionLanguage:
-    """Read a caption language model.
-    WeightsError if the file is missing, damaged or lacks a part."""
+    """Read a model; WeightsError if the file is missing, damaged or lacks a part."""
 
     def lexicon(name: str) -> Lexicon:
         words = arrays[f"{name}.words"].tobytes().decode().split("\n")
@@ -125,8 +124,7 @@ def load_language(path: Path) -> CaptionLanguage:
 
 
 def save_language(language: CaptionLanguage, path: Path) -> None:
-    """Write a caption language model, always the same bytes for the same model.
-    Keys and symbols are stored as differences, split into planes of bytes."""
+    """Write a model, always the same bytes: differences of keys and symbols, in planes of bytes."""
     arrays = {}
     for name, lexicon in (("grammar", language.grammar), ("free", language.free)):
         words = "\n".join(lexicon.vocabulary.words)

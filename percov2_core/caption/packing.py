@@ -67,8 +67,7 @@ def write_caption(write: Write, text: str, model: CaptionLanguage) -> None:
 
 
 def read_caption(read: Read, model: CaptionLanguage) -> str:
-    """Read what `write_caption` wrote.
-    BitstreamError if the data is impossible or holds no possible caption."""
+    """Read what `write_caption` wrote; BitstreamError if that can be no caption."""
 
     def exchange(_: int, freqs: NDArray[np.uint32]) -> int:
         return int(read(freqs)[0])
@@ -99,8 +98,7 @@ def _bits(choices: list[Choice]) -> float:
 
 
 def check_caption(text: str) -> str:
-    """Return `text` if it can be written.
-    ConfigError if it is not valid Unicode text, or longer than MAX_BYTES in UTF-8."""
+    """`text` itself; ConfigError if it is no valid Unicode, or over MAX_BYTES long in UTF-8."""
     if not isinstance(text, str):
         raise ConfigError(f"caption must be text, got {type(text).__name__}")
     try:

@@ -27,8 +27,7 @@ def standard_input() -> BinaryIO:
 
 
 def read_stream(name: str) -> Stream:
-    """Parse the file `name`, or standard input.
-    BitstreamError if it is no file of this format; OSError if it cannot be read."""
+    """Parse a file or standard input; BitstreamError if it is none of ours, OSError if unreadable."""
     # One byte over the limit is enough to be refused by name.
     if name == STANDARD:
         return Stream.from_bytes(standard_input().read(MAX_FILE_BYTES + 1))

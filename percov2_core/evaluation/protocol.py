@@ -23,8 +23,7 @@ SUFFIXES = (
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """Every picture file below `folder` that is not hidden, sorted by path.
-    ConfigError if there is none."""
+    """Every picture file below `folder` but hidden ones, by path; ConfigError if there is none."""
     if not folder.is_dir():
         raise ConfigError(f"data folder {str(folder)!r}: there is no such folder")
     named = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
@@ -53,8 +52,7 @@ class Picture:
     square: bool = True  # 512 x 512 (the protocol), or native size
 
     def open(self) -> Image.Image:
-        """The picture that codecs get; one larger than they take is reduced first.
-        ImageError if the file is no readable picture."""
+        """What codecs get, reduced to what they take; ImageError if it is no readable picture."""
         try:
             image = image_io.load(self.path, fit=MAX_SIDE_PX)
         except OSError as error:

@@ -18,8 +18,7 @@ def bits_per_pixel(size_bytes: int, width_px: int, height_px: int) -> float:
 
 
 def check_side(name: str, shape: Sequence[int], *, least_px: int) -> None:
-    """Refuse (..., H, W) pictures that are too small for a metric.
-    The ImageError names the metric and the size."""
+    """Refuse (..., H, W) pictures too small for a metric; the ImageError names it and the size."""
     if min(shape[-2:]) < least_px:
         raise ImageError(f"{name} needs {least_px} px a side, got {shape[-1]}x{shape[-2]}")
 

@@ -1,8 +1,6 @@
 """LPIPS v0.1 on AlexNet (Zhang et al. 2018) without torchvision: the trunk is five convolutions.
 
-Weights are not part of the package. They are looked for in the folder that
-PERCOV2_LPIPS_WEIGHTS names, then in the cache, then downloaded with a checksum. Where none can
-be had, LPIPS is unavailable. B batch, H x W pixels.
+Weights are not part of the package: see `find_weights`. B batch, H x W pixels.
 """
 
 from __future__ import annotations
@@ -92,8 +90,7 @@ def _unit(x: Tensor) -> Tensor:
 
 def find_weights(url: str) -> Path:
     """The checked file: from PERCOV2_LPIPS_WEIGHTS, else from the cache, else downloaded.
-    UnavailableError if it can be had from nowhere; WeightsError if the file has another
-    checksum."""
+    UnavailableError if it cannot be had; WeightsError if it has another checksum."""
     name = url.rpartition("/")[2]
     if named := os.environ.get(ENVIRONMENT):
         path = Path(named) / name

@@ -28,15 +28,13 @@ _AVERAGE, _MODEL, _PARTIAL = "average.safetensors", "model.safetensors", "checkp
 
 
 def kept(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers that a run owns, by name.
-    A module that stands on frozen weights from elsewhere names them in `unsaved`."""
+    """Parameters and buffers by name, but for frozen ones that the module names in `unsaved`."""
     unsaved: frozenset[str] = getattr(module, "unsaved", frozenset())
     return {k: v.detach() for k, v in module.state_dict().items() if k not in unsaved}
 
 
 def fill(module: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Overwrite what `kept` names.
-    ConfigError if a name is missing or unknown, or a shape differs."""
+    """Overwrite what `kept` names; ConfigError if names or shapes differ."""
     targets = kept(module)
     shapes, given = ({k: v.shape for k, v in tensors.items()} for tensors in (targets, values))
     if wrong := sorted(name for name, _ in shapes.items() ^ given.items()):
@@ -139,8 +137,7 @@ class Checkpoints:
 
 
 def load_average(out: Path) -> dict[str, Tensor]:
-    """The averaged weights of a run's last checkpoint, by name, on the CPU.
-    ConfigError if there is none."""
+    """Averaged weights of a run's last checkpoint by name, on the CPU; ConfigError without one."""
     if not (found := _found(out)):
         raise ConfigError(f"init: no checkpoint at {str(out)!r}")
     return load_file(found[-1] / _AVERAGE)

@@ -87,9 +87,8 @@ class Turn:
 def paint(
     codec: PerCoV2, contents: Contents, look: Look, turn: Turn
 ) -> Generator[Frame, None, None]:
-    """Paint step by step; ends without a picture once nobody wants it.
-    Gradio closes it when the visitor's connection ends: then the device is free as well. Raises
-    what `PerCoV2.paint` raises."""
+    """Paint step by step; ends without a picture once nobody wants it, or gradio closes it because
+    the visitor's connection ended. Raises what `PerCoV2.paint` raises."""
     steps_s, previews_s, preview = 0.0, 0.0, None
     painting = codec.paint(contents, steps=look.steps, guidance=look.guidance, seed=look.seed)
     with closing(painting) as steps:
@@ -127,8 +126,7 @@ class _Visit:
 
 class Turns:
     """Which painting each visitor still wants: pressing Compress again replaces the one before.
-    Counts by the browser's own numbers, so that it does not matter which of two requests arrives
-    first."""
+    Counts by the browser's own numbers, so that requests may arrive in any order."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
