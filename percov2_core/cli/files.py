@@ -27,7 +27,7 @@ def standard_input() -> BinaryIO:
 
 
 def read_stream(name: str) -> Stream:
-    """Parse a file or standard input; BitstreamError if it is none of ours, OSError if unreadable."""
+    """Parse a file or standard input; BitstreamError if not ours, OSError if not there."""
     # One byte over the limit is enough to be refused by name.
     if name == STANDARD:
         return Stream.from_bytes(standard_input().read(MAX_FILE_BYTES + 1))

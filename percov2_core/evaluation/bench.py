@@ -55,8 +55,8 @@ _CPU_ATTENTION = {
 
 
 def open_codec(name: str, *, random: bool, t5: bool, device: str | None) -> PerCoV2:
-    """Load a model, or build one of a published size on random weights; WeightsError if it cannot be
-    loaded, ConfigError if no size of it is known for random weights."""
+    """Load a model, or build one of a published size on random weights; WeightsError if that cannot
+    be, ConfigError if no size of it is known for random weights."""
     home = Residency.from_environment(device=device)
     if not random and name != TINY.name:
         return load_codec(name, residency=home if t5 else replace(home, t5=False))

@@ -69,7 +69,7 @@ def write(rows: Iterable[BenchRow], folder: Path) -> None:
 
 
 def read(path: Path) -> list[BenchRow]:
-    """Rows of a CSV that `write` wrote, none without a file; ConfigError if it has other columns."""
+    """Rows of a CSV of `write`, none without a file; ConfigError if it has other columns."""
     if not path.exists():
         return []
     frame = pd.read_csv(path, dtype=_TEXTS, keep_default_na=False)

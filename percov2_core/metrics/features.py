@@ -1,7 +1,7 @@
 """SqueezeNet feature distance: DESIGN protocol's `feature_distance`.
 
-The trunk is SqueezeNet v1.1 (Iandola et al. 2016, Caffe weights, which are not part of the package).
-B batch, H x W pixels.
+The trunk is SqueezeNet v1.1 (Iandola et al. 2016, Caffe weights, which the package lacks). B batch,
+H x W pixels.
 """
 
 from __future__ import annotations

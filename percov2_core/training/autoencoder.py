@@ -1,7 +1,7 @@
 """Stage `autoencoder`: 16 channels at 1/8, trained for pixels and features, scored on pictures.
 
-Noise on the latent makes equal steps in every channel cost about equal distortion, so that a squared
-error on latents later stands for one on pixels. B batch, H x W pixels.
+Noise on the latent makes equal steps in every channel cost about equal distortion, so that squared
+errors on latents later stand for those on pixels. B batch, H x W pixels.
 """
 
 from __future__ import annotations

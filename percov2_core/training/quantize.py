@@ -1,9 +1,9 @@
 """Training of the vector quantiser: moving averages, k-means start, dead-code revival.
 
 The codebook moves as vector-quantize-pytorch moves it (van den Oord et al. 2017, appendix A.1, on
-unit vectors). The first steps run unquantised; then k-means on the vectors collected so far (a batch
-has fewer than there are codes) sets the codebook, which keeps a coarse grid from collapsing to one
-code. B batch, D code width, K codebook size, h x w token grid.
+unit vectors). The first steps run unquantised; then k-means on the vectors collected so far (one
+batch has fewer than there are codes) sets the codebook, which keeps a coarse grid from collapsing
+to one code. B batch, D code width, K codebook size, h x w token grid.
 """
 
 from __future__ import annotations
