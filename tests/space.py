@@ -53,7 +53,9 @@ def start(
     """
     manifest = read_manifest()
     app, temporary = folder / "app", folder / "temporary"
-    make_plan(manifest, ROOT).copy_to(app)
+    for path in make_plan(manifest, ROOT).files:
+        (app / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / path, app / path)
     temporary.mkdir()
     port = free_port()
     home = unwritable_home(folder)

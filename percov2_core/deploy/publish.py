@@ -6,11 +6,16 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import httpx2
-from huggingface_hub import HfApi, get_token, is_offline_mode, set_client_factory
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    get_token,
+    is_offline_mode,
+    set_client_factory,
+)
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -49,21 +54,18 @@ def publish(plan: Plan, *, report: Report) -> str:
         owner = api.whoami()["name"]
     space = plan.space if "/" in plan.space else f"{owner}/{plan.space}"
     with _explained(space, api.endpoint):
-        _find_or_create(api, space, plan)
+        there = _find_or_create(api, space, plan)
         report(f"uploading {len(plan.files)} files, {plan.total_bytes:,} bytes, to {space}")
-        with TemporaryDirectory() as folder:
-            plan.copy_to(Path(folder))
-            # One commit that makes the Space's files those of the plan.
-            commit = api.upload_folder(
-                repo_id=space,
-                repo_type="space",
-                folder_path=folder,
-                delete_patterns="*",
-                commit_message="Publish from the repository",
-            ).oid
+        # One commit that makes the Space's files those of the plan.
+        changes: list[CommitOperationAdd | CommitOperationDelete] = [
+            *(CommitOperationAdd(path, plan.root / path) for path in plan.files),
+            *(CommitOperationDelete(path) for path in sorted(there - plan.files.keys())),
+        ]
+        said = "Publish from the repository"
+        done = api.create_commit(space, changes, commit_message=said, repo_type="space")
         _apply_settings(api, space, plan, report)
         report(f"waiting until {space} runs")
-        _wait(api, space, commit, plan.manifest.page.startup_s)
+        _wait(api, space, done.oid, plan.manifest.page.startup_s)
     return f"{api.endpoint}/spaces/{space}"
 
 
@@ -73,10 +75,10 @@ def _client() -> httpx2.Client:
     return httpx2.Client(follow_redirects=True, timeout=timeout)
 
 
-def _find_or_create(api: HfApi, space: str, plan: Plan) -> None:
-    """Make the Space if there is none; something else of that name must not be destroyed."""
+def _find_or_create(api: HfApi, space: str, plan: Plan) -> set[str]:
+    """-> its files. Make the Space if there is none; nothing else of that name is destroyed."""
     try:
-        there = set(api.list_repo_files(space, repo_type="space"))
+        there = set(api.list_repo_files(space, repo_type="space")) - _THE_HUBS_OWN
     except RepositoryNotFoundError:
         variables = plan.manifest.settings.variables.items()
         api.create_repo(
@@ -87,12 +89,13 @@ def _find_or_create(api: HfApi, space: str, plan: Plan) -> None:
             space_sleep_time=plan.sleep_time_s,
             space_variables=[{"key": name, "value": value} for name, value in variables],
         )
-        return
-    if there - _THE_HUBS_OWN - {README} and FILE_NAME not in there:
+        return set()
+    if there - {README} and FILE_NAME not in there:
         raise DeployError(
             f"space: {space} exists and holds something else (it has no {FILE_NAME}): "
             "choose another name with --space OWNER/NAME"
         )
+    return there
 
 
 def _apply_settings(api: HfApi, space: str, plan: Plan, report: Report) -> None:

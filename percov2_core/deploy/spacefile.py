@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -149,12 +148,6 @@ class Plan:
         limit = f"at most {MAX_TOTAL_BYTES:,}"
         yield f"{self.total_bytes:>10,}  bytes in {len(self.files)} files; {limit}"
         yield from (f"left out: {path}: git does not track it" for path in self.untracked)
-
-    def copy_to(self, folder: Path) -> None:
-        """Put exactly the files of the Space into an empty folder."""
-        for path in self.files:
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.root / path, folder / path)
 
 
 def make_plan(
