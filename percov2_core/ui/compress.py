@@ -38,9 +38,7 @@ class CompressTab:
     Callbacks answer with what they change: component -> its value."""
 
     def __init__(self, codec: PerCoV2, turns: Turns, run: gr.State) -> None:
-        self.codec = codec
-        self.turns = turns
-        self.run = run
+        self.codec, self.turns, self.run = codec, turns, run
         self.examples = {path.stem: path for path in sorted(EXAMPLES_DIR.glob("*.jpg"))}
         self.chosen = gr.State(None, time_to_live=border.KEEP_FILES_S)
         self.done = gr.State([], time_to_live=border.KEEP_FILES_S)  # the visitor's runs

@@ -25,8 +25,7 @@ class InventedTab:
     """Layout and callbacks; made inside its `gr.Tab`."""
 
     def __init__(self, codec: PerCoV2, turns: Turns, run: gr.State) -> None:
-        self.codec = codec
-        self.turns = turns
+        self.codec, self.turns = codec, turns
         gr.Markdown(text.VARIATIONS_NOTE)
         with gr.Row():
             vary = gr.Button(

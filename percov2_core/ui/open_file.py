@@ -25,9 +25,7 @@ class OpenTab:
     def __init__(
         self, codec: PerCoV2, turns: Turns, run: gr.State, *, demo: gr.Blocks, tabs: gr.Tabs
     ) -> None:
-        self.codec = codec
-        self.turns = turns
-        self.run = run
+        self.codec, self.turns, self.run = codec, turns, run
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=280):
                 file = gr.File(label="A .pcv2 file", type="filepath", elem_id="pc-file", height=150)

@@ -124,8 +124,7 @@ class EndPoints:
     """What programs may call; hidden components, so that files travel as files and are swept."""
 
     def __init__(self, codec: PerCoV2, turns: Turns) -> None:
-        self.codec = codec
-        self.turns = turns
+        self.codec, self.turns = codec, turns
         with gr.Row(visible=False):
             picture = gr.File(label="picture")
             mode = gr.Textbox("extreme", label="mode")

@@ -85,9 +85,7 @@ class TradeOffTab:
     `clicks` and `table` say `back` for a run and `take` for a stored point."""
 
     def __init__(self, codec: PerCoV2, turns: Turns, tab: gr.Tab) -> None:
-        self.presets = codec.presets
-        self.turns = turns
-        self.stored = Measurements()
+        self.presets, self.turns, self.stored = codec.presets, turns, Measurements()
         self.history = gr.State([], time_to_live=border.KEEP_FILES_S)  # measured runs
         axes = [(label, name) for name, label in AXES.items()]
         with gr.Row():
@@ -229,19 +227,16 @@ class Measurements:
         if tables:
             self.means = summarise(to_frame(pd.concat(tables).to_dict("records")))
             self.means["picture"] = [text.stored(row) for row in self.means.to_dict("records")]
-        reference = folder / "reference_points.json"
-        self.reference: dict[str, Any] = {}
-        if reference.is_file():
-            self.reference = json.loads(reference.read_text(encoding="utf-8"))
+        points = folder / "reference_points.json"
+        self.reference = json.loads(points.read_text("utf-8")) if points.is_file() else {}
 
     def find(self, key: str) -> dict[str, Any]:
         """Mode, preset, steps, guidance, tokens of a stored point of ours; empty if it is none."""
         found = self.means[self.means["key"] == key]
         if found.empty or found.iloc[0].get("mode") not in MODES:
             return {}
-        names = ("mode", "preset", "steps", "guidance", "tokens")
-        wanted = {name: found.iloc[0].get(name) for name in names}
-        return {name: value for name, value in wanted.items() if pd.notna(value)}
+        names = ["mode", "preset", "steps", "guidance", "tokens"]
+        return dict(found.iloc[0].reindex(names).dropna())
 
 
 def figure(stored: Measurements, history: Sequence[Measured], *, x: str, y: str) -> Any | None:
@@ -274,9 +269,8 @@ def _dressed(drawn: Any) -> Any:
     named: set[str] = set()
     for trace in drawn.data:
         ours = trace.name.startswith("percov2")
-        trace.marker.update(
-            _MARKERS.get(trace.name, {} if ours else {"size": 10, "symbol": "diamond"})
-        )
+        plain = {} if ours else {"size": 10, "symbol": "diamond"}
+        trace.marker.update(_MARKERS.get(trace.name, plain))
         name = text.codec_name(trace.name)
         trace.update(name=name, legendgroup=name, showlegend=name not in named)
         named.add(name)
@@ -315,10 +309,7 @@ def _run_rows(history: Sequence[Measured]) -> pd.DataFrame:
 
 def run_of(key: str, history: Sequence[Measured]) -> Measured | None:
     """The visitor's run behind a point, if the point is one."""
-    if not key.startswith(_RUN_KEY):
-        return None
-    number = key.removeprefix(_RUN_KEY)
-    return next((row for row in history if str(row.run.number) == number), None)
+    return next((row for row in history if f"{_RUN_KEY}{row.run.number}" == key), None)
 
 
 def row_of(run: Run | None, history: Sequence[Measured]) -> Measured | None:
