@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from assets.results import tables
 from percov2_core.errors import ConfigError
-from percov2_core.evaluation import tables
 from percov2_core.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]

@@ -1,6 +1,6 @@
-"""The README's tables, made from `assets/results`:
+"""The README's tables, made from the results beside this file:
 
-    python -m percov2_core.evaluation.tables [README.md]
+    python assets/results/tables.py [README.md]
 
 prints them, or writes them between the marks of the file that is named.
 """
@@ -134,7 +134,7 @@ def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    results = Path("assets/results")
+    results = Path(__file__).parent
     try:
         if argv:
             path = Path(argv[0])
