@@ -22,16 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, JpegImagePlugin, PngImagePlugin
 
+from percov2_core import picture_file
 from percov2_core.config import MAX_SIDE_PX, MIN_SIDE_PX
 from percov2_core.errors import ImageError
-from percov2_core.picture_file import (
-    SRGB_PRIMARIES,
-    Colour,
-    Stored,
-    exif_orientation,
-    take_apart,
-    translated,
-)
+from percov2_core.picture_file import Stored
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,7 +89,8 @@ def normalise(image: Image.Image) -> Image.Image:
         if type(image) is Image.Image and image.mode == "RGB" and not image.info:
             return image  # as this module made it: nothing is done twice
         stored = Stored(
-            kind=image.format or "picture", orientation=exif_orientation(image.info.get("exif"))
+            kind=image.format or "picture",
+            orientation=picture_file.exif_orientation(image.info.get("exif")),
         )
         return _finished(_decoded(stored, image, size), stored, size)
 
@@ -182,13 +177,13 @@ def _reduced(size: tuple[int, int], side_px: int) -> tuple[int, int]:
 
 def _open(source: Source) -> tuple[Stored, Image.Image]:
     """The file and its header; no pixel is decoded."""
-    stored = take_apart(_read(source))
+    stored = picture_file.take_apart(_read(source))
     if stored.size:
         _checked(stored.size, MAX_SIDE_PX)
     image = _header(stored)
     # The JPEG inside a JPEG XL is not turned by its decoder.
     if stored.orientation == 0 or getattr(image, "jpeg", False):
-        stored = replace(stored, orientation=exif_orientation(image.info.get("exif")))
+        stored = replace(stored, orientation=picture_file.exif_orientation(image.info.get("exif")))
     return stored, image
 
 
@@ -214,14 +209,14 @@ def _header(stored: Stored, ending: bytes = b"") -> Image.Image:
             f"is a {stored.kind} picture, and the package that reads those is not installed: "
             "run pip install percov2-core[photos], or save it as PNG or JPEG"
         ) from error
-    with translated(stored.kind):
+    with picture_file.translated(stored.kind):
         # Not `Image.open`, which warns of a large picture before it tells the size.
         return Image.OPEN[known][0](io.BytesIO(stored.data + ending), "")
 
 
 def _decoded(stored: Stored, image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """8-bit pixels, turned and profiled as they are in the file; `size` will be made of them."""
-    with translated(stored.kind):
+    with picture_file.translated(stored.kind):
         if not stored.ended:
             # Whole if what might follow makes no difference to the pixels.
             image, other = (_header(stored, b * 64 + b"\xff\xd9") for b in (b"\x55", b"\xa6"))
@@ -277,10 +272,10 @@ def _from_levels(levels: NDArray[np.generic], stored: Stored) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
-def _to_srgb_of(colour: Colour, top: int) -> Callable[[NDArray[Any]], NDArray[Any]]:
+def _to_srgb_of(colour: picture_file.Colour, top: int) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """Levels from 0 to `top` -> sRGB from 0 to 255, through light."""
     light = _light(np.arange(top + 1) / top, colour.transfer).astype(np.float32)
-    matrix = np.linalg.inv(_to_xyz(SRGB_PRIMARIES)) @ _to_xyz(colour.primaries)
+    matrix = np.linalg.inv(_to_xyz(picture_file.SRGB_PRIMARIES)) @ _to_xyz(colour.primaries)
     edges = _light((np.arange(255) + 0.5) / 255, "srgb")  # between one level and the next
     srgb = np.searchsorted(edges, np.arange(65536) / 65535)
 
@@ -314,7 +309,7 @@ def _to_xyz(primaries: tuple[float, ...]) -> NDArray[Any]:
 
 def _finished(image: Image.Image, stored: Stored, size: tuple[int, int]) -> Image.Image:
     """8-bit sRGB, upright, of `size` (as it lies in the file), on white."""
-    with translated(stored.kind):
+    with picture_file.translated(stored.kind):
         image = _plain(image).resize(size, Image.Resampling.LANCZOS)
         if (turn := _TURNS[stored.orientation]) is not None:
             image = image.transpose(turn)

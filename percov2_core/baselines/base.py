@@ -26,9 +26,8 @@ class Baseline:
 
 
 def resized(codec: Baseline, factor: int) -> Baseline:
-    """`codec` at 1 / `factor` of the size: Lanczos down, bicubic back.
-    The file is the inner file and one byte: how many columns (low four bits) and rows the enlarged
-    picture is too large."""
+    """`codec` at 1 / `factor` of the size: Lanczos down, bicubic back. The file is the inner file
+    and one byte: how many columns (low four bits) and rows the enlarged picture is too large."""
     name = f"{codec.name}/{factor}"
 
     def encode(image: Image.Image, quality: int) -> bytes:

@@ -201,16 +201,12 @@ def _boxes(codec: PerCoV2) -> list[tuple[str, Any, str]]:
 def sampling(codec: PerCoV2, point: BenchRow) -> Callable[[], None]:
     """The sampling loop of a batch as a call without arguments, all that it needs in place."""
     modules, generator = codec.painter, torch.Generator().manual_seed(0)
-    fine, coarse = (
-        codec.levels[level.name].quantizer.lookup(
-            torch.randint(
-                level.codebook_size,
-                (point.batch, *level.grid(point.size_px, point.size_px)),
-                generator=generator,
-            ).to(codec.device)
-        )
-        for level in (FINE, COARSE)
-    )
+    looked_up = []
+    for level in (FINE, COARSE):
+        grid = (point.batch, *level.grid(point.size_px, point.size_px))
+        tokens = torch.randint(level.codebook_size, grid, generator=generator).to(codec.device)
+        looked_up.append(codec.levels[level.name].quantizer.lookup(tokens))
+    fine, coarse = looked_up
     scale = torch.full((point.batch,), point.guidance, device=codec.device)
     told = guidance_features(scale, modules.decoder.guidance_width)
     start, features = modules.decoder(Codes(fine, torch.ones_like(fine[:, :1]), coarse), told)

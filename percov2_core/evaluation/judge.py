@@ -147,9 +147,8 @@ def fid_kid(
     references: Iterable[Tensor], others: Iterable[Tensor], *, count: int
 ) -> dict[str, float]:
     """Two sets of `count` pictures (1, 3, H, W) float in [0, 255] -> `fid` and `kid`, the mean over
-    subsets of half of them, by torchmetrics.
-    ImageError if there are fewer than 50 pictures; UnavailableError if torchmetrics, torch-fidelity
-    or the Inception weights are missing."""
+    subsets of half of them, by torchmetrics. ImageError if there are fewer than 50 pictures;
+    UnavailableError if torchmetrics, torch-fidelity or the Inception weights are missing."""
     if count < MIN_PICTURES:
         raise ImageError(f"FID and KID need {MIN_PICTURES} pictures a side, got {count}")
     # Heavy and optional: only whoever asks for FID pays for it.

@@ -23,18 +23,10 @@ from tqdm import tqdm
 from percov2_core.baselines.base import Baseline, best_within, remembered
 from percov2_core.baselines.classic import family_at_all_sizes, find_baseline
 from percov2_core.errors import ConfigError, ImageError, PerCoError
+from percov2_core.evaluation import rows as table
 from percov2_core.evaluation.judge import Judge, Seen
 from percov2_core.evaluation.protocol import Picture
-from percov2_core.evaluation.rows import (
-    LOG_FOLDER,
-    UNMET,
-    Row,
-    append_rows,
-    decoded_path,
-    read_log,
-    to_frame,
-    write_tables,
-)
+from percov2_core.evaluation.rows import LOG_FOLDER, Row, read_log
 from percov2_core.evaluation.settings import OURS, Setting
 from percov2_core.metrics import METRICS, bits_per_pixel
 
@@ -128,7 +120,7 @@ class Worker:
             budget = self._budget(setting, picture)
             fit = best_within(families, image, size_bytes=budget)
             if fit is None:
-                raise ImageError(f"{setting.codec} {UNMET} {budget} bytes")
+                raise ImageError(f"{setting.codec} {table.UNMET} {budget} bytes")
             codec, data, chosen = fit.codec, fit.data, f"{fit.codec.name}@{fit.quality}"
         else:
             codec = find_baseline(setting.codec)
@@ -224,10 +216,10 @@ class Worker:
 
     def _store(self, row: Row, decoded: Image.Image) -> str | None:
         if self.plan.keep:
-            decoded.save(self._place(decoded_path(row.setting.key, row.picture)))
+            decoded.save(self._place(table.decoded_path(row.setting.key, row.picture)))
         if not self.plan.thumbnails:
             return None
-        name = decoded_path(row.setting.key, row.picture, folder="thumbnails", suffix="webp")
+        name = table.decoded_path(row.setting.key, row.picture, folder="thumbnails", suffix="webp")
         save_thumbnail(decoded, self._place(name))
         return name.as_posix()
 
@@ -282,9 +274,9 @@ def evaluate(
         # they leave when their parent does, however that came.
         spawn(_run_share, (units, plan, processes), nprocs=processes)  # type: ignore[no-untyped-call]
     state.wait_for_everyone()
-    frame = to_frame(read_log(plan.out / LOG_FOLDER))
+    frame = table.to_frame(read_log(plan.out / LOG_FOLDER))
     if state.is_main_process:
-        write_tables(frame, plan.out)
+        table.write_tables(frame, plan.out)
     return frame
 
 
@@ -317,7 +309,7 @@ def _run_share(index: int, units: Sequence[Unit], plan: Plan, count: int) -> Non
     with tqdm(total=total, unit="row", disable=None if index == 0 else True) as bar:
         for unit in share:
             rows = worker.run(unit)
-            append_rows(log, rows)
+            table.append_rows(log, rows)
             bar.update(len(rows))
 
 

@@ -6,17 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 
+from percov2_core import config
 from percov2_core.baselines import CLASSIC
 from percov2_core.baselines.classic import LADDERS, find_baseline
-from percov2_core.config import (
-    DEFAULT_SCHEDULE,
-    MAX_GUIDANCE,
-    MAX_STEPS,
-    MODES,
-    check_choice,
-    check_real,
-    check_whole,
-)
 from percov2_core.errors import ConfigError
 
 OURS = "percov2"
@@ -91,7 +83,7 @@ def classic_settings(specs: Iterable[str]) -> list[Setting]:
 def budget_settings(families: Sequence[str], budgets: Sequence[int]) -> list[Setting]:
     """The best of each family in each number of bytes."""
     for family in families:
-        check_choice("codec", family, CLASSIC)
+        config.check_choice("codec", family, CLASSIC)
     return [Setting(codec=family, budget_bytes=size) for family, size in product(families, budgets)]
 
 
@@ -101,7 +93,7 @@ def our_settings(
     presets: Sequence[str] = (),
     steps: Sequence[int] = (),
     guidance: Sequence[float] = (),
-    schedules: Sequence[str] = (DEFAULT_SCHEDULE,),
+    schedules: Sequence[str] = (config.DEFAULT_SCHEDULE,),
     tokens: Sequence[int] = (),
     captions: Sequence[str] = ("describer",),
     budgets: Sequence[int | None] = (None,),
@@ -110,9 +102,9 @@ def our_settings(
     are for the hybrid mode, and `budgets` in their place. ConfigError if a number is out of range.
     """
     for number in steps:
-        check_whole("steps", number, 1, MAX_STEPS)
+        config.check_whole("steps", number, 1, config.MAX_STEPS)
     for scale in guidance:
-        check_real("guidance", scale, 1, MAX_GUIDANCE)
+        config.check_real("guidance", scale, 1, config.MAX_GUIDANCE)
     points = [Setting(codec=OURS, preset=preset) for preset in presets or ("balanced",)]
     if steps or guidance:
         grid = product(steps or (None,), guidance or (None,))
@@ -123,6 +115,6 @@ def our_settings(
         )
         for mode, schedule, caption, most in product(modes, schedules, captions, budgets)
         # By default the coarse level at 512 x 512.
-        for count in ((tokens or (64,)) if MODES[mode].partial and most is None else (None,))
+        for count in ((tokens or (64,)) if config.MODES[mode].partial and most is None else (None,))
         for point in points
     ]

@@ -24,16 +24,11 @@ from percov2_core.baselines import CLASSIC
 from percov2_core.config import MODES, PRESETS, SCHEDULES
 from percov2_core.errors import ConfigError, PerCoError
 from percov2_core.evaluation import add_machine
+from percov2_core.evaluation import settings as ways
 from percov2_core.evaluation.protocol import find_pictures
 from percov2_core.evaluation.rows import name_failures, summarise
 from percov2_core.evaluation.runner import Plan, evaluate
-from percov2_core.evaluation.settings import (
-    CAPTIONS,
-    Setting,
-    budget_settings,
-    classic_settings,
-    our_settings,
-)
+from percov2_core.evaluation.settings import Setting
 from percov2_core.metrics import METRICS
 
 _VVC = "vvc@63+60+56+52+48"
@@ -60,36 +55,36 @@ def _equal(args: argparse.Namespace) -> list[Setting]:
 
 def _schedules(args: argparse.Namespace) -> list[Setting]:
     modes = [mode for mode in args.modes if not MODES[mode].partial]
-    return our_settings(modes, steps=(1,), guidance=(1.0,), schedules=SCHEDULES)
+    return ways.our_settings(modes, steps=(1,), guidance=(1.0,), schedules=SCHEDULES)
 
 
 STUDIES = {
     "protocol": Study(
         "classic codecs at the settings of the protocol's table",
-        lambda args: classic_settings(PROTOCOL),
+        lambda args: ways.classic_settings(PROTOCOL),
     ),
     "classic": Study(
         "the best that each classic codec does in N bytes, over all reduced sizes",
-        lambda args: budget_settings(args.codecs or EQUAL_CODECS, args.budgets),
+        lambda args: ways.budget_settings(args.codecs or EQUAL_CODECS, args.budgets),
     ),
     "presets": Study(
-        "our modes at their presets", lambda args: our_settings(args.modes, presets=PRESETS)
+        "our modes at their presets", lambda args: ways.our_settings(args.modes, presets=PRESETS)
     ),
     "equal": Study(
         "classic codecs in as many bytes as our file of the same picture (after presets)", _equal
     ),
     "sweep": Study(
         "distortion against perception: steps x guidance per mode",
-        lambda args: our_settings(args.modes, steps=args.steps, guidance=args.guidance),
+        lambda args: ways.our_settings(args.modes, steps=args.steps, guidance=args.guidance),
     ),
     "schedules": Study("bits of the tokens under each schedule", _schedules, ("psnr",)),
     "sizes": Study(
         "our files of N bytes, all cut from one encoding",
-        lambda args: our_settings(["hybrid"], presets=PRESETS, budgets=SIZES_BYTES),
+        lambda args: ways.our_settings(["hybrid"], presets=PRESETS, budgets=SIZES_BYTES),
     ),
     "captions": Study(
         "no caption, the describer's, and a person's; language model against deflate",
-        lambda args: our_settings(args.modes, captions=CAPTIONS),
+        lambda args: ways.our_settings(args.modes, captions=ways.CAPTIONS),
     ),
 }
 

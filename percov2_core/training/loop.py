@@ -99,9 +99,8 @@ def run(
     evaluate: Evaluate | None = None,
     groups: Groups | None = None,
 ) -> None:
-    """Train `system` and leave the averaged weights in it.
-    ConfigError if there is nothing to resume from.
-
+    """Train `system` and leave the averaged weights in it. ConfigError if there is nothing to
+    resume from.
     `make_batch` is called on other threads; what it returns must depend on its number alone, so
     that a resumed run sees the batches of an unbroken one. `out` receives the last checkpoint,
     `losses.csv` and `scores.csv`; `evaluate` gives named scores of the averaged weights, every
