@@ -72,7 +72,7 @@ class Mode:
 
 # The share of `ultra-low` brings its files to about 110 bytes on training photos of 512 x 512.
 _MODES = (
-    Mode(name="ultra-low", code=0, fine_share=(5, 64)),
+    Mode(name="ultra-low", code=0, fine_share=(1, 16)),
     Mode(name="extreme", code=1, coarse=False, fine_share=(1, 1)),
     Mode(name="hybrid", code=2),
     Mode(name="fine-only", code=3, coarse=False),
