@@ -1,23 +1,13 @@
 """What all tests share: no network, no clock, and data that may be absent."""
 
-from __future__ import annotations
-
 import os
-from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import HealthCheck, settings
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
-
-    from percov2_core.codec import PerCoV2
-    from tests.ui_server import Server
 
 # Set before any library is imported. The tests never leave the machine, and one thread each is
 # faster than many that wait for each other where cores are shared.
@@ -35,7 +25,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
+def shared():
     """The folder of photos and captions beside the repository."""
     if not SHARED.is_dir():
         pytest.skip(f"needs the data folder {SHARED.name!r} beside the repository")
@@ -43,7 +33,7 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def kodak(shared: Path) -> list[Path]:
+def kodak(shared):
     """The Kodak pictures, in order. For evaluation only."""
     pictures = sorted((shared / "data" / "kodak").glob("*.png"))
     if not pictures:
@@ -52,7 +42,7 @@ def kodak(shared: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def shipped() -> PerCoV2:
+def shipped():
     """The embedded model."""
     from percov2_core.weights import load_codec
     from percov2_core.weights.find import EMBEDDED_DIR
@@ -63,7 +53,7 @@ def shipped() -> PerCoV2:
 
 
 @pytest.fixture(scope="session")
-def unsearched(shipped: PerCoV2) -> PerCoV2:
+def unsearched(shipped):
     """The embedded model that takes the nearest codes: its encoder is much faster."""
     from percov2_core.hyper.search import SearchConfig
 
@@ -73,7 +63,7 @@ def unsearched(shipped: PerCoV2) -> PerCoV2:
 
 
 @pytest.fixture(scope="session")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def photos(tmp_path_factory):
     """A folder of pictures to train with."""
     from tests.tiny import picture
 
@@ -83,8 +73,17 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def photo(tmp_path):
+    """A picture in a file."""
+    from tests.tiny import picture
+
+    picture().save(tmp_path / "photo.jpg")
+    return tmp_path / "photo.jpg"
+
+
 @pytest.fixture(scope="module")
-def sd3_base() -> Iterator[Path]:
+def sd3_base():
     """The tiny base folder, named to the package."""
     from tests.tiny_sd3 import tiny_sd3_folder
 
@@ -94,7 +93,7 @@ def sd3_base() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory):
     """The page around the tiny codec, in a process of its own."""
     from tests.tiny import tiny_folder
     from tests.ui_server import serve
@@ -105,7 +104,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser():
     """Chromium; per module, because an open one leaves no event loop to the tests after it."""
     api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     from tests.ui_browser import launch
@@ -117,14 +116,14 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def visit(browser: Browser, server: Server) -> Iterator[Callable[..., Page]]:
+def visit(browser, server):
     """`visit(query)` opens the page as a new visitor. No console may complain, nor the server;
     and no browser may ask another host for anything (data: and blob: have none)."""
     from tests.ui_browser import new_page
 
-    visitors: list[Page] = []
+    visitors = []
 
-    def enter(query: str = "", **options: object) -> Page:
+    def enter(query="", **options):
         visitors.append(new_page(browser, server, query, **options))
         return visitors[-1]
 
@@ -138,13 +137,13 @@ def visit(browser: Browser, server: Server) -> Iterator[Callable[..., Page]]:
 
 
 @pytest.fixture
-def page(visit: Callable[..., Page]) -> Page:
+def page(visit):
     """One visitor."""
     return visit()
 
 
 @pytest.fixture
-def hold(server: Server) -> Iterator[Path]:
+def hold(server):
     """While this file is there, painting stands still after its first step."""
     server.hold.touch()
     yield server.hold

@@ -4,15 +4,10 @@ Painting waits after its first step while FILE exists, and files are removed aft
 where S is above 0.
 """
 
-from __future__ import annotations
-
 import runpy
 import sys
 import time
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from percov2_core.flow.transformer import FlowModel
 from percov2_core.ui import border
@@ -20,10 +15,10 @@ from percov2_core.ui import border
 ROOT = Path(__file__).parents[1]
 
 
-def hold_while(file: Path) -> None:
+def hold_while(file):
     forward = FlowModel.forward
 
-    def held(self: FlowModel, x: Tensor, t: Tensor, *rest: Any) -> Tensor:
+    def held(self, x, t, *rest):
         while file.exists() and float(t.max()) < 1:
             time.sleep(0.01)
         return forward(self, x, t, *rest)

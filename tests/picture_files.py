@@ -1,39 +1,27 @@
 """Writes pictures that Pillow cannot write: every kind of PNG, deep TIFFs, EXIF data gone wrong."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2))
 ADAM7 = (*ADAM7, (0, 1, 1, 2))
 
 
-def saved(image: Image.Image, format: str, **options: object) -> bytes:
+def saved(image, format, **options):
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
 
 
-def chunk(name: bytes, body: bytes) -> bytes:
+def chunk(name, body):
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-def png(
-    levels: NDArray[np.unsignedinteger],
-    colour_type: int,
-    depth: int,
-    *,
-    interlaced: bool = False,
-    before: bytes = b"",
-    after: bytes = b"",
-) -> bytes:
+def png(levels, colour_type, depth, *, interlaced=False, before=b"", after=b""):
     """(H, W, C) levels below 2^depth -> a PNG, with chunks before and after the pixels."""
     height, width = levels.shape[:2]
     passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
@@ -43,33 +31,19 @@ def png(
         for row in levels[y::step_y, x::step_x]
     ]
     header = struct.pack(">2I5B", width, height, depth, colour_type, 0, 0, interlaced)
-    return b"".join(
-        (
-            b"\x89PNG\r\n\x1a\n",
-            chunk(b"IHDR", header),
-            before,
-            chunk(b"IDAT", zlib.compress(b"".join(rows))),
-            after,
-            chunk(b"IEND", b""),
-        )
-    )
+    pixels = chunk(b"IDAT", zlib.compress(b"".join(rows)))
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    return start + before + pixels + after + chunk(b"IEND", b"")
 
 
-def _packed(row: NDArray[np.unsignedinteger], depth: int) -> bytes:
+def _packed(row, depth):
     if depth in (8, 16):
         return row.astype(f">u{depth // 8}").tobytes()
     bits = row.reshape(-1, 1) >> np.arange(depth - 1, -1, -1) & 1
     return np.packbits(bits.astype(np.uint8)).tobytes()
 
 
-def tiff(
-    levels: NDArray[np.unsignedinteger],
-    depth: int,
-    *,
-    order: str = "<",
-    white_is_zero: bool = False,
-    tags: tuple[tuple[int, int, int, int], ...] = (),
-) -> bytes:
+def tiff(levels, depth, *, order="<", white_is_zero=False, tags=()):
     """(H, W, C) levels below 2^depth -> a TIFF of one strip; more tags as type, count and value."""
     height, width, channels = levels.shape
     photometric = 2 if channels == 3 else int(not white_is_zero)
@@ -90,21 +64,17 @@ def tiff(
     return body.ljust(start, b"\0") + directory(entries, order)
 
 
-def directory(entries: list[tuple[int, int, int, int]], order: str) -> bytes:
-    """A TIFF directory; values of two bytes are left-justified in their four."""
+def directory(entries, order):
+    """A TIFF directory of (number, type, count, value or its place)."""
     body = b""
     for number, kind, count, value in sorted(entries):
-        held = struct.pack(
-            order + ("HH" if kind == 3 and count == 1 else "I"),
-            *([value, 0] if kind == 3 and count == 1 else [value]),
-        )
+        short = kind == 3 and count == 1  # values of two bytes are left-justified in their four
+        held = struct.pack(order + ("HH" if short else "I"), *([value, 0] if short else [value]))
         body += struct.pack(order + "HHI", number, kind, count) + held
     return struct.pack(order + "H", len(entries)) + body + bytes(4)
 
 
-def exif(
-    orientation: int, order: str, *entries: tuple[int, int, int, int], tail: bytes = b""
-) -> bytes:
+def exif(orientation, order, *entries, tail=b""):
     """EXIF data with an orientation among other entries."""
     head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "I", 8)
     return head + directory([(274, 3, 1, orientation), *entries], order) + tail
@@ -112,33 +82,23 @@ def exif(
 
 # Unrelated entries gone wrong: number, type, count, value or place.
 MALFORMED = {
-    "resolution as text": (282, 2, 4, 0x00322F37),
-    "resolution as text elsewhere": (282, 2, 20, 40),
+    "resolution as text": (282, 2, 4, 0x00322F37), "resolution as text elsewhere": (282, 2, 20, 40),
     "resolution beyond the end": (282, 5, 1, 0xFFFFFF0),
-    "resolution of the directory": (283, 5, 1, 8),
-    "resolution over zero": (282, 5, 1, 70000),
+    "resolution of the directory": (283, 5, 1, 8), "resolution over zero": (282, 5, 1, 70000),
     "resolution as bytes": (282, 1, 3, 0x00010203),
-    "resolution as a double": (283, 12, 1, 0x7FFFFFFF),
-    "unit as text": (296, 2, 2, 0x00003249),
-    "unit of many values": (296, 3, 9000, 12),
-    "unknown type": (271, 77, 1, 0),
-    "type zero": (271, 0, 1, 0),
-    "endless text": (270, 2, 0xFFFFFFFF, 26),
-    "endless rationals": (33434, 5, 0x7FFFFFFF, 26),
-    "empty text": (305, 2, 0, 0),
-    "date as a number": (306, 4, 1, 5),
-    "camera data that begin at themselves": (34665, 4, 1, 8),
+    "resolution as a double": (283, 12, 1, 0x7FFFFFFF), "unit as text": (296, 2, 2, 0x00003249),
+    "unit of many values": (296, 3, 9000, 12), "unknown type": (271, 77, 1, 0),
+    "type zero": (271, 0, 1, 0), "endless text": (270, 2, 0xFFFFFFFF, 26),
+    "endless rationals": (33434, 5, 0x7FFFFFFF, 26), "empty text": (305, 2, 0, 0),
+    "date as a number": (306, 4, 1, 5), "camera data that begin at themselves": (34665, 4, 1, 8),
     "camera data beyond the end": (34665, 4, 1, 0x7FFFFFFF),
     "camera data as text": (34665, 2, 4, 0x41414141),
     "camera data of several values": (34665, 4, 3, 8),
-    "place that begins at itself": (34853, 4, 1, 8),
-    "place of bytes": (34853, 1, 1, 9),
+    "place that begins at itself": (34853, 4, 1, 8), "place of bytes": (34853, 1, 1, 9),
     "more of it at itself": (40965, 4, 1, 8),
     "maker's notes beyond the end": (37500, 7, 60000, 60000),
-    "preview beyond the end": (513, 4, 1, 0x7FFFFFFF),
-    "width as text": (256, 2, 4, 0x41414141),
+    "preview beyond the end": (513, 4, 1, 0x7FFFFFFF), "width as text": (256, 2, 4, 0x41414141),
     "signed whole as unsigned": (282, 10, 1, 0xFFFFFFF),
-    "number used twice": (271, 2, 4, 0x41414141),
-    "number from nowhere": (0, 0, 0, 0),
+    "number used twice": (271, 2, 4, 0x41414141), "number from nowhere": (0, 0, 0, 0),
     "highest number": (0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF),
-}
+}  # fmt: skip

@@ -1,12 +1,9 @@
 """A reverse proxy on this machine: a page below a path, as hosts do it, and a frame around it."""
 
-from __future__ import annotations
-
 import http.client
-import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.ui_server import Quiet, listening
 
 PREFIX = "/spaces/demo"
 FRAME_PX = 700
@@ -18,26 +15,14 @@ _FRAME = (
 
 
 @contextmanager
-def proxy(port: int) -> Iterator[str]:
+def proxy(port):
     """-> the address of this host; the page on `port` is below `PREFIX`, its frame at /frame."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
-    server.page_port = port  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with listening(_Handler, page_port=port) as address:
+        yield address
 
 
-class _Handler(BaseHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def _serve(self) -> None:
+class _Handler(Quiet):
+    def _serve(self):
         if self.path == "/frame":
             self.send_response(200)
             self.send_header("Content-Type", "text/html")
@@ -50,11 +35,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_HEAD = _serve
 
-    def _forward(self, path: str) -> None:
+    def _forward(self, path):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         headers = {k: v for k, v in self.headers.items() if k.lower() not in _HOP}
         headers |= {"X-Forwarded-Host": self.headers["Host"], "X-Forwarded-Proto": "http"}
-        page = http.client.HTTPConnection("127.0.0.1", self.server.page_port)  # type: ignore[attr-defined]
+        page = http.client.HTTPConnection("127.0.0.1", self.server.page_port)
         try:
             page.request(self.command, path, body or None, headers)
             answer = page.getresponse()

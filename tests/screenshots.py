@@ -3,22 +3,19 @@
 Every tab at 1440 x 900 and 390 x 844, light and dark; look at them after each change of the page.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
 import pandas as pd
-import plotly.graph_objects as go
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import sync_playwright
 from plotly.subplots import make_subplots
 
 from percov2_core.metrics import AXES
 from percov2_core.plots import colour
 from percov2_core.weights.find import EMBEDDED_DIR
-from tests.ui_browser import choose_example, compress, launch, open_tab
-from tests.ui_server import ROOT, Server, serve
+from tests.ui_browser import choose_example, compress, launch, open_plot, open_tab
+from tests.ui_server import ROOT, serve
 
 EXAMPLE = 7
 SIZES = {"desktop": (1440, 900), "phone": (390, 844)}
@@ -27,13 +24,10 @@ RESULTS = ROOT / "assets" / "results"
 SHOWN = ("psnr", "ms_ssim", "feature_distance", "picorank", "patch_swd")
 
 
-def main(model: Path, out: Path) -> None:
+def main(model, out):
     out.mkdir(parents=True, exist_ok=True)
-    with (
-        TemporaryDirectory() as folder,
-        serve(model, Path(folder)) as server,
-        sync_playwright() as playwright,
-    ):
+    folder = Path(mkdtemp(prefix="percov2-screenshots-"))
+    with serve(model, folder) as server, sync_playwright() as playwright:
         browser = launch(playwright)
         for scheme in ("light", "dark"):
             for name, size in SIZES.items():
@@ -41,9 +35,7 @@ def main(model: Path, out: Path) -> None:
         _plot(browser, out / "equal-bytes.png")
 
 
-def _visit(
-    browser: Browser, server: Server, size: tuple[int, int], scheme: str, stem: Path
-) -> None:
+def _visit(browser, server, size, scheme, stem):
     page = browser.new_page(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
     page.set_default_timeout(WAIT_MS)
     page.goto(f"{server.address}?__theme={scheme}")
@@ -67,8 +59,7 @@ def _visit(
     page.locator("#pc-vary").click()
     page.get_by_text("On average the four").wait_for()
     _shoot(page, stem, "invented")
-    open_tab(page, "Trade-off")
-    page.wait_for_function("document.querySelector('#pc-plot .js-plotly-plot')?.listened")
+    open_plot(page)
     _shoot(page, stem, "trade-off")
     open_tab(page, "Open a file")
     page.locator("#pc-link-box textarea").fill(link)
@@ -78,7 +69,7 @@ def _visit(
     page.close()
 
 
-def _plot(browser: Browser, path: Path) -> None:
+def _plot(browser, path):
     """The studies `presets` and `equal` as bars."""
     ours, classic = (pd.read_csv(RESULTS / f"{name}.csv") for name in ("presets", "equal"))
     page = browser.new_page(viewport={"width": 1200, "height": 420}, device_scale_factor=1.5)
@@ -88,7 +79,7 @@ def _plot(browser: Browser, path: Path) -> None:
     page.close()
 
 
-def _equal_bytes(ours: pd.DataFrame, classic: pd.DataFrame, *, mode: str) -> go.Figure:
+def _equal_bytes(ours, classic, *, mode):
     """One panel per metric: our presets, and classic codecs in as many bytes."""
     mine = ours[ours["mode"] == mode]
     rivals = classic[(classic["match"] == mode) & classic["bpp"].notna()]
@@ -97,16 +88,9 @@ def _equal_bytes(ours: pd.DataFrame, classic: pd.DataFrame, *, mode: str) -> go.
     figure = make_subplots(rows=1, cols=len(SHOWN), shared_yaxes=True)
     for i, metric in enumerate(SHOWN, start=1):
         values = [rows[metric].mean() for *_, rows in bars]
-        figure.add_bar(
-            x=values,
-            y=[name for name, *_ in bars],
-            orientation="h",
-            marker_color=[colour(label) for _, label, _ in bars],
-            text=[f"{v:.3g}" for v in values],
-            showlegend=False,
-            row=1,
-            col=i,
-        )
+        look = {"marker_color": [colour(label) for _, label, _ in bars], "showlegend": False}
+        look |= {"text": [f"{v:.3g}" for v in values], "orientation": "h"}
+        figure.add_bar(x=values, y=[name for name, *_ in bars], row=1, col=i, **look)
         name, _, better = AXES[metric].removesuffix(")").partition(" (")
         figure.update_xaxes(title=f"{name}<br>{better}", row=1, col=i)
     figure.update_yaxes(autorange="reversed")
@@ -115,7 +99,7 @@ def _equal_bytes(ours: pd.DataFrame, classic: pd.DataFrame, *, mode: str) -> go.
     return figure.update_layout(title=title, template="plotly_white", margin=margin)
 
 
-def _shoot(page: Page, stem: Path, name: str, *, whole: bool = True) -> None:
+def _shoot(page, stem, name, *, whole=True):
     page.wait_for_timeout(800)  # fades and fonts
     page.screenshot(path=f"{stem}-{name}.png", full_page=whole)
 

@@ -1,18 +1,15 @@
 """The page as a Space runs it: its files, its Python, two cores, nothing writable but TMPDIR."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from percov2_core.deploy.spacefile import ROOT, Manifest, make_plan, read_manifest
-from tests.ui_server import free_port, wait_for
+from percov2_core.deploy.spacefile import ROOT, make_plan, read_manifest
+from tests.ui_server import free_port, running
 
 STOP_S = 60
 CORES = 2
@@ -31,56 +28,39 @@ class Space:
     temporary: Path
     log: Path
 
-    def stop(self) -> int:
+    def stop(self):
         """Ask it to stop as the host does; -> its exit status."""
         self.process.terminate()
         return self.process.wait(STOP_S)
 
-    def errors(self) -> list[str]:
+    def errors(self):
         """Tracebacks that pass through our code; some versions of libraries have their own."""
         blocks = self.log.read_text(encoding="utf-8").split("Traceback")[1:]
         return [block for block in blocks if "percov2_core" in block]
 
 
 @contextmanager
-def start(
-    folder: Path, *, model: Path, script: Path | None = None, **extra: str
-) -> Iterator[Space]:
+def start(folder, *, model, script=None, **extra):
     """Upload into `folder`, start `app.py` (or `script`) there, wait until it answers.
 
     Args:
         extra: More environment variables.
     """
-    manifest = read_manifest()
-    app, temporary = folder / "app", folder / "temporary"
+    manifest, port = read_manifest(), free_port()
+    app, temporary, log = folder / "app", folder / "temporary", folder / "log"
     for path in make_plan(manifest, ROOT).files:
         (app / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / path, app / path)
     temporary.mkdir()
-    port = free_port()
-    home = unwritable_home(folder)
+    home, address = unwritable_home(folder), f"http://127.0.0.1:{port}/"
     environment = hosted(manifest, home, temporary, port) | {"PERCOV2_MODEL": str(model)} | extra
-    log = folder / "log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [space_python(manifest), str(script or manifest.page.app_file)],
-            cwd=app,
-            env=environment,
-            stdout=file,
-            stderr=file,
-            preexec_fn=_two_cores,
-        )
-        space = Space(f"http://127.0.0.1:{port}/", port, process, app, home, temporary, log)
-        try:
-            wait_for(space.address, process, log)
-            yield space
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait(STOP_S)
+    command = [space_python(manifest), str(script or manifest.page.app_file)]
+    how = {"cwd": app, "env": environment, "preexec_fn": _two_cores}
+    with running(command, address, log, **how) as process:
+        yield Space(address, port, process, app, home, temporary, log)
 
 
-def hosted(manifest: Manifest, home: Path, temporary: Path, port: int) -> dict[str, str]:
+def hosted(manifest, home, temporary, port):
     """The environment of a Space; here the page listens to this machine only."""
     return {
         **manifest.settings.variables,
@@ -100,14 +80,14 @@ def hosted(manifest: Manifest, home: Path, temporary: Path, port: int) -> dict[s
     }
 
 
-def unwritable_home(folder: Path) -> Path:
+def unwritable_home(folder):
     """A home that nobody may write to. Permissions do not stop root: then a kernel's folder."""
     home = folder / "home"
     home.mkdir(mode=0o555)
     return Path("/proc") if os.access(home, os.W_OK) and os.path.isdir("/proc") else home
 
 
-def space_python(manifest: Manifest) -> str:
+def space_python(manifest):
     """The Spacefile's Python where it is installed with the libraries, else this one."""
     minor = ".".join(manifest.page.python_version.split(".")[:2])
     if sys.version.startswith(f"{minor}."):
@@ -117,11 +97,11 @@ def space_python(manifest: Manifest) -> str:
     return found if found and works else sys.executable
 
 
-def listing(folder: Path) -> set[str]:
+def listing(folder):
     """Every file below a folder."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def _two_cores() -> None:
+def _two_cores():
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-CORES:])

@@ -1,6 +1,7 @@
 """The bench counts what it says, puts a stopwatch around every box, and keeps what it measured."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -92,22 +93,12 @@ def test_the_command_sweeps_its_lists_and_writes_the_table(tmp_path, capsys, mon
 
 def test_random_weights_are_built_where_they_will_run(monkeypatch):
     # "meta" stands for a GPU: a device other than the CPU that every machine has.
-    told = []
-    twin = export(tiny_masked_model())
-
-    def on(config, tables, *, device):
-        told.append(device)
-        return twin
-
-    monkeypatch.setattr(fresh, "ExactModel", on)
+    exact = Mock(return_value=export(tiny_masked_model()))
+    monkeypatch.setattr(fresh, "ExactModel", exact)
     codec = fresh.random_codec(TINY, residency=Residency(device="meta"), t5_tokens=8)
-    assert told == ["meta"] * 2
+    assert [call.kwargs["device"] for call in exact.call_args_list] == ["meta"] * 2
     for modules in codec.rates.values():
-        for part in (modules.encoder, modules.quantizer, modules.decoder, modules.flow):
-            assert devices(part) == {"meta"}
-        assert all(devices(model) == {"meta"} for model in modules.text.models)
+        parts = [modules.encoder, modules.quantizer, modules.decoder, modules.flow]
+        for part in (*parts, *modules.text.models):
+            assert {v.device.type for v in (*part.parameters(), *part.buffers())} == {"meta"}
     assert codec.device.type == "meta"
-
-
-def devices(part):
-    return {value.device.type for value in (*part.parameters(), *part.buffers())}

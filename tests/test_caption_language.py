@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from percov2_core.caption import ngram
 from percov2_core.caption.language import (
     PUNCTUATION,
     Lexicon,
@@ -15,77 +16,57 @@ from percov2_core.caption.language import (
     save_language,
     split,
 )
-from percov2_core.caption.ngram import (
-    BOUNDARY,
-    LEVELS,
-    SCALE,
-    TOTAL,
-    NGram,
-    Successors,
-    frequencies,
-    mass_table,
-)
 from percov2_core.errors import WeightsError
 from percov2_core.training.caption_language import build_language, fit_ngrams
 
 CAPTIONS = ["A dog runs.", "A dog and a cat run.", "The cat, not the dog, sleeps."] * 5
 SENTENCES = ["blue sky, green middle, brown ground, fine texture"] * 5
 sequences = st.lists(st.lists(st.integers(1, 6), max_size=8), min_size=1, max_size=12)
-weights = st.lists(st.integers(0, 2**SCALE), min_size=2, max_size=400)
+weights = st.lists(st.integers(0, 2**ngram.SCALE), min_size=2, max_size=400)
 
 
 @given(st.text())
 def test_words_join_to_the_text_they_were_split_from(text):
     assert join(split(text)) == text
-
-
-def test_closing_punctuation_stands_alone():
-    mark = Word(",", attached=True)
+    mark = Word(",", attached=True)  # closing punctuation stands alone
     assert split("a dog, 3.5 m") == [Word("a"), Word("dog"), mark, Word("3.5"), Word("m")]
 
 
 @given(weights.map(np.array))
 def test_every_row_is_positive_and_sums_to_the_total(values):
-    freqs = frequencies(values)
+    freqs = ngram.frequencies(values)
     assert freqs.min() >= 1
-    assert freqs.sum(dtype=np.int64) == TOTAL
+    assert freqs.sum(dtype=np.int64) == ngram.TOTAL
+    table = ngram.mass_table()  # masses halve every eight levels exactly
+    assert len(table) == ngram.LEVELS and np.array_equal(table[8:], table[:-8] >> 1)
+    assert table[0] == round(2 ** (ngram.SCALE - 1 / 16))
 
 
 @given(sequences, st.integers(1, 4))
 def test_weights_of_a_fitted_model_stay_close_to_one(texts, order):
     model = fit_ngrams(texts, 7, order=order, least_gain=0.0)
     for text in texts:
-        total = int(model.weights([BOUNDARY, *text]).sum()) / 2**SCALE
+        total = int(model.weights([ngram.BOUNDARY, *text]).sum()) / 2**ngram.SCALE
         assert 0.9 < total < 1.3
 
 
-def test_a_longer_context_decides_over_a_shorter_one():
-    model = fit_ngrams([[1, 2, 3], [4, 2, 5]] * 50, 7, order=3, least_gain=0.0)
-    assert model.weights([BOUNDARY, 1, 2]).argmax() == 3
-    assert model.weights([BOUNDARY, 4, 2]).argmax() == 5
+def test_a_longer_context_decides_over_a_shorter_one_and_pruning_leaves_what_pays():
+    texts = [[1, 2, 3], [4, 2, 5]] * 50
+    model, *pruned = (fit_ngrams(texts, 7, order=3, least_gain=g) for g in (0.0, 10, 1e6))
+    assert model.weights([ngram.BOUNDARY, 1, 2]).argmax() == 3
+    assert model.weights([ngram.BOUNDARY, 4, 2]).argmax() == 5
+    kept = [len(each.orders[1].symbols) for each in (model, *pruned)]
+    assert kept[0] >= kept[1] > kept[2] == 0
 
 
 def test_the_fit_matches_kneser_and_ney_by_hand():
     # "1 2" four times and "3 2" once: 2 follows two symbols, 1 and 3 only the start.
     model = fit_ngrams([[1, 2]] * 4 + [[3, 2]], 8, order=1, least_gain=0.0)
-    assert model.base[2] == model.base[BOUNDARY] < model.base[1] < model.base[3] < model.base[7]
+    assert (
+        model.base[2] == model.base[ngram.BOUNDARY] < model.base[1] < model.base[3] < model.base[7]
+    )
     model = fit_ngrams([[1, 2]] * 4 + [[3, 2]], 8, order=2, least_gain=0.0)
     assert model.base[1] == model.base[3]
-
-
-def test_pruning_leaves_only_what_pays():
-    texts = [[1, 2, 3], [4, 2, 5]] * 50
-    kept = [
-        len(fit_ngrams(texts, 7, order=3, least_gain=g).orders[1].symbols) for g in (0, 10, 1e6)
-    ]
-    assert kept[0] >= kept[1] > kept[2] == 0
-
-
-def test_masses_halve_every_eight_levels_exactly():
-    table = mass_table()
-    assert len(table) == LEVELS
-    assert np.array_equal(table[8:], table[:-8] >> 1)
-    assert table[0] == round(2 ** (SCALE - 1 / 16))
 
 
 def test_saved_tables_are_the_same_after_loading(tmp_path):
@@ -96,11 +77,10 @@ def test_saved_tables_are_the_same_after_loading(tmp_path):
 
 
 def test_a_missing_or_foreign_file_and_a_missing_table_are_named(tmp_path):
-    with pytest.raises(WeightsError, match=r"caption model none\.npz cannot be read"):
-        load_language(tmp_path / "none.npz")
     (tmp_path / "text.npz").write_text("hello")
-    with pytest.raises(WeightsError, match=r"caption model text\.npz cannot be read"):
-        load_language(tmp_path / "text.npz")
+    for name in ("none", "text"):
+        with pytest.raises(WeightsError, match=rf"caption model {name}\.npz cannot be read"):
+            load_language(tmp_path / f"{name}.npz")
     save_language(build_language(CAPTIONS, SENTENCES), tmp_path / "one.npz")
     arrays = dict(np.load(tmp_path / "one.npz"))
     del arrays["letters.base"]
@@ -110,7 +90,7 @@ def test_a_missing_or_foreign_file_and_a_missing_table_are_named(tmp_path):
 
 
 def test_tables_that_do_not_fit_together_are_refused():
-    empty = NGram(np.zeros(5, np.uint8), [])
+    empty = ngram.NGram(np.zeros(5, np.uint8), [])
     with pytest.raises(WeightsError, match="tables for 5 symbols, the vocabulary has 8"):
         Lexicon(Vocabulary(tuple(PUNCTUATION)), empty)
     with pytest.raises(WeightsError, match=r"the marks \['\.'\] are not among its words"):
@@ -120,14 +100,14 @@ def test_tables_that_do_not_fit_together_are_refused():
 @pytest.mark.parametrize(
     ("ends", "symbols", "levels", "message"),
     [
-        ([1], [1], [LEVELS], f"levels must be below {LEVELS}, got {LEVELS}"),
+        ([1], [1], [ngram.LEVELS], f"levels must be below {ngram.LEVELS}, got {ngram.LEVELS}"),
         ([1], [9], [0], "symbols must be below 4, got 9"),
         ([2], [1], [0], "1 entries end at 2"),
     ],
 )
 def test_a_table_out_of_range_is_refused(ends, symbols, levels, message):
-    order = Successors(
+    order = ngram.Successors(
         np.array([0]), np.array(ends), np.array(symbols), np.array(levels, dtype=np.uint8)
     )
     with pytest.raises(WeightsError, match=message):
-        NGram(np.zeros(4, np.uint8), [order])
+        ngram.NGram(np.zeros(4, np.uint8), [order])

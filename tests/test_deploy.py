@@ -1,6 +1,5 @@
 """The Spacefile, the plan, and publishing to a stand-in of the Hub with the Hub's own client."""
 
-import socket
 import tomllib
 from functools import partial
 
@@ -13,17 +12,11 @@ from packaging.specifiers import SpecifierSet
 
 from percov2_core.cli import main
 from percov2_core.deploy import publish
-from percov2_core.deploy.spacefile import (
-    MAX_TOTAL_BYTES,
-    ROOT,
-    make_plan,
-    read_manifest,
-    update_readme,
-)
+from percov2_core.deploy.spacefile import MAX_TOTAL_BYTES, make_plan, read_manifest, update_readme
 from percov2_core.errors import ConfigError
-from tests.hub import TOKEN
-from tests.space_hub import OWNER, Space, stand_in
+from tests.hub import OWNER, TOKEN, Space, stand_in
 from tests.test_house import listed
+from tests.ui_server import ROOT, free_port
 
 SPACE = f"{OWNER}/percov2"
 
@@ -154,10 +147,8 @@ def test_what_stands_in_the_way_is_said(hub, refusal, endpoint, monkeypatch):
     assert "is in stage BUILD_ERROR: no such package: read the log at" in refusal()
     monkeypatch.setenv("HF_TOKEN", "hf_other")
     assert "does not accept it: run `hf auth login`" in refusal()
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        endpoint(address := f"http://127.0.0.1:{unused.getsockname()[1]}")
-        assert f"percov2: network: no answer from {address}" in refusal()
+    endpoint(address := f"http://127.0.0.1:{free_port()}")
+    assert f"percov2: network: no answer from {address}" in refusal()
     monkeypatch.delenv("HF_TOKEN")
     assert refusal().startswith("percov2: token: none found: run `hf auth login`")
 

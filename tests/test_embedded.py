@@ -60,9 +60,8 @@ def test_mean_rates_stay_within_what_is_promised(codec, full, streams):
     else:  # what is published of this model and the pictures in full size
         with (ROOT / "assets" / "results" / "presets.csv").open() as file:
             rows = [row for row in csv.DictReader(file) if row["codec"] == "percov2"]
-        assert {row["description"].split(", ")[1] for row in rows} == {
-            f"model {codec.fingerprint:02x}"
-        }
+        models = {row["description"].split(", ")[1] for row in rows}
+        assert models == {f"model {codec.fingerprint:02x}"}
         sizes = {r: [int(x["size_bytes"]) for x in rows if x["mode"] == r] for r in RATES}
     assert 8 * np.mean(sizes["extreme"]) / 512**2 <= 0.027
     assert np.mean(sizes["ultra-low"]) <= 85
@@ -92,20 +91,15 @@ def test_the_three_commands_turn_a_picture_into_a_file_and_back(mode, kodak, tmp
     assert '"bits"' in capsys.readouterr().out
 
 
-def edited(caption):
-    """The caption with another colour of the ground, and the name of that colour."""
-    colour = "vivid red" if "red" not in caption else "dark blue"
-    changed = re.sub(r"[^,]+ ground", f" {colour} ground", caption)
-    assert changed != caption
-    return changed, colour
-
-
 @pytest.mark.parametrize("side", [256, pytest.param(512, marks=pytest.mark.slow)])
 def test_editing_the_colour_of_the_ground_moves_the_picture_towards_it(side, shipped, kodak):
     moved = 0
     for picture in (centre_square(Image.open(path), side) for path in kodak[::3]):
         before = shipped.encode(picture, "hybrid", tokens=0)
-        changed, colour = edited(shipped.read(before).caption)
+        caption = shipped.read(before).caption
+        colour = "vivid red" if "red" not in caption else "dark blue"
+        changed = re.sub(r"[^,]+ ground", f" {colour} ground", caption)
+        assert changed != caption
         after = shipped.encode(picture, "hybrid", tokens=0, caption=changed)
         grounds = [
             np.asarray(shipped.decode(s), dtype=float)[2 * side // 3 :].mean(axis=(0, 1))

@@ -41,11 +41,10 @@ def wanted(*extras):
     return found
 
 
-def test_the_version_is_the_projects():
+def test_the_version_is_the_projects_and_every_imported_library_is_listed():
     assert percov2_core.__version__ == PROJECT["version"]
-
-
-def test_every_library_that_the_package_imports_is_listed():
+    found, expected = listed("requirements.txt"), wanted("demo")  # the codec and the page
+    assert {n: str(r) for n, r in found.items()} == {n: str(r) for n, r in expected.items()}
     names = set()
     for path in sorted((ROOT / "percov2_core").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -60,24 +59,15 @@ def test_every_library_that_the_package_imports_is_listed():
         assert {canonicalize_name(owner) for owner in owners.get(name, [name])} & set(allowed), name
 
 
-def test_requirements_are_the_codec_and_the_page():
-    assert {n: str(r) for n, r in listed("requirements.txt").items()} == {
-        n: str(r) for n, r in wanted("demo").items()
-    }
-
-
 def test_every_listed_library_is_pinned_to_a_version_in_its_range():
     pins, ranges = listed("constraints.txt"), wanted("dev")
-    assert set(pins) == set(ranges)
+    # Every extra is installed for development but the one that downloads weights.
+    users = set(PROJECT["optional-dependencies"]) - {"fid"}
+    assert set(pins) == set(ranges) == set(wanted(*users))
     for name, requirement in ranges.items():
         (pin,) = pins[name].specifier
         assert pin.operator == "=="
         assert requirement.specifier.contains(pin.version), name
-
-
-def test_every_extra_but_the_one_that_downloads_weights_is_installed_for_development():
-    users = set(PROJECT["optional-dependencies"]) - {"fid"}
-    assert set(wanted(*users)) == set(wanted("dev"))
 
 
 def test_the_targets_of_the_makefile_are_phony_set_up_first_and_are_those_of_the_readme():
@@ -96,16 +86,13 @@ def test_the_targets_of_the_makefile_are_phony_set_up_first_and_are_those_of_the
         assert rest
 
 
-def test_every_marker_marks_something():
-    config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]
-    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
-    for marker in config["markers"]:
-        assert f"pytest.mark.{marker.partition(':')[0]}" in tests
-
-
-def test_the_repository_stays_under_its_size():
+def test_the_repository_stays_under_its_size_and_every_marker_marks_something():
     result = run("git", "ls-files", "-z")
     if result.returncode:
         pytest.skip("needs git and a checkout")
     files = [ROOT / name for name in result.stdout.split("\0") if name]
     assert sum(path.stat().st_size for path in files if path.is_file()) < 50 * 2**20
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    for marker in config["markers"]:
+        assert f"pytest.mark.{marker.partition(':')[0]}" in tests

@@ -39,14 +39,11 @@ def test_any_size_comes_back_exactly(width, height, multiple):
     assert image_io.to_image(tensor, size=(width, height)).tobytes() == image.tobytes()
 
 
-def test_the_padding_repeats_the_last_row_and_column():
+def test_the_padding_repeats_the_last_row_and_column_and_values_are_clamped_and_rounded():
     tensor = image_io.to_tensor(noise(65, 66), 64)
     assert tensor.shape == (1, 3, 128, 128)
     assert torch.equal(tensor[:, :, :, 65:], tensor[:, :, :, 64:65].expand(-1, -1, -1, 63))
     assert torch.equal(tensor[:, :, 66:], tensor[:, :, 65:66].expand(-1, -1, 62, -1))
-
-
-def test_values_outside_the_range_are_clamped_and_the_rest_rounded():
     tensor = torch.tensor([-9.0, -1.0, 0.001, 9.0]).expand(1, 3, 1, 4)
     assert np.asarray(image_io.to_image(tensor, size=(4, 1)))[0, :, 0].tolist() == [0, 0, 128, 255]
 
@@ -69,12 +66,8 @@ def test_exif_orientation_is_applied(orientation):
     right, low = orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)
     corner = (upright.width - 5 if right else 5, upright.height - 5 if low else 5)
     assert colour(upright, *corner) == (255, 0, 0)
-
-
-def test_damaged_exif_data_does_not_lose_the_picture():
-    image = noise()
-    image.info["exif"] = b"Exif\0\0MM\0*\0\0\0\x08\0\x09broken"
-    assert image_io.normalise(image).tobytes() == image.tobytes()
+    stored.info["exif"] = b"Exif\0\0MM\0*\0\0\0\x08\0\x09broken"  # which does not lose the picture
+    assert image_io.normalise(stored).tobytes() == stored.tobytes()
 
 
 def red_green_swapped_profile():
@@ -85,16 +78,12 @@ def red_green_swapped_profile():
 
 
 def linear_grey_profile():
-    curve = b"curv" + bytes(8)
-    white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
+    curve, d50 = b"curv" + bytes(8), struct.pack(">3i", 63190, 65536, 54061)
+    white = b"XYZ " + bytes(4) + d50
     tags = struct.pack(">I", 2) + b"kTRC" + struct.pack(">2I", 156, len(curve))
-    tags += b"wtpt" + struct.pack(">2I", 156 + len(curve), len(white))
-    body = tags + curve + white
-    head = struct.pack(
-        ">I4sI4s4s4s", 128 + len(body), b"lcms", 0x02400000, b"mntr", b"GRAY", b"XYZ "
-    )
-    head += bytes(12) + b"acsp" + bytes(28) + struct.pack(">3i", 63190, 65536, 54061) + bytes(48)
-    return head + body
+    body = tags + b"wtpt" + struct.pack(">2I", 156 + len(curve), len(white)) + curve + white
+    head = struct.pack(">I4sI", 128 + len(body), b"lcms", 0x02400000) + b"mntrGRAYXYZ "
+    return head + bytes(12) + b"acsp" + bytes(28) + d50 + bytes(48) + body
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
@@ -106,16 +95,12 @@ def test_a_colour_profile_is_applied(mode):
     assert red <= 2 and green >= 253 and blue <= 2
 
 
-def test_a_colour_profile_is_applied_to_greyscale():
+def test_a_colour_profile_is_applied_to_greyscale(caplog):
     # The sRGB curve sends linear 55 / 255 to 1.055 * (55 / 255) ** (1 / 2.4) - 0.055 = 0.5019.
-    stored = Image.new("L", (70, 70), 55)
-    data = saved(stored, "PNG", icc_profile=linear_grey_profile())
-    assert colour(image_io.load(data)) == pytest.approx((128, 128, 128), abs=1)
-
-
-def test_a_colour_profile_on_greyscale_is_applied_as_well(caplog):
-    data = saved(Image.new("L", (70, 70), 77), "PNG", icc_profile=red_green_swapped_profile())
-    assert colour(image_io.load(data)) == pytest.approx((77, 77, 77), abs=1)
+    profiles = {(55, 128): linear_grey_profile(), (77, 77): red_green_swapped_profile()}
+    for (level, expected), profile in profiles.items():
+        data = saved(Image.new("L", (70, 70), level), "PNG", icc_profile=profile)
+        assert colour(image_io.load(data)) == pytest.approx((expected,) * 3, abs=1)
     assert not caplog.text
 
 
@@ -135,11 +120,8 @@ def test_what_is_transparent_becomes_white(mode):
     stored.putalpha(alpha)
     image = image_io.normalise(stored.convert(mode))
     assert colour(image) == (0, 0, 0) and colour(image, 60, 60) == (255, 255, 255)
-
-
-def test_half_transparent_red_on_white_is_pink():
-    image = image_io.normalise(Image.new("RGBA", (70, 70), (255, 0, 0, 51)))
-    assert colour(image) == (255, 204, 204)
+    pink = image_io.normalise(Image.new("RGBA", (70, 70), (255, 0, 0, 51)))
+    assert colour(pink) == (255, 204, 204)
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "RGB"])
@@ -151,34 +133,29 @@ def test_a_colour_marked_as_transparent_becomes_white(mode):
     assert colour(image, 60, 60) == (255, 255, 255) and colour(image) != (255, 255, 255)
 
 
-@pytest.mark.parametrize("dtype", ["uint16", ">u2", "int32"])
-def test_sixteen_bit_greyscale_is_scaled_and_not_clipped(dtype):
-    levels = np.full((70, 80), 0x8080, dtype=dtype)
-    levels[0, 0], levels[0, 1] = 65535, 0
-    image = image_io.normalise(Image.fromarray(levels))
-    assert colour(image) == (128, 128, 128)
-    assert colour(image, 0, 0) == (255, 255, 255) and colour(image, 1, 0) == (0, 0, 0)
-
-
-def test_sixteen_bit_files_of_both_kinds_are_scaled():
+def test_sixteen_bit_greyscale_is_scaled_and_not_clipped():
+    for dtype in ("uint16", ">u2", "int32"):
+        levels = np.full((70, 80), 0x8080, dtype=dtype)
+        levels[0, 0], levels[0, 1] = 65535, 0
+        image = image_io.normalise(Image.fromarray(levels))
+        assert [colour(image, x, 0)[0] for x in range(3)] == [255, 0, 128]
     levels = Image.fromarray(np.full((70, 80), 0x8080, dtype=np.uint16))
     netpbm = b"P5 80 70 65535\n" + b"\x80\x80" * 5600
     for data in (saved(levels, "PNG"), saved(levels, "TIFF"), netpbm):
         assert colour(image_io.load(data)) == (128, 128, 128)
 
 
-@pytest.mark.parametrize(
-    ("level", "dtype", "highest"),
-    [(70000, "i4", 65535), (-1, "i4", 65535), (1.5, "f4", 1), (np.nan, "f4", 1)],
-)
-def test_levels_of_unknown_meaning_are_refused(level, dtype, highest):
-    message = f"levels from {level} to {level}, and they must be 0 to {highest}"
-    with pytest.raises(ImageError, match=message):
-        image_io.normalise(Image.fromarray(np.full((70, 70), level, dtype)))
-
-
-def test_floating_point_levels_from_0_to_1_are_scaled():
+def test_levels_from_0_to_1_are_scaled_and_those_of_unknown_meaning_refused():
     assert colour(image_io.normalise(Image.new("F", (70, 70), 0.2))) == (51, 51, 51)
+    for level, dtype, highest in (
+        (70000, "i4", 65535),
+        (-1, "i4", 65535),
+        (1.5, "f4", 1),
+        (np.nan, "f4", 1),
+    ):
+        message = f"levels from {level} to {level}, and they must be 0 to {highest}"
+        with pytest.raises(ImageError, match=message):
+            image_io.normalise(Image.fromarray(np.full((70, 70), level, dtype)))
 
 
 @pytest.mark.parametrize(
@@ -196,12 +173,9 @@ def test_every_kind_of_pixel_becomes_rgb(image, expected):
     converted = image_io.normalise(image)
     assert converted.mode == "RGB"
     assert colour(converted) == pytest.approx(expected, abs=1)
-
-
-def test_a_cmyk_jpeg_is_not_inverted():
-    data = saved(Image.new("CMYK", (70, 70), (0, 255, 255, 0)), "JPEG", quality=100)
-    red, green, blue = colour(image_io.load(data))
-    assert red >= 250 and green <= 5 and blue <= 5
+    if image.mode == "CMYK":  # files hold them inverted
+        data = saved(image, "JPEG", quality=100)
+        assert colour(image_io.load(data)) == pytest.approx(expected, abs=5)
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
@@ -212,16 +186,12 @@ def test_only_the_first_frame_of_a_moving_picture_is_read(format):
     assert colour(image_io.load(data)) == (255, 0, 0)
 
 
-@pytest.mark.parametrize("size", [(63, 512), (512, 63), (4097, 64), (64, 4097)])
-def test_a_side_outside_the_limits_is_refused_by_both_numbers(size):
-    message = f"{size[0]} x {size[1]} pixels"
-    with pytest.raises(ImageError, match=message):
-        image_io.load(saved(Image.new("L", size), "PNG"))
-
-
-@pytest.mark.parametrize("size", [(64, 4096), (4096, 64)])
-def test_sides_at_the_limits_are_accepted(size):
-    assert image_io.normalise(Image.new("L", size)).size == size
+def test_a_side_outside_the_limits_is_refused_by_both_numbers():
+    for size in ((64, 4096), (4096, 64)):
+        assert image_io.normalise(Image.new("L", size)).size == size
+    for size in ((63, 512), (512, 63), (4097, 64), (64, 4097)):
+        with pytest.raises(ImageError, match=f"{size[0]} x {size[1]} pixels"):
+            image_io.load(saved(Image.new("L", size), "PNG"))
 
 
 @pytest.mark.parametrize("action", ["error", "ignore"])
@@ -301,8 +271,5 @@ def test_heic_is_decoded_and_turned_once(turn, monkeypatch):
 
 def test_an_endless_file_is_refused(monkeypatch):
     monkeypatch.setattr(image_io, "MAX_PICTURE_BYTES", 1000)
-    with (
-        open("/dev/zero", "rb") as endless,
-        pytest.raises(ImageError, match="has more than 1000 bytes"),
-    ):
+    with open("/dev/zero", "rb") as endless, pytest.raises(ImageError, match="more than 1000 b"):
         image_io.load(endless)

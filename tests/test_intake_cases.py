@@ -19,19 +19,15 @@ from percov2_core.ui.page import EndPoints
 from tests.fuzz_pictures import run as fuzz
 from tests.picture_files import MALFORMED, chunk, exif, png, saved, tiff
 
-RED, GREEN, BLUE, YELLOW = (200, 40, 40), (40, 160, 60), (40, 70, 190), (220, 200, 60)
+UPRIGHT = [(200, 40, 40), (40, 160, 60), (40, 70, 190), (220, 200, 60)]  # from the top left on
 ENTRANCES = ("library", "command line", "page", "api")
 
 
 def quadrants(width=160, height=128):
-    image = Image.new("RGB", (width, height), RED)
-    image.paste(GREEN, (width // 2, 0, width, height))
-    image.paste(BLUE, (0, height // 2, width // 2, height))
-    image.paste(YELLOW, (width // 2, height // 2, width, height))
-    return image
+    levels = np.array(UPRIGHT, np.uint8).reshape(2, 2, 3)
+    return Image.fromarray(levels.repeat(height // 2, 0).repeat(width // 2, 1))
 
 
-UPRIGHT = [RED, GREEN, BLUE, YELLOW]
 LEVELS = np.asarray(quadrants())
 
 
@@ -57,9 +53,6 @@ def grey(level):
 
 class Seen(Exception):
     """Carries the picture out of an encoder that does nothing else."""
-
-    def __init__(self, image):
-        self.image = image
 
 
 class Looking:
@@ -88,7 +81,7 @@ def read(request, tmp_path, monkeypatch, capsys):
                 EndPoints.compress(SimpleNamespace(codec=Looking()), {"path": str(path)})
             assert main(["compress", str(path), "-o", f"{path}.pcv2", "--fit", "2048"]) == 1
         except Seen as seen:
-            return seen.image
+            return seen.args[0]
         said = capsys.readouterr().err
         assert said.count("\n") == 1 and str(tmp_path) not in said
         raise ImageError(said.strip())
@@ -108,10 +101,6 @@ def animation():
     return png(np.full((128, 160, 3), 128, np.uint8), 2, 8, before=before, after=after)
 
 
-def with_bad_check(name, body):
-    return chunk(name, body)[:-1] + b"\0"
-
-
 def coded(colours, before):
     """A PNG of four quadrants, and chunks that say how its colours are meant."""
     levels = np.array(colours, np.uint8)[[[0, 1], [2, 3]]]
@@ -120,48 +109,54 @@ def coded(colours, before):
 
 P3 = [(184, 56, 49), (80, 158, 73), (47, 69, 183), (217, 201, 87)]
 LINEAR = [(150, 4, 4), (4, 91, 10), (4, 14, 134), (185, 150, 10)]
-WHOLE_JPEG = jpeg(quadrants())
+WHOLE_JPEG, WHOLE_PNG = jpeg(quadrants()), png(LEVELS, 2, 8)
+MEGABYTES = b"a\0\0" + zlib.compress(bytes(3_000_000))
+KEY = chunk(b"tRNS", b"\x58\x01")
+
+
+def behind(name, body):
+    """A PNG with a chunk before its pixels."""
+    return png(LEVELS, 2, 8, before=chunk(name, body))
+
+
+def greys(top, bottom=128):
+    return [(top,) * 3, (top,) * 3, (bottom,) * 3, (bottom,) * 3]
+
+
+def with_exif(container, data):
+    if container == "JPEG":
+        body = b"Exif\0\0" + data
+        whole = jpeg(lying())
+        return whole[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(body)) + body + whole[2:]
+    if container == "PNG":
+        return png(np.asarray(lying()), 2, 8, before=chunk(b"eXIf", data))
+    return saved(lying(), "WEBP", lossless=True, exif=data)
+
+
 READ = {
-    "metadata of 3 MB, packed": (
-        png(LEVELS, 2, 8, before=chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(3_000_000)))),
-        UPRIGHT,
-    ),
-    "a profile of 3 MB": (
-        png(LEVELS, 2, 8, before=chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(3_000_000)))),
-        UPRIGHT,
-    ),
+    "metadata of 3 MB, packed": (behind(b"zTXt", MEGABYTES), UPRIGHT),
+    "a profile of 3 MB": (behind(b"iCCP", MEGABYTES), UPRIGHT),
     "an end that is missing": (WHOLE_JPEG[:-2], UPRIGHT),
     "an end that is missing, progressive": (jpeg(quadrants(), progressive=True)[:-2], UPRIGHT),
     "half an end": (WHOLE_JPEG[:-1], UPRIGHT),
-    "no end of a PNG": (png(LEVELS, 2, 8)[:-12], UPRIGHT),
+    "no end of a PNG": (WHOLE_PNG[:-12], UPRIGHT),
     "a wrong check value of a text": (
-        png(LEVELS, 2, 8, before=with_bad_check(b"tEXt", b"Title\0x")),
+        png(LEVELS, 2, 8, before=chunk(b"tEXt", b"Title\0x")[:-1] + b"\0"),
         UPRIGHT,
     ),
-    "a wrong check value around right pixels": (
-        png(LEVELS, 2, 8)[:-13] + b"\0" + png(LEVELS, 2, 8)[-12:],
-        UPRIGHT,
-    ),
+    "a wrong check value around right pixels": (WHOLE_PNG[:-13] + b"\0" + WHOLE_PNG[-12:], UPRIGHT),
     "an animation without its first picture": (animation(), UPRIGHT),
     "coded Display P3": (coded(P3, chunk(b"cICP", bytes((12, 13, 0, 1)))), UPRIGHT),
     "linear levels": (
         coded(LINEAR, chunk(b"gAMA", struct.pack(">I", 100_000))),
         [(202, 34, 34), (34, 161, 56), (34, 66, 192), (221, 202, 56)],
     ),
-    "16 bits, white is zero": (
-        tiff(grey(0x5800), 16, white_is_zero=True),
-        [(167,) * 3, (167,) * 3, (127,) * 3, (127,) * 3],
-    ),
-    "12 bits": (tiff(grey(0x5800) >> 4, 12), [(88,) * 3, (88,) * 3, (128,) * 3, (128,) * 3]),
-    "16 bits and a transparent grey": (
-        png(grey(0x5801), 0, 16, before=chunk(b"tRNS", b"\x58\x01")),
-        [(255,) * 3, (255,) * 3, (128,) * 3, (128,) * 3],
-    ),
-    "16 bits and almost the transparent grey": (
-        png(grey(0x5802), 0, 16, before=chunk(b"tRNS", b"\x58\x01")),
-        [(88,) * 3, (88,) * 3, (128,) * 3, (128,) * 3],
-    ),
+    "16 bits, white is zero": (tiff(grey(0x5800), 16, white_is_zero=True), greys(167, 127)),
+    "12 bits": (tiff(grey(0x5800) >> 4, 12), greys(88)),
+    "16 bits and a transparent grey": (png(grey(0x5801), 0, 16, before=KEY), greys(255)),
+    "16 bits and almost the transparent grey": (png(grey(0x5802), 0, 16, before=KEY), greys(88)),
     "an ordinary picture": (saved(quadrants(64, 64), "PNG"), UPRIGHT),
+    **{kind: (with_exif("JPEG", exif(6, ">", tag)), UPRIGHT) for kind, tag in MALFORMED.items()},
 }
 
 
@@ -173,31 +168,28 @@ def test_what_a_browser_shows_is_read_alike_by_every_entrance(kind, read):
     assert np.abs(np.subtract(corners(image), expected)).max() <= 2
 
 
+def claiming(side):
+    """A PNG of 9 x 9 pixels that says it has sides of `side`."""
+    data = png(np.zeros((9, 9, 3)), 2, 8)
+    return data[:8] + chunk(b"IHDR", struct.pack(">2I", side, side) + data[24:29]) + data[33:]
+
+
 REFUSED = {
     "a signature alone": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"x" * 300, "HEIC file"),
-    "claims 100 megapixels": (png(np.zeros((9, 9, 3)), 2, 8), "10000 x 10000"),
-    "claims 3600 megapixels": (png(np.zeros((9, 9, 3)), 2, 8), "60000 x 60000"),
+    "claims 100 megapixels": (claiming(10_000), "10000 x 10000"),
+    "claims 3600 megapixels": (claiming(60_000), "60000 x 60000"),
     "100 : 1": (jpeg(Image.new("L", (9000, 90))), "become 2048 x 20 .* cut it"),
-    "smaller than a token": (saved(quadrants(63, 300), "PNG"), "63 x 300 pixels"),
+    "smaller than a token": (saved(quadrants(62, 300), "PNG"), "62 x 300 pixels"),
     "the half of a JPEG": (WHOLE_JPEG[: len(WHOLE_JPEG) // 2], "damaged"),
     "a JPEG without its last rows": (WHOLE_JPEG[:-40], "damaged"),
-    "the half of a PNG": (png(LEVELS, 2, 8)[:250], "damaged"),
-    "pixels that were changed": (
-        png(LEVELS, 2, 8)[:-30] + b"??" + png(LEVELS, 2, 8)[-28:],
-        "damag",
-    ),
+    "the half of a PNG": (WHOLE_PNG[:250], "damaged"),
+    "pixels that were changed": (WHOLE_PNG[:-30] + b"??" + WHOLE_PNG[-28:], "damag"),
     "PQ": (coded(P3, chunk(b"cICP", bytes((9, 16, 0, 1)))), "high dynamic range .PQ.*SDR"),
     "HLG": (coded(P3, chunk(b"cICP", bytes((9, 18, 0, 1)))), "high dynamic range .HLG.*SDR"),
     "a document": (b"%PDF-1.7\n", "is a PDF document"),
     "a drawing": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is a drawing"),
     "nothing": (b"", "is empty"),
 }
-for claim in (10_000, 60_000):
-    kind = f"claims {claim**2 // 10**6} megapixels"
-    data = bytearray(REFUSED[kind][0])
-    data[16:24] = struct.pack(">2I", claim, claim)
-    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
-    REFUSED[kind] = (bytes(data), REFUSED[kind][1])
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -209,22 +201,9 @@ def test_what_is_no_good_picture_is_refused_in_one_sentence(kind, read):
     assert said.isprintable() and len(said) < 250 and said.strip("'\"") == said
     # The page has a limit of its own.
     assert "photo " in said or "megapixels" in said
-
-
-def test_a_hostile_name_is_shown_short_and_printable(read):
     with pytest.raises(ImageError) as caught:
-        read(b"no picture", "\x1b[31m" + "x" * 200)
+        read(data, "\x1b[31m" + "x" * 200)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 250
-
-
-def with_exif(container, data):
-    if container == "JPEG":
-        body = b"Exif\0\0" + data
-        whole = jpeg(lying())
-        return whole[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(body)) + body + whole[2:]
-    if container == "PNG":
-        return png(np.asarray(lying()), 2, 8, before=chunk(b"eXIf", data))
-    return saved(lying(), "WEBP", lossless=True, exif=data)
 
 
 @pytest.mark.parametrize("fault", MALFORMED)
@@ -241,12 +220,6 @@ def test_an_orientation_is_read_whatever_stands_beside_it(container, fault):
         image = image_io.load(data)
         assert image.size == (160, 128)
         assert np.abs(np.subtract(corners(image), UPRIGHT)).max() <= 2
-
-
-@pytest.mark.parametrize("fault", MALFORMED)
-def test_an_orientation_is_read_by_every_entrance(fault, read):
-    image = read(with_exif("JPEG", exif(6, ">", MALFORMED[fault])))
-    assert np.abs(np.subtract(corners(image), UPRIGHT)).max() <= 2
 
 
 @given(

@@ -94,16 +94,11 @@ def cases():
         turn = next(turns)
         before = around(kind, depth, transparent=bool(transparent))
         before += chunk(b"eXIf", exif(turn, "<"))
-        name = (
-            f"png type {kind} depth {depth} interlaced {interlaced} key {transparent} turn {turn}"
-        )
-        yield (
-            name,
-            png(levels(kind, depth), kind, depth, interlaced=bool(interlaced), before=before),
-        )
-    for (name, before), (kind, depth) in itertools.product(
-        COLOURS.items(), ((0, 8), (2, 8), (2, 16), (3, 4), (6, 8))
-    ):
+        data = png(levels(kind, depth), kind, depth, interlaced=bool(interlaced), before=before)
+        name = f"png type {kind} depth {depth} interlaced {interlaced} key {transparent}"
+        yield f"{name} turn {turn}", data
+    kinds = ((0, 8), (2, 8), (2, 16), (3, 4), (6, 8))
+    for (name, before), (kind, depth) in itertools.product(COLOURS.items(), kinds):
         before += around(kind, depth, transparent=False)
         # Browsers may cut levels to 8 bits before they convert them: levels that lose nothing.
         stored = levels(kind, depth) if depth <= 8 else levels(kind, 8) * 257

@@ -10,13 +10,8 @@ import torch.nn.functional as F
 from percov2_core.errors import ImageError, UnavailableError, WeightsError
 from percov2_core.metrics.lpips import ENVIRONMENT, HEADS, TRUNK, Lpips, find_weights, load_lpips
 
-SHAPES = {
-    0: (64, 3, 11, 11),
-    3: (192, 64, 5, 5),
-    6: (384, 192, 3, 3),
-    8: (256, 384, 3, 3),
-    10: (256, 256, 3, 3),
-}
+WIDTHS = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
+SHAPES = {place: (*shape, shape[2]) for place, shape in WIDTHS.items()}
 
 
 def random_weights():
@@ -61,16 +56,13 @@ def test_the_metric_is_the_published_formula():
     assert net.compare(net.taps(a), net.taps(a)).tolist() == [0, 0]
 
 
-def test_what_does_not_fit_is_named():
+def test_weights_that_do_not_fit_or_cannot_be_had_are_named(tmp_path, monkeypatch):
     trunk, heads = random_weights()
     with pytest.raises(ImageError, match="LPIPS needs 32 px a side, got 31x31"):
         Lpips(trunk, heads).taps(pair(31)[0])
     del trunk["features.8.bias"]
     with pytest.raises(WeightsError, match=r"(?s)LPIPS weights do not fit: .*features\.8\.bias"):
         Lpips(trunk, heads)
-
-
-def test_weights_that_cannot_be_had_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv(ENVIRONMENT, str(tmp_path))
     with pytest.raises(UnavailableError, match=f"{ENVIRONMENT} holds no alexnet-owt"):
         find_weights(TRUNK)

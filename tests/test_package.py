@@ -37,17 +37,13 @@ libraries = wanted - set(sys.stdlib_module_names) - {"percov2_core"}
 print(percov2_core.__file__, *libraries, file=sys.stderr)
 sys.exit(status)
 """
-CORE = {
-    *("PIL", "constriction", "diffusers", "numpy"),
-    *("safetensors", "tokenizers", "torch", "transformers"),
-}
+CORE = {"PIL", "constriction", "diffusers", "numpy", "safetensors"}
+CORE |= {"tokenizers", "torch", "transformers"}
 HUB = {"httpx2", "huggingface_hub"}  # diffusers brings them
 
 
 def run(*words, cwd):
-    return subprocess.run(
-        [str(word) for word in words], cwd=cwd, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +52,8 @@ def wheel(tmp_path_factory):
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    shutil.copytree(
-        ROOT / "percov2_core", source / "percov2_core", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    caches = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "percov2_core", source / "percov2_core", ignore=caches)
     options = ["--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", out]
     built = run(sys.executable, "-m", "pip", "wheel", *options, source, cwd=out)
     assert built.returncode == 0, built.stderr
@@ -84,9 +79,8 @@ def test_the_wheel_holds_the_model_and_requires_what_the_codec_needs(wheel):
     with zipfile.ZipFile(wheel) as archive:
         sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
         (about,) = [name for name in sizes if name.endswith(".dist-info/METADATA")]
-        always = re.findall(
-            r"^Requires-Dist: ([\w-]+)(?!.*extra ==)", archive.read(about).decode(), re.M
-        )
+        text = archive.read(about).decode()
+    always = re.findall(r"^Requires-Dist: ([\w-]+)(?!.*extra ==)", text, re.M)
     assert set(always) == CORE - {"PIL"} | {"pillow"}
     model = {path: path.stat().st_size for path in MODEL.rglob("*") if path.is_file()}
     for path, size_bytes in model.items():

@@ -29,9 +29,8 @@ def distance(net, a, b):
 def test_the_distance_rises_with_the_strength_of_each_distortion(name):
     # A picture with detail of its own: on a smooth one a blur does nothing.
     detail = seeded(3).normal(0, 25, (150, 160, 3))
-    image = Image.fromarray(
-        np.clip(np.asarray(picture(160, 150)) + detail, 0, 255).astype(np.uint8)
-    )
+    levels = np.clip(np.asarray(picture(160, 150)) + detail, 0, 255)
+    image = Image.fromarray(levels.astype(np.uint8))
     weak, strong, again = (DISTORTIONS[name](image, s, seeded(5)) for s in (0.1, 0.9, 0.9))
     assert strong.tobytes() == again.tobytes() and strong.size == image.size
     far, further = (distance(load_picorank(), signed(image), signed(x)) for x in (weak, strong))
@@ -64,10 +63,8 @@ def test_targets_that_the_network_already_meets_cost_next_to_nothing():
         assert loss_of(net, x, y, right) < 0.011 < loss_of(net, x, y, right + 0.5)
 
 
-def test_a_step_of_training_asks_the_teacher_about_its_own_crops(tmp_path):
-    for i in range(2):
-        picture(128, 100, seed=i).save(tmp_path / f"{i}.png")
-    drawn = [draw_pairs(Photos(tmp_path), seed=0, step=3) for _ in range(2)]
+def test_a_step_of_training_asks_the_teacher_about_its_own_crops(photos, tmp_path):
+    drawn = [draw_pairs(Photos(photos), seed=0, step=3) for _ in range(2)]
     assert torch.equal(drawn[0].distorted, drawn[1].distorted)
     assert drawn[0].references.shape == (8, 3, 96, 96)
 
@@ -76,5 +73,5 @@ def test_a_step_of_training_asks_the_teacher_about_its_own_crops(tmp_path):
 
     torch.manual_seed(0)
     fresh = PicoRank()
-    trained = train(Photos(tmp_path), teacher, tmp_path / "run", minutes=1e-9)
+    trained = train(Photos(photos), teacher, tmp_path / "run", minutes=1e-9)
     assert not torch.equal(fresh.stem.weight, trained.stem.weight)

@@ -1,7 +1,5 @@
 """Models from and to the Hub, against a stand-in on this machine; every refusal is one line."""
 
-import socket
-
 import pytest
 from huggingface_hub import constants
 
@@ -12,12 +10,14 @@ from percov2_core.weights import hub as client
 from percov2_core.weights import load_codec
 from percov2_core.weights.find import base_files, find_base
 from percov2_core.weights.sizes import BASES
-from tests.model_hub import COMMIT, TOKEN, files_of, stand_in
+from tests.hub import COMMIT, TOKEN, files_of, stand_in
 from tests.tiny import picture
 from tests.tiny_sd3 import tiny_checkpoint, tiny_sd3_folder
+from tests.ui_server import free_port
 
 BASE = BASES["sd3-medium"].repository
 CHECKPOINT = "somebody/percov2-sd3"
+WEIGHTS = ["weights", "--model", "sd3-medium", "--device", "cpu"]
 
 
 @pytest.fixture
@@ -47,13 +47,13 @@ def hub(monkeypatch, tmp_path):
     client.set_client_factory(client._client)  # closes the connections to the stand-in
 
 
-def fetch(hub):
+def fetch():
     client.download(BASE, base_files(t5=True), probe="model_index.json")
 
 
-def refusal(hub):
+def refusal():
     with pytest.raises(WeightsError) as caught:
-        fetch(hub)
+        fetch()
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -71,20 +71,15 @@ def test_base_and_checkpoint_are_fetched_and_then_work_offline(hub, checkpoint, 
     assert asked > 0 and len(hub.asked) == asked
 
 
-def test_second_copies_of_the_weights_are_not_fetched(hub):
+def test_neither_second_copies_of_weights_nor_an_unwanted_encoder_are_fetched(hub):
     spare = ["text_encoder/model.fp16.safetensors", "sd3_medium.safetensors", "text_encoder/x.bin"]
     hub.models[BASE] |= dict.fromkeys(spare, b"large")
-    fetch(hub)
-    found = files_of(find_base("sd3-medium", t5=True))
-    assert not set(spare) & found.keys()
-    assert found == files_of(tiny_sd3_folder())
-
-
-def test_the_third_encoder_is_fetched_only_if_it_is_wanted(hub):
     client.download(BASE, base_files(t5=False), probe="model_index.json")
     assert not (find_base("sd3-medium", t5=False) / "text_encoder_3").exists()
     with pytest.raises(WeightsError, match="is not in the Hub's cache"):
         find_base("sd3-medium", t5=True)
+    fetch()
+    assert files_of(find_base("sd3-medium", t5=True)) == files_of(tiny_sd3_folder())
 
 
 def test_nothing_is_fetched_unless_it_is_asked_for(hub):
@@ -97,63 +92,49 @@ def test_nothing_is_fetched_unless_it_is_asked_for(hub):
     assert hub.asked == []
 
 
-def test_a_gated_base_says_what_to_accept_and_to_set(hub, monkeypatch):
+def test_what_stands_in_the_way_is_said_in_one_line(hub, monkeypatch, capsys):
     hub.gated.add(BASE)
-    assert refusal(hub) == (
+    message = (
         f"'{BASE}' is gated: accept its licence at {hub.address}/{BASE}, then set HF_TOKEN to a "
         "token of that account"
     )
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    fetch(hub)
-
-
-def test_a_token_that_is_not_accepted_is_named(hub, monkeypatch):
+    assert refusal() == message
+    assert main([*WEIGHTS, "--download"]) == 1
+    assert capsys.readouterr().err == f"percov2: {message}\n"
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    assert refusal(hub) == f"'{BASE}': {hub.address} answers 401: set HF_TOKEN to a valid token"
-
-
-def test_a_missing_repository_is_named(hub):
+    assert refusal() == f"'{BASE}': {hub.address} answers 401: set HF_TOKEN to a valid token"
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    whole, hub.models[BASE] = hub.models[BASE], {"README.md": b"another thing"}
+    assert refusal().startswith(f"'{BASE}' lacks a file that every such model has: ")
     del hub.models[BASE]
-    assert refusal(hub) == (
-        f"'{BASE}' is not at {hub.address}/{BASE}, or not for everyone: check the name, or set "
-        "HF_TOKEN"
-    )
-
-
-def test_a_server_that_is_no_hub_is_named(hub, monkeypatch):
-    point_to(monkeypatch, f"{hub.address}/elsewhere")
-    assert refusal(hub) == f"'{BASE}': {hub.address}/elsewhere answers 404: check HF_ENDPOINT"
-
-
-def test_a_repository_of_something_else_is_named(hub):
-    hub.models[BASE] = {"README.md": b"another thing"}
-    assert refusal(hub).startswith(f"'{BASE}' lacks a file that every such model has: ")
-
-
-def test_a_hub_that_cannot_be_reached_is_named(hub, monkeypatch):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    point_to(monkeypatch, address)
-    message = f"'{BASE}': {address} cannot be reached: check the network or HF_ENDPOINT"
-    assert refusal(hub) == message
+    where = f"'{BASE}' is not at {hub.address}/{BASE}, or not for everyone: "
+    assert refusal() == f"{where}check the name, or set HF_TOKEN"
+    hub.models[BASE] = whole
+    with monkeypatch.context() as patch:
+        point_to(patch, f"{hub.address}/elsewhere")
+        assert refusal() == f"'{BASE}': {hub.address}/elsewhere answers 404: check HF_ENDPOINT"
+        point_to(patch, address := f"http://127.0.0.1:{free_port()}")
+        assert (
+            refusal() == f"'{BASE}': {address} cannot be reached: check the network or HF_ENDPOINT"
+        )
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert refusal() == f"'{BASE}' cannot be fetched while HF_HUB_OFFLINE is set: unset it"
+    fetch()
 
 
 @pytest.mark.parametrize("answered", [0, 1])
 def test_a_hub_that_falls_silent_is_given_up_on(hub, monkeypatch, answered):
     monkeypatch.setattr(client, "ANSWER_S", 2.0)  # enough to answer on a busy machine
     hub.silent_from = answered
-    assert f"{hub.address} did not answer in 2 s" in refusal(hub)
+    assert f"{hub.address} did not answer in 2 s" in refusal()
     assert len(hub.asked) == answered + 1
 
 
-def test_offline_mode_is_named(hub, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert refusal(hub) == f"'{BASE}' cannot be fetched while HF_HUB_OFFLINE is set: unset it"
-    assert hub.asked == []
-
-
 def test_a_checkpoint_survives_the_way_to_the_hub_and_back(hub, checkpoint, monkeypatch):
+    hub.models[CHECKPOINT] = {}
+    with pytest.raises(WeightsError, match=rf"^'{CHECKPOINT}'.*set HF_TOKEN"):
+        client.upload(checkpoint, CHECKPOINT)
+    del hub.models[CHECKPOINT]
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert client.upload(checkpoint, CHECKPOINT) == f"{hub.address}/{CHECKPOINT}"
     assert hub.models[CHECKPOINT] == files_of(checkpoint)
@@ -173,30 +154,17 @@ def test_the_weights_command_sends_a_checkpoint(hub, checkpoint, monkeypatch, ca
     assert hub.models[CHECKPOINT].keys() == files_of(checkpoint).keys()
 
 
-def test_sending_without_a_token_is_named(hub, checkpoint):
-    hub.models[CHECKPOINT] = {}
-    with pytest.raises(WeightsError, match=rf"^'{CHECKPOINT}'.*set HF_TOKEN"):
-        client.upload(checkpoint, CHECKPOINT)
-
-
 def test_the_weights_command_tells_what_is_missing_and_fetches_it(hub, capsys):
-    assert main(["weights", "--model", "sd3-medium", "--device", "cpu"]) == 0
+    assert main(WEIGHTS) == 0
     before = capsys.readouterr().out
     assert "text_encoder_3     missing" in before
     assert f"accept its licence at {hub.address}/{BASE}, set HF_TOKEN (not set now)" in before
     hub.models[BLIP_MODEL] = {"config.json": b"{}", "model.safetensors": b"1234", "x.bin": b""}
-    assert main(["weights", "--model", "sd3-medium", "--device", "cpu", "--download"]) == 0
+    assert main([*WEIGHTS, "--download"]) == 0
     after = capsys.readouterr().out
     assert "float32 on cpu" in after
     assert f"snapshots/{COMMIT}/transformer" in after
     assert after.count("missing") == 1 and "no trained checkpoint ships" in after
     asked = len(hub.asked)
-    assert main(["weights", "--model", "sd3-medium", "--device", "cpu", "--download"]) == 0
+    assert main([*WEIGHTS, "--download"]) == 0
     assert len(hub.asked) == asked
-
-
-def test_the_weights_command_reports_a_refusal_in_one_line(hub, capsys):
-    hub.gated.add(BASE)
-    assert main(["weights", "--model", "sd3-medium", "--device", "cpu", "--download"]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith(f"percov2: '{BASE}' is gated: ") and error.count("\n") == 1

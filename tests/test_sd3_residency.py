@@ -10,7 +10,7 @@ from percov2_core.errors import ConfigError
 from percov2_core.weights import load_codec, warm_up
 from percov2_core.weights.base import load_text
 from percov2_core.weights.residency import Residency
-from tests.tiny import picture, tiny_codec
+from tests.tiny import counted, picture, tiny_codec
 from tests.tiny_sd3 import tiny_checkpoint, tiny_sd3_folder
 
 pytestmark = pytest.mark.usefixtures("sd3_base")
@@ -21,13 +21,10 @@ def checkpoint():
     return tiny_checkpoint(0)
 
 
-def test_nothing_set_means_full_precision_on_a_cpu_and_half_of_it_on_a_gpu():
+def test_every_setting_can_be_set_and_nothing_set_means_half_precision_on_a_gpu():
     assert Residency.from_environment({}) == Residency()
     assert Residency(device="cpu").precision == torch.float32
     assert Residency(device="cuda").precision == torch.bfloat16
-
-
-def test_every_setting_can_be_set():
     words = ["DEVICE=cuda:1", "DTYPE=float32", "T5=0", "OFFLOAD=t5", "COMPILE=1", "WARM_UP=no"]
     found = Residency.from_environment(dict(f"PERCOV2_{word}".split("=") for word in words))
     assert found == Residency(
@@ -36,6 +33,10 @@ def test_every_setting_can_be_set():
     assert found.precision == torch.float32
     given = Residency.from_environment({"PERCOV2_DEVICE": "cuda:1"}, device="cpu")
     assert given.target == torch.device("cpu")
+    places = {"none": ("cuda", "cuda"), "t5": ("cuda", "cpu"), "text": ("cpu", "cpu")}
+    for offload, (clip, t5) in places.items():
+        home = Residency(device="cuda", offload=offload)
+        assert (home.rest("clip").type, home.rest("t5").type) == (clip, t5)
 
 
 @pytest.mark.parametrize(
@@ -51,15 +52,6 @@ def test_a_wrong_setting_is_named(variable, value, message):
     with pytest.raises(ConfigError) as caught:
         Residency.from_environment({variable: value})
     assert str(caught.value) == message
-
-
-@pytest.mark.parametrize(
-    ("offload", "clip", "t5"),
-    [("none", "cuda", "cuda"), ("t5", "cuda", "cpu"), ("text", "cpu", "cpu")],
-)
-def test_offloaded_text_encoders_rest_in_the_memory_of_the_cpu(offload, clip, t5):
-    home = Residency(device="cuda", offload=offload)
-    assert (home.rest("clip").type, home.rest("t5").type) == (clip, t5)
 
 
 def test_visiting_text_encoders_say_the_same_and_leave_nothing_behind(monkeypatch):
@@ -99,23 +91,18 @@ def test_the_networks_are_compiled_only_where_that_is_asked_for_and_allowed(
     assert not compiled()
 
 
-def test_warming_up_paints_one_picture_per_rate(monkeypatch):
-    codec, painted = tiny_codec(), []
-    decode = codec.decode
-    monkeypatch.setattr(
-        codec, "decode", lambda stream, **how: painted.append(stream.mode) or decode(stream, **how)
-    )
+def test_warming_up_paints_one_picture_per_rate_unasked_on_a_gpu_of_ones_own(monkeypatch):
+    codec = tiny_codec()
+    painted = counted(monkeypatch, codec, "decode")
     warm_up(codec, Residency(device="cpu"))
     assert painted == []
     warm_up(codec, Residency(device="cpu", warm_up=True))
-    assert painted == list(codec.rates)
-
-
-def test_only_a_gpu_of_ones_own_is_warmed_up_unasked(monkeypatch):
-    assert Residency(device="cuda").warms_up
+    assert [stream.mode for (stream,) in painted] == list(codec.rates)
     assert not Residency(device="cuda", warm_up=False).warms_up
+    wanted = Residency(device="cuda", compile=True)
+    assert wanted.compile_allowed and wanted.warms_up
     monkeypatch.setenv("SPACES_ZERO_GPU", "1")
-    assert not Residency(device="cuda").warms_up
+    assert not wanted.compile_allowed and not wanted.warms_up
 
 
 def told(capsys, *arguments):
@@ -132,11 +119,8 @@ def test_the_weights_command_tells_sizes_and_places(capsys, checkpoint):
     names = [line.split()[0] for line in lines[1:-2]]
     parts = ["vae", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3"]
     assert names == [*parts, "ultra-low", "extreme", "captioner"]
-
-
-def test_the_weights_command_knows_the_embedded_model(capsys):
-    words = [line.split()[0] for line in told(capsys)]
-    assert words == ["embedded,", "vae", "ultra-low", "extreme", "together"]
+    names = [line.split()[0] for line in told(capsys)]
+    assert names == ["embedded,", "vae", "ultra-low", "extreme", "together"]
 
 
 def test_the_weights_command_names_a_missing_part(capsys, checkpoint, monkeypatch, tmp_path):

@@ -4,13 +4,13 @@ import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from percov2_core.errors import BitstreamError, ConfigError
 from percov2_core.ui.device import MOST_S, Look, Turn, call_s, paint, painting_s, with_shared_gpu
 from percov2_core.ui.host import SHARED_GPU_VARIABLE
-from percov2_core.weights.residency import Residency
 from tests.tiny import picture, tiny_codec
 
 STAND_IN = Path(__file__).parent / "spaces_stand_in"
@@ -51,30 +51,26 @@ def test_every_call_borrows_the_gpu_and_gives_the_same(codec, spaces):
     contents = codec.read(stream)
     assert contents.caption == "a cat"
     look = {"steps": 2, "guidance": 2.0, "seed": 3}
-    *_, last = codec.paint(contents, **look)
+    first, last = codec.paint(contents, **look)
+    assert [(step.index, step.total) for step in (first, last)] == [(1, 2), (2, 2)]
+    assert first.picture is None and first.preview().size == picture().size
     assert last.picture.tobytes() == plain.decode(stream, **look).tobytes()
     assert codec.truncate(stream, tokens=2) == plain.truncate(stream, tokens=2)
     assert [call["task"] for call in spaces.CALLS] == ["call", "call", "paint", "call"]
 
 
-def test_what_needs_no_gpu_borrows_none(codec, spaces):
+def test_what_needs_no_gpu_borrows_none_and_no_host_needs_nothing(codec, spaces, monkeypatch):
     assert codec.describe(picture(), captioner="describer") == tiny_codec().describe(picture())
     assert codec.caption_bits("a cat") == tiny_codec().caption_bits("a cat")
     assert codec.presets == tiny_codec().presets
     assert spaces.CALLS == []
+    monkeypatch.delenv(SHARED_GPU_VARIABLE)
+    assert with_shared_gpu(tiny_codec()) is tiny_codec()
 
 
 @pytest.fixture(scope="module")
 def contents():
     return tiny_codec().read(tiny_codec().encode(picture(), "ultra-low", caption=""))
-
-
-def test_steps_arrive_with_previews_and_the_last_is_the_picture(codec, contents):
-    steps = list(codec.paint(contents, steps=3, guidance=2.0))
-    assert [(step.index, step.total) for step in steps] == [(1, 3), (2, 3), (3, 3)]
-    assert all(step.preview().size == picture().size for step in steps)
-    expected = tiny_codec().decode(contents.stream, steps=3, guidance=2.0)
-    assert [step.picture for step in steps] == [None, None, expected]
 
 
 def test_leaving_ends_the_work_on_the_gpu(codec, spaces, contents):
@@ -85,18 +81,12 @@ def test_leaving_ends_the_work_on_the_gpu(codec, spaces, contents):
     assert spaces.BORROWED == []
 
 
-def test_errors_keep_their_words(codec, contents):
+def test_errors_keep_their_words_and_a_bug_is_no_silence(codec, spaces, contents, monkeypatch):
     with pytest.raises(ConfigError, match="steps must be in"):
         next(codec.paint(contents, steps=101, guidance=1.0))
     with pytest.raises(BitstreamError, match="check value"):
         codec.read(replace(contents.stream, check=contents.stream.check ^ 1))
-
-
-def test_a_bug_on_the_gpu_is_no_silence(codec, spaces, contents, monkeypatch):
-    def broken(*arguments, **options):
-        raise ZeroDivisionError("bug")
-
-    monkeypatch.setattr(type(tiny_codec()), "paint", broken)
+    monkeypatch.setattr(type(tiny_codec()), "paint", Mock(side_effect=ZeroDivisionError("bug")))
     with pytest.raises(spaces.WorkerError, match="ZeroDivisionError"):
         next(codec.paint(contents, steps=1, guidance=1.0))
 
@@ -114,15 +104,3 @@ def test_the_time_asked_for_follows_steps_size_and_batch(contents):
     encode = call_s("encode", (picture(320, 192), "extreme"), {})
     assert call_s("read", (contents.stream,), {}) < encode
     assert encode < call_s("encode", (picture(640, 384),), {})
-
-
-def test_without_such_a_host_the_codec_is_left_as_it_is(monkeypatch, spaces):
-    monkeypatch.delenv(SHARED_GPU_VARIABLE)
-    assert with_shared_gpu(tiny_codec()) is tiny_codec()
-
-
-def test_nothing_compiles_or_warms_up_there(monkeypatch):
-    wanted = Residency(device="cuda", compile=True)
-    assert wanted.compile_allowed and wanted.warms_up
-    monkeypatch.setenv(SHARED_GPU_VARIABLE, "true")
-    assert not wanted.compile_allowed and not wanted.warms_up

@@ -33,6 +33,7 @@ def test_the_page_offers_every_mode_schedule_and_preset():
     assert set(text.MODES.values()) == set(MODES)
     assert set(text.SCHEDULES.values()) == set(SCHEDULES)
     assert set(text.PRESETS.values()) == set(PRESETS)
+    assert text.one_in(469_123, 68) == "1/6,900" and text.one_in(170, 68) == "1/2.5"
 
 
 def test_a_link_holds_the_whole_file(stream):
@@ -40,28 +41,20 @@ def test_a_link_holds_the_whole_file(stream):
     assert link.startswith(f"{ADDRESS}?pcv2=")
     assert border.read_link(f" {link}\n") == stream
     assert border.read_link(stream.to_text()) == stream
-
-
-def test_a_link_without_a_file_says_what_was_expected():
     with pytest.raises(BitstreamError, match=r"expected one with \?pcv2="):
         border.read_link("https://example.org/?q=1")
+    assert "<svg" in (compress.qr_svg(link) or "")
+    assert compress.qr_svg("x" * 3000) is None  # too long for a QR code
 
 
-def test_only_a_short_link_becomes_a_qr_code(stream):
-    assert "<svg" in (compress.qr_svg(border.link_to(stream, ADDRESS)) or "")
-    assert compress.qr_svg("x" * 3000) is None
-
-
-def test_a_ratio_is_rounded_to_two_digits():
-    assert text.one_in(469_123, 68) == "1/6,900"
-    assert text.one_in(170, 68) == "1/2.5"
-
-
-def test_the_parts_of_the_bar_add_up_to_the_file(stream):
+def test_the_parts_of_the_bar_add_up_to_the_file_and_no_caption_brings_html(stream):
     contents = tiny_codec().read(stream)
     shown = results.bits_panel(a_run(stream).run)
     assert sum(contents.bits) == 8 * len(stream.to_bytes())
     assert all(f"<td>{count:,}</td>" in shown for count in (*contents.bits, sum(contents.bits)))
+    evil = tiny_codec().encode(picture(), "ultra-low", caption='"><img src=x onerror=alert(1)>')
+    run = a_run(evil).run
+    assert "<img src=x" not in results.compare_run(run) + results.bits_panel(run)
 
 
 @pytest.mark.parametrize("least", [0, 8, 20, 40])
@@ -77,12 +70,6 @@ def test_a_target_size_is_used_and_kept(stream, least):
         settings.encode_within(codec, picture(), 5, **options)
 
 
-def test_a_strangers_caption_cannot_bring_its_own_html(stream):
-    evil = tiny_codec().encode(picture(), "ultra-low", caption='"><img src=x onerror=alert(1)>')
-    run = a_run(evil).run
-    assert "<img src=x" not in results.compare_run(run) + results.bits_panel(run)
-
-
 def test_equal_pictures_disagree_nowhere():
     spread = invented.disagreement([picture()] * 3)
     assert not spread.any()
@@ -91,12 +78,17 @@ def test_equal_pictures_disagree_nowhere():
     assert np.allclose(invented.disagreement([black, white]), 127.5)
 
 
-def test_own_runs_are_drawn_and_found_again(stream, tmp_path):
+def test_own_runs_are_drawn_found_again_and_downloaded(stream, tmp_path):
     history = [a_run(stream, psnr=20.0, picorank=0.5), a_run(stream, 2, psnr=21.0)]
     drawn = figure(Measurements(tmp_path), history, x="bpp", y="psnr")
     keys = [point[1] for point in drawn.data[0].customdata]
     assert [run_of(key, history) for key in keys] == history
     assert figure(Measurements(tmp_path), [], x="bpp", y="psnr") is None
+    table = runs_frame(history)
+    first, *lines = results.runs_csv(table).decode().splitlines()
+    assert first == "picture,mode,schedule,tokens,steps,guidance,bytes,bpp,psnr,picorank,caption"
+    assert len(lines) == 2 and "percov2-runs.csv" in results.runs_table(["run:1", "run:2"], table)
+    assert "is listed here" in results.runs_table([], runs_frame([]))
 
 
 def test_published_values_stay_off_axes_that_they_do_not_fit(tmp_path):
@@ -112,8 +104,8 @@ def test_published_values_stay_off_axes_that_they_do_not_fit(tmp_path):
 def test_a_stored_point_gives_its_steps_and_guidance(tmp_path):
     key = "percov2 mode=extreme schedule=qlds steps=4 guidance=1.5 caption=describer"
     row = {"picture": "a", "key": key, "label": "percov2 extreme", "codec": "percov2"}
-    row |= {"mode": "extreme", "steps": 4, "guidance": 1.5, "bpp": 0.02, "psnr": 22.0}
-    row["size_bytes"] = 655
+    row |= {"mode": "extreme", "steps": 4, "guidance": 1.5, "bpp": 0.02, "size_bytes": 655}
+    row["psnr"] = 22.0
     pd.DataFrame([row]).to_csv(tmp_path / "sweep.csv", index=False)
     found = Measurements(tmp_path).find(key)
     assert found == {"mode": "extreme", "steps": 4.0, "guidance": 1.5}
@@ -122,13 +114,3 @@ def test_a_stored_point_gives_its_steps_and_guidance(tmp_path):
     expected = "4 steps, guidance 1.5<br>655 bytes, mean of 1 Kodak pictures"
     assert point.customdata[0][0] == expected
     assert Measurements(tmp_path).find("jpeg quality=1") == {}
-
-
-def test_the_table_of_runs_downloads_as_csv(stream):
-    history = [a_run(stream, psnr=20.0), a_run(stream, psnr=21.5, ms_ssim=0.7)]
-    table = runs_frame(history)
-    lines = results.runs_csv(table).decode().splitlines()
-    assert lines[0] == "picture,mode,schedule,tokens,steps,guidance,bytes,bpp,psnr,ms_ssim,caption"
-    assert len(lines) == 3
-    assert "percov2-runs.csv" in results.runs_table(["run:1", "run:2"], table)
-    assert "is listed here" in results.runs_table([], runs_frame([]))

@@ -1,18 +1,14 @@
 """The page in a browser, around the tiny codec: what a person does."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("playwright", reason="needs playwright")
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
-from tests.ui_browser import choose_example, compress, open_tab, pixels, set_steps
+from tests.ui_browser import choose_example, compress, download, open_tab, pixels, set_steps, starts
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(600)]
-Visit = Callable[..., Page]
 
 
 def test_the_headline_says_the_size_of_the_downloaded_file(page):
@@ -22,10 +18,7 @@ def test_the_headline_says_the_size_of_the_downloaded_file(page):
         page.get_by_label(mode, exact=True).check()
         size_bytes = compress(page)
         expect(page.locator("#pc-download")).to_contain_text(f"({size_bytes:,} bytes)")
-        with page.expect_download() as download:
-            page.locator("#pc-download").click()
-        assert Path(download.value.path()).stat().st_size == size_bytes
-        assert download.value.suggested_filename.endswith(".pcv2")
+        assert download(page).stat().st_size == size_bytes
     page.locator("#pc-caption-box textarea").fill("x" * 60)
     expect(page.locator("#pc-cost")).to_contain_text("bits")
     assert compress(page) > size_bytes
@@ -75,8 +68,7 @@ def test_a_run_is_cancelled_in_the_middle_of_a_step_and_nothing_jumps(page, hold
     empty = below()
     choose_example(page, 6)
     assert below() == empty
-    page.locator("#pc-compress").click()
-    expect(page.locator("#pc-stage [role=status]")).to_contain_text("Step 1 of 3")
+    starts(page, "Step 1 of 3")
     assert below() == empty
     page.locator("#pc-cancel").click()
     expect(page.locator("#pc-head")).to_contain_text("Cancelled")
@@ -93,8 +85,7 @@ def test_the_file_and_the_link_open_to_the_same_pixels(page, visit, server):
     painted = pixels(page.locator("#pc-stage .pc-decoded"))
     open_tab(page, "File and QR")
     link = page.locator("#pc-link").input_value()
-    with page.expect_download() as download:
-        page.locator("#pc-download").click()
+    file = download(page)
 
     visitor = visit(link.removeprefix(server.address))
     shown = visitor.locator("#pc-decoded-stage .pc-tools button >> nth=0")
@@ -103,7 +94,7 @@ def test_the_file_and_the_link_open_to_the_same_pixels(page, visit, server):
 
     visitor = visit()
     open_tab(visitor, "Open a file")
-    visitor.locator("#pc-file input[type=file]").set_input_files(download.value.path())
+    visitor.locator("#pc-file input[type=file]").set_input_files(file)
     visitor.wait_for_selector("#pc-decoded-stage .pc-tools button")
     assert pixels(visitor.locator("#pc-decoded-stage .pc-decoded")) == painted
     expect(visitor.locator("#pc-decoded-details")).to_contain_text("caption")
@@ -126,14 +117,11 @@ def test_a_waiting_run_is_cancelled_at_once(page, visit, hold):
     for visitor, number in ((first, 0), (page, 1)):
         choose_example(visitor, number)
         set_steps(visitor, 2)
-    first.locator("#pc-compress").click()
-    expect(first.locator("#pc-stage [role=status]")).to_contain_text("Step 1 of 2")
-    page.locator("#pc-compress").click()
-    expect(page.locator("#pc-stage [role=status]")).to_contain_text("Waiting")
+    starts(first, "Step 1 of 2")
+    starts(page, "Waiting")
     page.locator("#pc-cancel").click()
     expect(page.locator("#pc-head")).to_contain_text("Cancelled")
-    page.locator("#pc-compress").click()
-    expect(page.locator("#pc-stage [role=status]")).to_contain_text("Waiting")
+    starts(page, "Waiting")
     hold.unlink()
     for visitor in (first, page):
         visitor.wait_for_selector("#pc-stage .pc-range")
@@ -142,8 +130,7 @@ def test_a_waiting_run_is_cancelled_at_once(page, visit, hold):
 def test_pressing_again_replaces_the_run_under_way(page, hold):
     choose_example(page, 2)
     set_steps(page, 2)
-    page.locator("#pc-compress").click()
-    expect(page.locator("#pc-stage [role=status]")).to_contain_text("Step 1 of 2")
+    starts(page, "Step 1 of 2")
     page.get_by_label("Ultra-low", exact=True).check()
     page.locator("#pc-compress").click()
     hold.unlink()

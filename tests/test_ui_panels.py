@@ -4,19 +4,19 @@ import contextlib
 import csv
 import json
 import re
-from collections.abc import Callable
 
 import pytest
 
 pytest.importorskip("playwright", reason="needs playwright")
 
-from playwright.sync_api import Page, TimeoutError, expect
+from playwright.sync_api import TimeoutError, expect
 
 from percov2_core.ui import text
-from tests.ui_browser import choose_example, compress, open_tab, pixels
+from tests.ui_browser import choose_example, compress, open_plot, open_tab, pixels
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(600)]
-Visit = Callable[..., Page]
+
+TABS = ("Where bits went", "In numbers", "File and QR", "Open a file", "Invented?", "Trade-off")
 
 # The point of a sweep that is farthest from every other point, and where it is on the screen.
 _LONELY_JS = """() => {
@@ -145,11 +145,6 @@ def test_a_click_on_a_point_of_the_sweep_takes_its_settings(page):
     assert page.locator("#pc-mode input:checked").get_attribute("value") == wanted["mode"]
 
 
-def open_plot(page):
-    open_tab(page, "Trade-off")
-    page.wait_for_function("document.querySelector('#pc-plot .js-plotly-plot')?.listened")
-
-
 def centre(point):
     """Where a point of the plot is; None while the plot is being drawn anew."""
     box = point.bounding_box()
@@ -175,7 +170,7 @@ def test_axe_finds_nothing_serious_on_any_tab(visit, scheme):
     page.wait_for_selector("#pc-bits .pc-bar")
     page.get_by_role("button", name="Advanced").click()
     found: dict[str, list[str]] = {}
-    for tab in ("Where bits went", "In numbers", "File and QR", *_OTHER_TABS):
+    for tab in TABS:
         open_tab(page, tab)
         if tab == "Trade-off":
             open_plot(page)
@@ -185,6 +180,3 @@ def test_axe_finds_nothing_serious_on_any_tab(visit, scheme):
                 nodes = [node["html"][:160] for node in violation["nodes"]]
                 found[f"{tab}: {violation['id']}"] = nodes
     assert found == {}
-
-
-_OTHER_TABS = ("Open a file", "Invented?", "Trade-off")

@@ -34,12 +34,6 @@ def client(server):
         yield client
 
 
-@pytest.fixture
-def photo(tmp_path):
-    picture().save(tmp_path / "photo.jpg")
-    return tmp_path / "photo.jpg"
-
-
 def test_a_file_goes_out_and_comes_back(client, photo):
     path = client.predict(handle_file(photo), "extreme", "a cat", api_name="/compress")
     data = Path(path).read_bytes()

@@ -1,7 +1,5 @@
 """A whole model of the smallest legal sizes, with random weights, in the layout of a real one."""
 
-from __future__ import annotations
-
 import csv
 import json
 from functools import cache
@@ -18,7 +16,6 @@ from torch import nn
 
 from percov2_core.caption.describer import VOCABULARY, describe
 from percov2_core.caption.language import save_language
-from percov2_core.codec import PerCoV2
 from percov2_core.config import LEVELS, MODES, PARENT_RATIO, PRESETS
 from percov2_core.entropy.exporter import export
 from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfig
@@ -40,19 +37,19 @@ TINY_VAE = {
 }
 
 
-def picture(width: int = 160, height: int = 96, *, seed: int = 0) -> Image.Image:
+def picture(width=160, height=96, *, seed=0):
     """A smooth random picture, the same for the same arguments."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def rows(path: Path) -> list[dict[str, str]]:
+def rows(path):
     """What training wrote into a CSV."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def change_weights(path: Path, change) -> None:
+def change_weights(path, change):
     """Let `change` edit the tensors of a file by their names."""
     weights = load_file(path)
     change(weights)
@@ -63,7 +60,7 @@ def rename(weights, old, new):
     weights[new] = weights.pop(old)
 
 
-def edit_json(path: Path, **values: object) -> None:
+def edit_json(path, **values):
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
@@ -74,10 +71,10 @@ def counted(monkeypatch, owner, name):
     return calls
 
 
-def drawing_within(first: int, end: int, draw):
+def drawing_within(first, end, draw):
     """A method `draw(self, step)` that breaks a run off outside of these steps."""
 
-    def drawn(self, step: int):
+    def drawn(self, step):
         if not first <= step < end:
             raise KeyboardInterrupt
         return draw(self, step)
@@ -85,7 +82,7 @@ def drawing_within(first: int, end: int, draw):
     return drawn
 
 
-def tiny_sizes() -> Sizes:
+def tiny_sizes():
     search = SearchConfig(rounds=2, curvature=60.0)
     return Sizes(
         coarse=LevelSizes(encoder_widths=(8,) * 3, encoder_depths=(1,) * 3, search=search),
@@ -107,7 +104,7 @@ def tiny_sizes() -> Sizes:
     )
 
 
-def tiny_masked_model(ratio: int = 0) -> MaskedImageModel:
+def tiny_masked_model(ratio=0):
     config = MaskedModelConfig(
         width=16, heads=2, content_layers=1, query_layers=1, hidden=16,
         code_width=8, vocabulary=VOCABULARY, ratio=ratio,
@@ -115,7 +112,7 @@ def tiny_masked_model(ratio: int = 0) -> MaskedImageModel:
     return _shaken(MaskedImageModel(config).eval())
 
 
-def write_tiny_model(folder: Path) -> Path:
+def write_tiny_model(folder):
     """Write a complete model folder; the same bytes each time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -139,18 +136,18 @@ def write_tiny_model(folder: Path) -> Path:
 
 
 @cache
-def tiny_folder() -> Path:
+def tiny_folder():
     """One folder per test process."""
     return write_tiny_model(Path(mkdtemp(prefix="percov2-tiny-")))
 
 
 @cache
-def tiny_codec() -> PerCoV2:
+def tiny_codec():
     """The whole codec on a CPU; a picture takes well under a second."""
     return load_codec(tiny_folder(), device="cpu")
 
 
-def _shaken(module: Module) -> Module:
+def _shaken(module):
     """Random numbers where training starts from zeros, so that every input matters."""
     for parameter in module.parameters():
         if parameter.requires_grad and not parameter.any():

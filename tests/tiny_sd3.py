@@ -4,8 +4,6 @@ The folder has what `stabilityai/stable-diffusion-3-medium-diffusers` has: three
 their tokenizers, autoencoder, transformer, scheduler. Everything is built here, offline.
 """
 
-from __future__ import annotations
-
 import json
 from functools import cache
 from pathlib import Path
@@ -40,7 +38,7 @@ CLASSES = {
 }
 
 
-def write_tiny_sd3(folder: Path) -> Path:
+def write_tiny_sd3(folder):
     """Write a complete base folder; the same bytes each time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -63,13 +61,13 @@ def write_tiny_sd3(folder: Path) -> Path:
 
 
 @cache
-def tiny_sd3_folder() -> Path:
+def tiny_sd3_folder():
     """One folder per test process."""
     return write_tiny_sd3(Path(mkdtemp(prefix="percov2-tiny-sd3-")))
 
 
 @cache
-def tiny_checkpoint(lora_rank: int, t5_tokens: int = 8) -> Path:
+def tiny_checkpoint(lora_rank, t5_tokens=8):
     """An untrained checkpoint over it, one per test process: to read, or to change a copy."""
     folder = Path(mkdtemp(prefix="percov2-tiny-checkpoint-"))
     return write_fresh_checkpoint(
@@ -77,7 +75,7 @@ def tiny_checkpoint(lora_rank: int, t5_tokens: int = 8) -> Path:
     )
 
 
-def _clip_tokenizer(pad_token: str = END) -> CLIPTokenizer:
+def _clip_tokenizer(pad_token=END):
     """Every byte alone and at the end of a word, as in CLIP's vocabulary; no merges."""
     letters = sorted(ByteLevel.alphabet())
     names = [*letters, *(f"{letter}</w>" for letter in letters), START, END]
@@ -89,7 +87,7 @@ def _clip_tokenizer(pad_token: str = END) -> CLIPTokenizer:
     )
 
 
-def _t5_tokenizer() -> T5Tokenizer:
+def _t5_tokenizer():
     letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     pieces += [(letter, -3.0) for letter in letters]

@@ -1,7 +1,5 @@
 """What a person does in a browser, and what the browser complains about."""
 
-from __future__ import annotations
-
 import base64
 import io
 from pathlib import Path
@@ -9,25 +7,19 @@ from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, Playwright, expect
-
-from tests.ui_server import Server
+from playwright.sync_api import Error, expect
 
 WAIT_MS = 90_000
 expect.set_options(timeout=WAIT_MS)
 SYSTEM_CHROMIUM = Path("/usr/bin/chromium")
-_QUIET = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--use-fake-device-for-media-stream",
+_QUIET = [
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"),
+    *("--disable-component-update", "--use-fake-device-for-media-stream"),
     "--use-fake-ui-for-media-stream",
-)
+]
 
 
-def launch(playwright: Playwright) -> Browser:
+def launch(playwright):
     """The system's Chromium, else Playwright's own; skips where there is neither."""
     path = str(SYSTEM_CHROMIUM) if SYSTEM_CHROMIUM.exists() else None
     try:
@@ -36,7 +28,7 @@ def launch(playwright: Playwright) -> Browser:
         pytest.skip("needs Chromium: install it, or run `playwright install chromium`")
 
 
-def new_page(browser: Browser, server: Server, query: str = "", **options: object) -> Page:
+def new_page(browser, server, query="", **options):
     """A visitor; `page.complaints` is what the console says against the page, `page.hosts` whom
     the browser asked for anything."""
     page = browser.new_context(viewport={"width": 1440, "height": 900}, **options).new_page()
@@ -50,14 +42,14 @@ def new_page(browser: Browser, server: Server, query: str = "", **options: objec
     return page
 
 
-def _note(page: Page, message: ConsoleMessage) -> None:
+def _note(page, message):
     # Gradio asks for the progress of uploads that have already arrived, and is told 404.
     asked = "upload_progress" in message.location["url"] or message.text == "Response"
     if message.type == "error" and not asked:
         page.complaints.append(message.text)
 
 
-def pixels(image: Locator) -> bytes:
+def pixels(image):
     """The decoded PNG of an <img> whose picture is inside the page."""
     source = image.get_attribute("src") or ""
     assert source.startswith("data:image/png;base64,")
@@ -65,19 +57,15 @@ def pixels(image: Locator) -> bytes:
     return Image.open(io.BytesIO(data)).convert("RGB").tobytes()
 
 
-def choose_example(page: Page, number: int) -> None:
+def choose_example(page, number):
     """Click a thumbnail and wait until its caption is there."""
-    box = page.locator("#pc-caption-box textarea")
-    before = box.input_value()
+    before = page.locator("#pc-caption-box textarea").input_value()
     page.locator("#pc-examples button").nth(number).click()
-    page.wait_for_function(
-        "([before]) => { const now = document.querySelector('#pc-caption-box textarea').value;"
-        " return now && now !== before }",
-        arg=[before],
-    )
+    now = "document.querySelector('#pc-caption-box textarea').value"
+    page.wait_for_function(f"([before]) => {now} && {now} !== before", arg=[before])
 
 
-def compress(page: Page) -> int:
+def compress(page):
     """Press the button, wait for the picture; -> the bytes in the headline."""
     page.evaluate("document.querySelector('#pc-stage figure')?.classList.add('seen')")
     page.locator("#pc-compress").click()
@@ -85,7 +73,7 @@ def compress(page: Page) -> int:
     return int(page.locator("#pc-bytes").get_attribute("data-bytes") or 0)
 
 
-def set_steps(page: Page, steps: int) -> None:
+def set_steps(page, steps):
     """In the advanced settings, which are opened for it."""
     box = page.get_by_label("number input for Steps")
     if not box.is_visible():
@@ -100,5 +88,25 @@ def set_steps(page: Page, steps: int) -> None:
     pytest.fail(f"the slider does not take {steps} steps")
 
 
-def open_tab(page: Page, name: str) -> None:
+def open_tab(page, name):
     page.get_by_role("tab", name=name).click()
+
+
+def open_plot(page):
+    """With its plot drawn."""
+    open_tab(page, "Trade-off")
+    page.wait_for_function("document.querySelector('#pc-plot .js-plotly-plot')?.listened")
+
+
+def download(page):
+    """The file of the link below File and QR, which is open."""
+    with page.expect_download() as waiting:
+        page.locator("#pc-download").click()
+    assert waiting.value.suggested_filename.endswith(".pcv2")
+    return Path(waiting.value.path())
+
+
+def starts(page, step):
+    """Press the button; until the stage says `step`."""
+    page.locator("#pc-compress").click()
+    expect(page.locator("#pc-stage [role=status]")).to_contain_text(step)

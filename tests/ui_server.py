@@ -1,17 +1,16 @@
 """The page in a process of its own, so that nothing of it is left behind in the tests'."""
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -30,21 +29,13 @@ class Server:
     hold: Path  # while it exists, painting waits after its first step (see `held_page.py`)
     pid: int = 0
 
-    def errors(self) -> str:
+    def errors(self):
         text = self.log.read_text(encoding="utf-8")
         return text if "Traceback" in text or "Error" in text else ""
 
 
 @contextmanager
-def serve(
-    model: Path | str,
-    folder: Path,
-    *,
-    held: bool = False,
-    keep_files_s: int = 0,
-    threads: int = 1,
-    script: Sequence[str] = ("app.py",),
-) -> Iterator[Server]:
+def serve(model, folder, *, held=False, keep_files_s=0, threads=1, script=("app.py",)):
     """Start `app.py`, wait until it answers, and stop it at the end.
 
     `held` heeds `Server.hold`; `keep_files_s` over 0 removes files sooner than the page does;
@@ -61,25 +52,53 @@ def serve(
         "GRADIO_TEMP_DIR": str(server.files),
         "OMP_NUM_THREADS": str(threads),
     }
-    with server.log.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, *script], cwd=ROOT, env=environment, stdout=log, stderr=log
-        )
+    command = [sys.executable, *script]
+    with running(command, address, server.log, cwd=ROOT, env=environment) as process:
+        yield replace(server, pid=process.pid)
+
+
+@contextmanager
+def running(command, address, log, **options):
+    """A process that serves a page, from when it answers until the end."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, **options)
         try:
-            wait_for(address, process, server.log)
-            yield replace(server, pid=process.pid)
+            wait_for(address, process, log)
+            yield process
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(60)
 
 
-def free_port() -> int:
+class Quiet(BaseHTTPRequestHandler):
+    """Answers without writing of it."""
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def listening(handler, **state):
+    """An HTTP server of this machine on a free port, with `state` beside it; -> its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    vars(server).update(state)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
 
 
-def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for(address, process, log):
     """Return once the page answers."""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
