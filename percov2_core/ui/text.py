@@ -127,12 +127,6 @@ def steps(count: int) -> str:
     return "1 step" if count == 1 else f"{count} steps"
 
 
-def classic_setting(factor: str, quality: float) -> str:
-    """`factor` is the number by which both sides were divided, or empty."""
-    shrunk = f"shrunk to 1/{factor} a side, " if factor else ""
-    return f"{shrunk}quality {quality:g}"
-
-
 def stored(row: Mapping[str, Any]) -> str:
     """A stored point in words."""
     words = str(row["key"])

@@ -195,7 +195,9 @@ def classic_entries(judge: Judge, original: Image.Image, *, size_bytes: int) -> 
 
     def entry(label: str, fit: Fit) -> Entry:
         decoded = fit.codec.decode(fit.data)
-        note = text.classic_setting(fit.codec.name.partition("/")[2], fit.quality)
+        factor = fit.codec.name.partition("/")[2]
+        shrunk = f"shrunk to 1/{factor} a side, " if factor else ""
+        note = f"{shrunk}quality {fit.quality:g}"
         return Entry(label, note, len(fit.data), decoded, judge.score(reference, decoded))
 
     def smallest(name: str) -> Fit:
