@@ -60,15 +60,9 @@ def compress(args: argparse.Namespace) -> None:
     with Progress("compress"):
         from percov2_core.weights import load_codec
 
-        stream = load_codec(args.model).encode(
-            image,
-            mode=mode,
-            caption=args.caption,
-            schedule=args.schedule,
-            tokens=args.tokens,
-            size=args.size,
-            captioner=args.captioner,
-        )
+        names = ("caption", "schedule", "tokens", "size", "captioner")
+        options = {name: getattr(args, name) for name in names}
+        stream = load_codec(args.model).encode(image, mode=mode, **options)
     data = stream.to_bytes()
     output.write(data)
     bpp = bits_per_pixel(len(data), image.width, image.height)

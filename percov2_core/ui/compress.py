@@ -95,12 +95,10 @@ class CompressTab:
             trigger_mode="always_last",
             **INTAKE,
         )
-        more.captioner.input(
-            self.recaption, [self.chosen, more.captioner], [more.caption, self.cost], **INTAKE
-        )
-        more.caption.input(
-            self.caption_cost, more.caption, self.cost, trigger_mode="always_last", **FREE
-        )
+        said = [more.caption, self.cost]
+        more.captioner.input(self.recaption, [self.chosen, more.captioner], said, **INTAKE)
+        last: dict[str, Any] = {"trigger_mode": "always_last", **FREE}
+        more.caption.input(self.caption_cost, more.caption, self.cost, **last)
         presets, painted = [more.mode, more.preset], [more.steps, more.guidance]
         gr.on([one.input for one in presets], self.apply_preset, presets, painted, **FREE)
         pressed = self.button.click(
@@ -120,14 +118,8 @@ class CompressTab:
             trigger_mode="multiple",  # a newer press replaces the older one: none may be skipped
             **DEVICE,
         )
-        self.cancel_button.click(
-            self.cancel,
-            self.presses,
-            [self.headline, self.stage],
-            js="() => window.percov.presses",
-            queue=False,
-            **FREE,
-        )
+        shown, counted = [self.headline, self.stage], {"js": "() => window.percov.presses", **FREE}
+        self.cancel_button.click(self.cancel, self.presses, shown, queue=False, **counted)
 
     def pick(self, event: gr.EventData) -> str:
         """A click on a thumbnail -> the path of the example."""
