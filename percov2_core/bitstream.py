@@ -18,8 +18,9 @@
 The tokens are the first of one sequence: the coarse level in the order of the schedule, then the
 fine level in the same order. The modes 1 and 3 leave the coarse level out.
 
-All fields are big-endian. A header is 7 bytes for a square picture, 8 for any other shape and for
-a square hybrid. Each header has exactly one spelling: every other one is rejected.
+All fields are big-endian. A header is 7 bytes for a square picture, 8 for any other shape, and the
+number of tokens in the modes 2 and 3. Each header has exactly one spelling: every other one is
+rejected.
 """
 
 from __future__ import annotations
@@ -323,8 +324,6 @@ def _read_start(file: BytesIO) -> tuple[int, str, str]:
         raise BitstreamError(f"format version {found}, this build reads {VERSION}{wrote}")
     flags = _take(file, "flags", 1)[0]
     mode, schedule = flags >> 6, flags >> 3 & 0b111
-    if mode not in _MODE_NAMES:
-        raise BitstreamError(f"mode: expected 0 to {max(_MODE_NAMES)}, got {mode}")
     if schedule >= len(SCHEDULES):
         raise BitstreamError(f"schedule: expected 0 to {len(SCHEDULES) - 1}, got {schedule}")
     if flags & 1:

@@ -2,33 +2,36 @@
 
 import contextlib
 from dataclasses import replace
+from math import prod
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from percov2_core.bitstream import MAX_FILE_BYTES, MAX_SEED, Cut, Stream, check_value
-from percov2_core.config import MODES, RATES, SCHEDULES
+from percov2_core.bitstream import MAX_FILE_BYTES, MAX_SEED, Stream, check_value
+from percov2_core.config import COARSE, FILE_MODES, FINE, SCHEDULES
 from percov2_core.errors import BitstreamError, ConfigError
 
 PLAIN = replace(Stream.blank((512, 512), "ultra-low", 0xAB), check=0x1234, payload=b"\xc0\xff\xee")
 HYBRID = replace(PLAIN, mode="hybrid", tokens_sent=16)
+FINE_ONLY = replace(PLAIN, mode="fine-only", tokens_sent=300)
 WIDE = replace(PLAIN, mode="extreme", width=768, height=513, tokens_sent=48 * 33, seed=300)
 
 
 @st.composite
 def streams(draw):
-    mode = draw(st.sampled_from(list(MODES.values())))
+    mode = draw(st.sampled_from(list(FILE_MODES.values())))
     width = draw(st.integers(64, 4096))
     height = draw(st.one_of(st.just(width), st.integers(64, 4096)))
-    rows, columns = RATES[mode.rate].grid(height, width)
-    total = rows * columns
+    coarse, fine = (prod(level.grid(height, width)) for level in (COARSE, FINE))
+    fixed = mode.tokens(coarse, fine)
+    some = st.integers(0, fine + coarse * mode.coarse)
     return Stream(
         mode=mode.name,
         schedule=draw(st.sampled_from(SCHEDULES)),
         width=width,
         height=height,
-        tokens_sent=draw(st.integers(0, total)) if mode.partial else total,
+        tokens_sent=draw(some) if fixed is None else fixed,
         fingerprint=draw(st.integers(0, 255)),
         check=draw(st.integers(0, 65535)),
         payload=draw(st.binary(max_size=200)),
@@ -42,11 +45,12 @@ def test_a_stream_survives_the_round_trip_as_bytes_and_as_text(stream):
     assert Stream.from_text(f" {stream.to_text()}\n") == stream
     assert "=" not in stream.to_text()
     assert sum(stream.sizes) == len(stream.to_bytes())
-    usual = stream.seed == 0 and (stream.mode != "hybrid" or stream.width == stream.height <= 512)
-    assert stream.sizes.header <= (8 if usual else 15)
+    square, partial = stream.width == stream.height, FILE_MODES[stream.mode].partial
+    assert stream.sizes.header <= (8 - square if not (stream.seed or partial) else 16)
+    assert sum(stream.sent) == stream.tokens_sent and stream.has_coarse >= (stream.sent.coarse > 0)
 
 
-@given(st.binary(max_size=64), st.sampled_from([b"", b"\xb1", b"\xb1\x18", b"\xb1\x9c\x01\xff"]))
+@given(st.binary(max_size=64), st.sampled_from([b"", b"\xb2", b"\xb2\x18", b"\xb2\x9c\x01\xff"]))
 def test_random_bytes_raise_bitstream_error_or_are_a_stream_with_one_spelling(data, start):
     with contextlib.suppress(BitstreamError):
         assert Stream.from_bytes(start + data).to_bytes() == start + data
@@ -80,24 +84,28 @@ def test_random_text_raises_nothing_but_bitstream_error(text):
         ("", "the file is empty"),
         ("00" * 200_001, "file: expected at most 200000 bytes, got 200001"),
         ("89504e470d0a1a0a", "not a PerCoV2 file: starts with byte 89, not b0 to b7"),
-        ("b21c01ff000000", "format version 2, this build reads 1"),
-        ("b1", "the file is cut short: it ends at byte 1, before its flags"),
-        ("b1dc01ff000000", "mode: expected 0 to 2, got 3"),
-        ("b12c01ff000000", "schedule: expected 0 to 4, got 5"),
-        ("b11d01ff000000", "reserved bit: expected 0, got 1"),
-        ("b11c01", "the file is cut short: it ends at byte 3, before its size"),
-        ("b11c31ff000000", "size: expected four zero bits before the side, got 3"),
-        ("b1181ff1ff000000", "size: 512x512 must be marked as square"),
-        ("b11c003e000000", "width: expected 64 to 4096, got 63"),
-        ("b1181ff03e000000", "height: expected 64 to 4096, got 63"),
-        ("b11c01ff", "the file is cut short: it ends at byte 4, before its fingerprint"),
-        ("b11c01ffab12", "the file is cut short: it ends at byte 6, before its check value"),
-        ("b19c01ffab1234", "the file is cut short: it ends at byte 7, before its tokens sent"),
-        ("b19c01ffab123441", "tokens sent: expected 0 to 64, got 65"),
-        ("b19c01ffab12349000", "tokens sent: expected the shortest form, got a padded one"),
-        ("b11e01ffab123400", "seed: a stored seed must not be 0, got 0"),
-        ("b11e01ffab1234ffffffffff01", "seed: expected at most 5 bytes, got more"),
-        ("b11e01ffab1234ffffffff7f", "seed: expected 0 to 4294967295, got 34359738367"),
+        (
+            "b11c01ff000000",
+            "format version 1, this build reads 2: written by percov2 0.1, which reads it",
+        ),
+        ("b31c01ff000000", "format version 3, this build reads 2"),
+        ("b2", "the file is cut short: it ends at byte 1, before its flags"),
+        ("b22c01ff000000", "schedule: expected 0 to 4, got 5"),
+        ("b21d01ff000000", "reserved bit: expected 0, got 1"),
+        ("b21c01", "the file is cut short: it ends at byte 3, before its size"),
+        ("b21c31ff000000", "size: expected four zero bits before the side, got 3"),
+        ("b2181ff1ff000000", "size: 512x512 must be marked as square"),
+        ("b21c003e000000", "width: expected 64 to 4096, got 63"),
+        ("b2181ff03e000000", "height: expected 64 to 4096, got 63"),
+        ("b21c01ff", "the file is cut short: it ends at byte 4, before its fingerprint"),
+        ("b21c01ffab12", "the file is cut short: it ends at byte 6, before its check value"),
+        ("b29c01ffab1234", "the file is cut short: it ends at byte 7, before its tokens sent"),
+        ("b29c01ffab1234c108", "tokens sent: expected 0 to 1088, got 1089"),
+        ("b2dc01ffab12348108", "tokens sent: expected 0 to 1024, got 1025"),
+        ("b29c01ffab12349000", "tokens sent: expected the shortest form, got a padded one"),
+        ("b21e01ffab123400", "seed: a stored seed must not be 0, got 0"),
+        ("b21e01ffab1234ffffffffff01", "seed: expected at most 5 bytes, got more"),
+        ("b21e01ffab1234ffffffff7f", "seed: expected 0 to 4294967295, got 34359738367"),
     ],
 )
 def test_the_message_names_the_field_and_the_value(text, message):
@@ -108,16 +116,17 @@ def test_the_message_names_the_field_and_the_value(text, message):
 
 def test_the_layout_is_frozen():
     # These bytes are in people's files. If this fails, raise VERSION instead.
-    assert PLAIN.to_bytes().hex() == "b11c01ffab1234" + "c0ffee"
-    assert HYBRID.to_bytes().hex() == "b19c01ffab123410" + "c0ffee"
-    assert WIDE.to_bytes().hex() == "b15a2ff200ab1234ac02" + "c0ffee"
-    assert check_value(PLAIN, "a red barn", tokens=b"\x01\x02", model=b"m" * 32) == 0x5C86
+    assert PLAIN.to_bytes().hex() == "b21c01ffab1234" + "c0ffee"
+    assert HYBRID.to_bytes().hex() == "b29c01ffab123410" + "c0ffee"
+    assert FINE_ONLY.to_bytes().hex() == "b2dc01ffab1234ac02" + "c0ffee"
+    assert WIDE.to_bytes().hex() == "b25a2ff200ab1234ac02" + "c0ffee"
+    assert check_value(PLAIN, "a red barn", tokens=b"\x01\x02", model=b"m" * 32) == 0x6882
 
 
 def test_the_check_value_covers_every_other_field_and_the_contents_and_where_they_end():
     parts = [("a", b"t", b"m"), ("b", b"t", b"m"), ("at", b"", b"m"), ("a", b"tm", b"")]
     values = [check_value(PLAIN, a, tokens=t, model=m) for a, t, m in parts]
-    other_size = {"width": 513, "tokens_sent": 72}
+    other_size = {"width": 513, "tokens_sent": 155}
     for c in ({"mode": "hybrid"}, {"schedule": "var"}, other_size, {"seed": 1}, {"fingerprint": 0}):
         values.append(check_value(replace(PLAIN, **c), "a", tokens=b"t", model=b"m"))
     assert len(values) == len(set(values))
@@ -125,22 +134,16 @@ def test_the_check_value_covers_every_other_field_and_the_contents_and_where_the
     assert check_value(bare, "a", tokens=b"t", model=b"m") == values[0]
 
 
-CUT = replace(PLAIN, cuts=(Cut(0, 1, b"c"), Cut(4, 2, b"cd"), Cut(64, 3, b"cde")))
-
-
-def test_a_stream_from_the_encoder_is_cut_at_any_stage():
-    shorter = CUT.truncate(1)
-    assert shorter == replace(PLAIN, mode="hybrid", tokens_sent=4, check=2, payload=b"cd")
-    assert shorter.truncate(0) == CUT.truncate(0)
-    assert CUT == PLAIN
-
-
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        ({"mode": "best"}, BitstreamError, "mode: expected one of ultra-low, extreme, hybrid, got"),
+        (
+            {"mode": "best"},
+            BitstreamError,
+            "mode: expected one of ultra-low, extreme, hybrid, fine",
+        ),
         ({"schedule": "zigzag"}, BitstreamError, "schedule: expected one of uniform,"),
-        ({"tokens_sent": 63}, BitstreamError, "tokens sent: expected 64, got 63"),
+        ({"tokens_sent": 143}, BitstreamError, "tokens sent: expected 144, got 143"),
         ({"fingerprint": 256}, BitstreamError, "fingerprint: expected 0 to 255, got 256"),
         ({"check": -1}, BitstreamError, "check value: expected 0 to 65535, got -1"),
         (
@@ -153,22 +156,11 @@ def test_a_stream_from_the_encoder_is_cut_at_any_stage():
         (PLAIN.to_text()[:-1] + "v", BitstreamError, "link: expected it to end in 'g'"),
         ("A" * 300_000, BitstreamError, "file: expected at most 200000 bytes, got 225000"),
         (b"sAAB", ConfigError, "link must be text, got bytes"),
-        ((WIDE, 0), ConfigError, "truncate: mode must be ultra-low or hybrid, got extreme"),
-        ((PLAIN, 0), ConfigError, "this stream was read from a file: use codec.truncate"),
-        ((CUT, 3), ConfigError, r"stage must be in \[0, 2\], got 3"),
-        ((CUT, "1"), ConfigError, r"stage must be a whole number in \[0, 2\], got '1'"),
-        ((CUT, -1), ConfigError, r"stage must be in \[0, 2\], got -1"),
     ],
 )
-def test_wrong_fields_damaged_links_and_cuts_that_cannot_be_made_are_named(call, error, message):
+def test_wrong_fields_and_damaged_links_are_named(call, error, message):
     with pytest.raises(error, match=message):
-        match call:
-            case dict():
-                replace(PLAIN, **call)
-            case tuple():
-                Stream.truncate(*call)
-            case _:
-                Stream.from_text(call)
+        replace(PLAIN, **call) if isinstance(call, dict) else Stream.from_text(call)
 
 
 def test_what_is_no_file_is_refused_by_its_kind():
