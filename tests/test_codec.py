@@ -12,7 +12,8 @@ from PIL.ImageCms import ImageCmsProfile, createProfile
 
 from percov2_core import image_io
 from percov2_core.bitstream import Stream
-from percov2_core.config import MODES, SCHEDULES
+from percov2_core.config import FILE_MODES, MODES, SCHEDULES
+from percov2_core.contents import Tokens
 from percov2_core.entropy import prior
 from percov2_core.entropy.coder import SymbolReader
 from percov2_core.errors import BitstreamError, ConfigError, ImageError
@@ -80,16 +81,28 @@ def test_eight_threads_that_paint_at_once_get_what_one_gets():
 
 def test_the_entropy_model_runs_once_to_write_once_to_read_and_never_to_paint(monkeypatch):
     codec, sessions = tiny_codec(), counted(monkeypatch, prior, "Session")
-    for mode in MODES:
+    for mode, written, read in (("ultra-low", 2, 2), ("extreme", 1, 1), ("hybrid", 1, 2)):  # levels
         stream = codec.encode(picture(), mode, tokens=3 if mode == "hybrid" else None)
-        assert len(sessions) == 1
+        assert len(sessions) == written
         contents = codec.read(stream)
-        assert len(sessions) == 2
+        assert len(sessions) == written + read
         list(codec.paint(contents, steps=2))
-        assert len(sessions) == 2
+        assert len(sessions) == written + read
         codec.decode(stream)
-        assert len(sessions) == 3
+        assert len(sessions) == written + 2 * read
         sessions.clear()
+
+
+def test_a_picture_is_looked_at_once_for_files_of_every_size(monkeypatch):
+    codec, asked = tiny_codec(), counted(monkeypatch, type(tiny_codec().vae), "encode")
+    found = codec.look(picture())
+    asked.clear()
+    for how in ({"mode": "ultra-low"}, {"mode": "hybrid", "count": 9}, {"size": 50}):
+        written = codec.write(found, **how)
+        assert not asked
+        how = {"tokens" if name == "count" else name: value for name, value in how.items()}
+        assert codec.encode(picture(), **how) == written
+        asked.clear()
 
 
 def test_a_file_of_another_model_is_named_as_such():
@@ -102,13 +115,15 @@ def test_a_file_of_another_model_is_named_as_such():
 
 WRONG = {
     "encode": [
-        ({"mode": "tiny"}, "mode must be one of ultra-low, extreme, hybrid, got 'tiny'"),
+        ({"mode": "fine-only"}, "mode must be one of ultra-low, extreme, hybrid, got 'fine-only'"),
         ({"schedule": "spiral"}, "schedule must be one of"),
-        ({"tokens": 5}, "tokens: mode 'extreme' sends all 60, got 5"),
-        ({"mode": "hybrid", "tokens": 7}, r"tokens must be in \[0, 6\], got 7"),
+        ({"tokens": 5}, "tokens: mode 'extreme' sends 60, got 5"),
+        ({"mode": "hybrid", "tokens": 67}, r"tokens must be in \[0, 66\], got 67"),
+        ({"size": 0}, r"size must be in \[1, 200000\], got 0"),
+        ({"size": 99.5}, r"size must be a whole number in \[1, 200000\], got 99.5"),
         ({"captioner": "poet"}, "poet"),
-        ({"mode": "hybrid", "tokens": 2.0}, r"tokens must be a whole number in \[0, 6\], got 2.0"),
-        ({"tokens": "60"}, "tokens: mode 'extreme' sends all 60, got '60'"),
+        ({"mode": "hybrid", "tokens": 2.0}, r"tokens must be a whole number in \[0, 66\], got 2"),
+        ({"tokens": "60"}, "tokens: mode 'extreme' sends 60, got '60'"),
         ({"seed": -1}, r"seed must be in \[0, 4294967295\], got -1"),
         ({"caption": 7}, "caption must be text, got int"),
         ({"caption": "a" * 1001}, "caption must be at most 1000 UTF-8 bytes, got 1001"),
@@ -128,12 +143,13 @@ WRONG = {
         ({"seed": -1}, r"seed must be in \[0, 4294967295\], got -1"),
     ],
     "truncate": [
-        ({}, "truncate: give stage or tokens, got None and None"),
-        ({"stage": 0, "tokens": 0}, "truncate: give stage or tokens, got 0 and 0"),
-        ({"tokens": 7}, r"tokens must be in \[0, 6\], got 7"),
-        ({"tokens": 0.5}, r"tokens must be a whole number in \[0, 6\], got 0.5"),
-        ({"stage": 99}, r"stage must be in \[0, \d\], got 99"),
-        ({"stage": "all"}, r"stage must be a whole number in \[0, \d\], got 'all'"),
+        ({}, "truncate: give one of stage, tokens and size, got none"),
+        ({"stage": 0, "size": 9}, "truncate: give one of stage, tokens and size, got stage, size"),
+        ({"tokens": 12}, r"tokens must be in \[0, 11\], got 12"),
+        ({"tokens": 0.5}, r"tokens must be a whole number in \[0, 11\], got 0.5"),
+        ({"stage": 99}, r"stage must be in \[0, 10\], got 99"),
+        ({"stage": "all"}, r"stage must be a whole number in \[0, 10\], got 'all'"),
+        ({"size": True}, r"size must be a whole number in \[1, 200000\], got True"),
     ],
 }
 
@@ -187,62 +203,102 @@ def test_a_picture_is_normalised_once_however_often_it_is_given(monkeypatch):
 
 def test_a_large_picture_is_painted_in_tiles(monkeypatch):
     codec = tiny_codec()
-    flow = codec.rates["ultra-low"].flow
+    flow = codec.painter.flow
     monkeypatch.setattr(flow, "config", replace(flow.config, tile=16))
     made = codec.decode(codec.encode(picture(320, 192), "ultra-low"))
     assert made.size == (320, 192)
     assert torch.from_numpy(np.asarray(made, dtype=np.float32)).std() > 0
 
 
-def blank(mode, *, tokens=None, schedule="qlds", seed=0):
-    mark = tiny_codec().fingerprint
-    return Stream.blank((256, 192), mode, mark, schedule=schedule, tokens=tokens, seed=seed)
+def tokens(seed=1, size=(256, 192)):
+    """Tokens of both levels."""
+    rng, (columns, rows) = np.random.default_rng(seed), (side // 64 for side in size)
+    coarse, fine = (rng.integers(0, 256, (k * rows, k * columns)) for k in (1, 4))
+    return Tokens(size, CAPTION, coarse, fine)
 
 
-def grid(mode):
-    shape = (12, 16) if MODES[mode].rate == "extreme" else (3, 4)
-    return np.random.default_rng(1).integers(0, 256, shape)
-
-
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FILE_MODES)
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_caption_and_sent_tokens_come_back(mode, schedule):
-    codec, tokens = tiny_codec(), grid(mode)
-    written = codec.write(blank(mode, schedule=schedule), tokens, CAPTION)
-    assert replace(written, payload=b"", check=0) == blank(mode, schedule=schedule)
-    found = codec.read(through_a_file(written))
-    assert found.caption == CAPTION
-    assert found.sent.sum() == written.tokens_sent
-    assert np.array_equal(found.tokens[found.sent], tokens[found.sent])
+def test_caption_and_sent_tokens_come_back_and_the_others_are_the_likeliest(mode, schedule):
+    codec = tiny_codec()
+    for count in (0, 5, 12, 100) if FILE_MODES[mode].partial else (None,):
+        written = codec.write(tokens(), mode, count=count, schedule=schedule, seed=9)
+        blank = Stream.blank(
+            (256, 192), mode, codec.fingerprint, schedule=schedule, tokens=count, seed=9
+        )
+        assert replace(written, payload=b"", check=0) == blank
+        found = codec.read(through_a_file(written))
+        assert found.caption == CAPTION and (found.coarse is not None) == written.has_coarse
+        for name, sent in zip(("coarse", "fine"), written.sent, strict=True):
+            level, true = getattr(found, name), getattr(tokens(), name)
+            if level is not None:
+                assert level.sent.sum() == sent and not level.bits[~level.sent].any()
+                assert np.array_equal(level.tokens[level.sent], true[level.sent])
+        guessed = found.fine.tokens[~found.fine.sent]
+        assert (found.guesses is None) == (not len(guessed))
+        if len(guessed):
+            assert (found.guesses.sum(1, dtype=int) == 2**16).all()
+            assert np.array_equal(found.guesses.argmax(1), guessed)
 
 
 @pytest.mark.parametrize(
-    "tokens", [np.full((3, 4), 256), np.full((3, 4), -1), np.zeros((4, 3), int)]
+    "wrong", [np.full((3, 4), 256), np.full((3, 4), -1), np.zeros((4, 3), int)]
 )
-def test_what_are_no_tokens_of_the_file_is_not_written(tokens):
-    with pytest.raises(ConfigError, match=r"tokens must be 3 x 4 numbers in \[0, 256\)"):
-        tiny_codec().write(blank("hybrid", tokens=5), tokens, CAPTION)
+def test_what_are_no_tokens_of_the_file_is_not_written(wrong):
+    for name, grid in (("coarse", "3 x 4"), ("fine", "12 x 16")):
+        with pytest.raises(
+            ConfigError, match=rf"{name} tokens must be {grid} numbers in \[0, 256\)"
+        ):
+            tiny_codec().write(tokens()._replace(**{name: wrong}), count=20)
 
 
-@pytest.mark.parametrize("field", ["seed", "schedule", "check", "tokens_sent"])
+@pytest.mark.parametrize("field", ["seed", "schedule", "check", "tokens_sent", "mode"])
 def test_a_header_that_was_changed_is_noticed(field):
     codec = tiny_codec()
-    written = codec.write(blank("hybrid", tokens=5, seed=9), grid("hybrid"), CAPTION)
-    other = {"seed": 8, "schedule": "var", "check": written.check ^ 1, "tokens_sent": 4}[field]
+    written = codec.write(tokens(), count=5, seed=9)
+    values = {"seed": 8, "schedule": "var", "tokens_sent": 4, "mode": "fine-only"}
+    other = values.get(field, written.check ^ 1)
     # Of the seed nothing but the check value knows.
     noticed = r"check value: contents give .* file says" if field == "seed" else None
     with pytest.raises(BitstreamError, match=noticed):
         codec.read(replace(written, **{field: other}))
 
 
-def test_cuts_are_the_streams_of_fewer_tokens():
-    codec, tokens = tiny_codec(), grid("hybrid")
-    full = codec.write(blank("ultra-low"), tokens, CAPTION)
-    for stage, cut in enumerate(full.cuts):
-        shorter = codec.write(blank("hybrid", tokens=cut.tokens), tokens, CAPTION)
-        assert full.truncate(stage) == shorter
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_cut_is_the_file_of_fewer_tokens_and_can_be_painted(mode, schedule):
+    codec = tiny_codec()
+    full = codec.write(tokens(), mode, count=204 if mode == "hybrid" else None, schedule=schedule)
+    partial, ends = "hybrid" if full.has_coarse else "fine-only", codec.stage_ends(full)
+    assert ends[0] == 0 and ends[-1] == full.tokens_sent and (12 in ends) >= full.has_coarse
+    for stage, count in enumerate(ends[:-1]):
+        shorter = codec.write(tokens(), partial, count=count, schedule=schedule)
         assert codec.truncate(through_a_file(full), stage=stage) == shorter
-        assert codec.truncate(through_a_file(full), tokens=cut.tokens) == shorter
+        assert codec.truncate(through_a_file(full), tokens=count) == shorter
+    assert codec.decode(codec.truncate(full, tokens=1)).size == (256, 192)
+    whole = {"stage": len(ends) - 1}, {"tokens": ends[-1]}, {"size": len(full.to_bytes())}
+    assert [codec.truncate(full, **how) for how in whole] == [full] * 3
+
+
+@pytest.mark.parametrize("schedule", ["qlds", "uniform"])
+@pytest.mark.parametrize("seed", [0, 300])
+def test_a_file_of_at_most_n_bytes_could_not_hold_one_token_more(schedule, seed):
+    codec, found, how = tiny_codec(), tokens(), {"schedule": schedule, "seed": seed}
+    sizes = [len(codec.write(found, count=n, **how).to_bytes()) for n in range(205)]
+    extreme = codec.write(found, "extreme", **how)
+    least, whole = sizes[0], len(extreme.to_bytes())
+    for size in [*range(least, least + 30), *range(least + 30, whole, 11), whole - 1]:
+        made = codec.write(found, size=size, **how)
+        assert made.mode == "hybrid" and len(made.to_bytes()) == sizes[made.tokens_sent] <= size
+        assert min(sizes[made.tokens_sent + 1 :], default=size + 1) > size
+        shorter = codec.truncate(extreme, size=size)
+        assert len(shorter.to_bytes()) <= size < whole and shorter.mode == "fine-only"
+    assert codec.write(found, size=whole, **how) == extreme
+    assert codec.write(found, size=10 * whole, **how) == extreme
+    message = f"size: the caption alone takes {least} bytes, got {least - 1}; a shorter caption"
+    for call in (codec.write, lambda _, **how: codec.truncate(extreme, size=how["size"])):
+        with pytest.raises(ConfigError, match=message):
+            call(found, size=least - 1, **how)
 
 
 class FloatSession:
@@ -251,7 +307,7 @@ class FloatSession:
     model = tiny_masked_model()
     drift = 0.0  # of the logits: what another processor or batch size makes of the same sums
 
-    def __init__(self, _, grid, words):
+    def __init__(self, _, grid, words, above):
         self.known, self.tokens = np.zeros(grid, dtype=bool), torch.zeros(grid, dtype=torch.int64)
         self.words = torch.tensor([words], dtype=torch.int64)
         self.noise = torch.Generator().manual_seed(0)
@@ -272,12 +328,12 @@ class FloatSession:
 
 def float_round_trip(tokens, *, drift):
     """The tokens that a reader gets whose float model differs by `drift`, or its error."""
-    codec = tiny_codec()
+    codec, size = tiny_codec(), (64 * tokens.shape[1], 64 * tokens.shape[0])
     FloatSession.drift = 0.0
-    written = codec.write(blank("ultra-low"), tokens, CAPTION)
+    written = codec.write(Tokens(size, CAPTION, tokens, None), count=tokens.size)
     FloatSession.drift = drift
     try:
-        return codec.read(written).tokens
+        return codec.read(written).coarse.tokens
     except BitstreamError as error:
         return str(error)
 
