@@ -28,7 +28,7 @@ import psutil
 
 from percov2_core.bitstream import Stream
 from percov2_core.codec import PerCoV2
-from percov2_core.config import MODES, SCHEDULES
+from percov2_core.config import FILE_MODES, SCHEDULES
 from percov2_core.errors import BitstreamError
 from percov2_core.weights import load_codec
 from tests import fuzz_pictures
@@ -89,10 +89,11 @@ class Tally:
 def seeds(codec: PerCoV2) -> list[bytes]:
     """Valid files of every mode, schedule and a few sizes."""
     sizes = [(64, 64), (160, 96), (300, 211)]
-    return [
-        codec.encode(picture(*sizes[i % 3]), mode, schedule=schedule).to_bytes()
-        for i, (mode, schedule) in enumerate((m, s) for m in MODES for s in SCHEDULES)
-    ]
+    found, files = [codec.look(picture(*size)) for size in sizes], []
+    for i, (mode, schedule) in enumerate((m, s) for m in FILE_MODES.values() for s in SCHEDULES):
+        count = 9 if mode.partial else None
+        files.append(codec.write(found[i % 3], mode.name, count=count, schedule=schedule))
+    return [file.to_bytes() for file in files]
 
 
 def mutate(data: bytes, kind: int, dice: random.Random) -> bytes:
@@ -146,7 +147,7 @@ def claims(model: str | None, count: int, seed: int) -> float:
     ):
         process = psutil.Process(server.pid)
         for _ in range(count):
-            mode, schedule = dice.choice(list(MODES)), dice.choice(SCHEDULES)
+            mode, schedule = dice.choice(list(FILE_MODES)), dice.choice(SCHEDULES)
             size = (dice.choice(SIDES), dice.choice(SIDES))
             payload = valid.payload[: dice.randrange(8)]
             payload += dice.randbytes(dice.choice((0, 100, 1000, 10_000, 100_000)))

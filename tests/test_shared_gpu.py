@@ -47,7 +47,6 @@ def test_every_call_borrows_the_gpu_and_gives_the_same(codec, spaces):
     plain = tiny_codec()
     stream = codec.encode(picture(), "ultra-low", caption="a cat")
     assert stream == plain.encode(picture(), "ultra-low", caption="a cat")
-    assert stream.cuts  # what the page truncates
     contents = codec.read(stream)
     assert contents.caption == "a cat"
     look = {"steps": 2, "guidance": 2.0, "seed": 3}

@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin
 from percov2_core.bitstream import Stream
 from percov2_core.caption.packing import FORMS
 from percov2_core.codec import PerCoV2
-from percov2_core.config import MODES, RATES
+from percov2_core.config import FILE_MODES
 from percov2_core.entropy.coder import SymbolWriter
 from tests.hostile.stranger import file_data
 from tests.tiny import picture
@@ -152,10 +152,10 @@ def uploads(codec: PerCoV2) -> dict[str, tuple[str, bytes]]:
 
 def claim(stream: Stream, mode: str, size: tuple[int, int], payload: bytes) -> bytes:
     """A file of any size that a header can name, with `payload` in it."""
-    rows, columns = RATES[MODES[mode].rate].grid(size[1], size[0])
-    width, height = size
-    claimed = replace(stream, mode=mode, width=width, height=height, tokens_sent=rows * columns)
-    return replace(claimed, payload=payload).to_bytes()
+    header = Stream.blank(size, mode, stream.fingerprint, schedule=stream.schedule)
+    if FILE_MODES[mode].partial:
+        header = replace(header, tokens_sent=sum(header.tokens_total))
+    return replace(header, check=stream.check, payload=payload).to_bytes()
 
 
 def caption_of_bytes(codec: PerCoV2, said: bytes) -> bytes:
