@@ -241,6 +241,17 @@ def test_caption_and_sent_tokens_come_back_and_the_others_are_the_likeliest(mode
             assert np.array_equal(found.guesses.argmax(1), guessed)
 
 
+def test_fine_tokens_take_what_they_do_under_the_coarse_ones_that_seed_and_file_say():
+    codec, bits = tiny_codec(), set()
+    other = tokens()._replace(coarse=tokens(2).coarse)
+    for found, mode in ((tokens(), "hybrid"), (other, "hybrid"), (tokens(), "fine-only")):
+        bits.add(codec.read(codec.write(found, mode, count=150)).fine.bits.sum())
+    assert len(bits) == 3
+    drawn = [codec.read(codec.write(tokens(), count=5, seed=seed)) for seed in (0, 1)]
+    assert not np.array_equal(drawn[0].coarse.tokens, drawn[1].coarse.tokens)
+    assert not np.array_equal(drawn[0].guesses, drawn[1].guesses)
+
+
 @pytest.mark.parametrize(
     "wrong", [np.full((3, 4), 256), np.full((3, 4), -1), np.zeros((4, 3), int)]
 )

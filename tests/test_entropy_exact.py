@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from safetensors.torch import save_file
 from percov2_core.config import SCHEDULES
 from percov2_core.entropy import session
 from percov2_core.entropy.exact import ExactModel
-from percov2_core.entropy.exporter import export
+from percov2_core.entropy.exporter import export, restore
 from percov2_core.entropy.masked_model import (
     MaskedImageModel,
     MaskedModelConfig,
@@ -14,25 +16,27 @@ from percov2_core.entropy.masked_model import (
     word_ids,
 )
 from percov2_core.entropy.schedule import order, stage_sizes, stages
-from percov2_core.entropy.session import Session
+from percov2_core.entropy.session import Session, read_parents
 from percov2_core.errors import WeightsError
 
 CONFIG = MaskedModelConfig(
     codebook_size=16, width=24, heads=2, content_layers=2, query_layers=2, hidden=32,
-    code_width=8, vocabulary=("pale", "blue", "dark", "green"), max_words=8,
+    code_width=8, vocabulary=("pale", "blue", "dark", "green"), max_words=8, ratio=4,
 )  # fmt: skip
+ALONE = replace(CONFIG, ratio=0)
 CAPTIONS = ("pale blue", "dark green")
 
 
 def smooth_grids(count, seed, grid=(8, 8)):
-    """Tokens that neighbours and the caption foretell: noisy ramps that start at its colour."""
+    """Tokens that neighbours, caption and parents foretell: noisy ramps that start at its colour."""
     rng = np.random.default_rng(seed)
     which = rng.integers(0, 2, count)
     slope = rng.uniform(-0.8, 0.8, (count, 2, 1, 1))
     y, x = np.indices(grid)
     level = 4 + 7 * which[:, None, None] + slope[:, 0] * y + slope[:, 1] * x
     noisy = np.clip(np.round(level + rng.normal(0, 0.5, level.shape)), 0, 15).astype(np.int64)
-    return torch.from_numpy(noisy), [word_ids(CAPTIONS[i], CONFIG) for i in which]
+    parents = torch.from_numpy(15 - noisy[:, 1::4, 2::4])
+    return torch.from_numpy(noisy), [word_ids(CAPTIONS[i], CONFIG) for i in which], parents
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +45,10 @@ def trained():
     model = MaskedImageModel(CONFIG)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for step in range(48):
-        tokens, words = smooth_grids(8, step)
+        tokens, words, parents = smooth_grids(8, step)
         stage = torch.from_numpy(stages(SCHEDULES[1 + step % 4], (8, 8)).copy())
-        loss = model.bits(tokens, pad_words(words), stage).mean()
+        known = parents if step % 3 else None
+        loss = model.bits(tokens, pad_words(words), stage, known).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -55,10 +60,10 @@ def twin(trained):
     return export(trained)
 
 
-def walk(twin, tokens, words, schedule="qlds"):
+def walk(twin, tokens, words, parents=None, schedule="qlds"):
     """All frequencies of one grid, row by row of the grid."""
     grid, flat = tuple(tokens.shape), tokens.numpy().ravel()
-    session = Session(twin, grid, words)
+    session = opened(twin, words, parents, grid)
     found = np.zeros((len(flat), twin.config.codebook_size), dtype=np.int64)
     sequence = order(schedule, grid)
     for at in np.split(sequence, np.cumsum(stage_sizes(schedule, grid))[:-1]):
@@ -68,45 +73,76 @@ def walk(twin, tokens, words, schedule="qlds"):
     return found
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES[1:])
-def test_the_twin_takes_at_most_one_percent_more_bits_than_the_float_model(trained, twin, schedule):
-    tokens, words = smooth_grids(8, 1001)
+def opened(twin, words, parents=None, grid=(8, 8)):
+    above = None if parents is None else parents.numpy()
+    return Session(twin, grid, words, read_parents(twin, above, grid))
+
+
+def float_bits(model, schedule, known):
+    tokens, words, parents = smooth_grids(8, 1001)
     stage = torch.from_numpy(stages(schedule, (8, 8)).copy())
     with torch.no_grad():
-        wanted = float(trained.bits(tokens, pad_words(words), stage).sum())
-    assert wanted / tokens.numel() < 3.5  # of 4: training has taught it something
-    spent = 0.0
-    for grid, ids in zip(tokens, words, strict=True):
-        freqs = walk(twin, grid, ids, schedule)[np.arange(64), grid.numpy().ravel()]
-        spent += float(np.log2(2**16 / freqs).sum())
-    assert 0.99 < spent / wanted < 1.01
+        bits = model.bits(tokens, pad_words(words), stage, parents if known else None)
+    return float(bits.sum())
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES[1:])
+def test_the_twin_takes_at_most_one_percent_more_bits_than_the_float_model(trained, twin, schedule):
+    wanted = []
+    for known in (True, False):
+        spent = 0.0
+        for grid, ids, above in zip(*smooth_grids(8, 1001), strict=True):
+            freqs = walk(twin, grid, ids, above if known else None, schedule)
+            spent += float(np.log2(2**16 / freqs[np.arange(64), grid.numpy().ravel()]).sum())
+        wanted.append(float_bits(trained, schedule, known))
+        assert 0.99 < spent / wanted[-1] < 1.01
+        # What is restored from the twin is as good as the model that it came from.
+        assert 0.99 < float_bits(restore(twin, CONFIG), schedule, known) / wanted[-1] < 1.01
+    # Training has taught it something (a token is 4 bits), most of all what parents say.
+    assert wanted[1] < 3.5 * 512 and wanted[0] < 0.98 * wanted[1]
+
+
+def test_restoring_undoes_exporting_and_a_new_level_above_says_nothing_at_first(twin):
+    again = export(restore(twin, CONFIG))
+    assert again.tables.keys() == twin.tables.keys()
+    for name, table in twin.tables.items():
+        if table.is_floating_point():
+            assert torch.allclose(again.tables[name], table, rtol=1e-5), name
+        else:
+            assert torch.equal(again.tables[name], table), name
+    alone = ExactModel(ALONE, integer_tables())
+    tokens, words, parents = smooth_grids(2, 1002)
+    stage = torch.from_numpy(stages("qlds", (8, 8)).copy())
+    with torch.no_grad():
+        plain = restore(alone, ALONE)(tokens, pad_words(words), stage)
+        assert torch.equal(restore(alone, CONFIG)(tokens, pad_words(words), stage, parents), plain)
 
 
 def test_float64_products_autocast_threads_and_blocks_change_nothing(twin, monkeypatch):
-    tokens, words = smooth_grids(1, 1003)
-    found, threads = [walk(twin, tokens[0], words[0])], torch.get_num_threads()
+    one, threads = [part[0] for part in smooth_grids(1, 1003)], torch.get_num_threads()
+    found = [walk(twin, *one)]
     torch.set_num_threads(1 if threads > 1 else 2)
     torch.set_float32_matmul_precision("high")
     try:
-        found.append(walk(twin, tokens[0], words[0]))
+        found.append(walk(twin, *one))
         torch.set_float32_matmul_precision("highest")
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found.append(walk(twin, tokens[0], words[0]))
+            found.append(walk(twin, *one))
     finally:
         torch.set_float32_matmul_precision("highest")
         torch.set_num_threads(threads)
     monkeypatch.setattr(session, "_SCORES_AT_ONCE", 200)
-    found.append(walk(twin, tokens[0], words[0]))
+    found.append(walk(twin, *one))
     assert all(np.array_equal(found[0], other) for other in found[1:])
 
 
 def test_the_order_inside_a_stage_changes_nothing(twin):
     # Sums over the memory run in another order, and matrices hold their rows in another place.
-    tokens, words = smooth_grids(1, 1005)
+    tokens, words, parents = smooth_grids(1, 1005)
     flat, at = tokens[0].numpy().ravel(), order("var", (8, 8))
     found = []
     for first in (at[:16], at[:16][::-1]):
-        session = Session(twin, (8, 8), words[0])
+        session = opened(twin, words[0], parents[0])
         session.reveal(first, flat[first])
         found.append(session.frequencies(at[16:]))
     assert np.array_equal(*found)
@@ -115,13 +151,13 @@ def test_the_order_inside_a_stage_changes_nothing(twin):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("spoken", [True, False])
 def test_stages_taken_together_give_what_they_give_one_by_one(twin, schedule, spoken):
-    tokens, words = smooth_grids(1, 1007)
-    words = words[0] if spoken else []
+    tokens, words, parents = smooth_grids(1, 1007)
+    words, above = words[0] if spoken else [], parents[0] if spoken else None
     flat, stage = tokens[0].numpy().ravel(), stages(schedule, (8, 8)).ravel()
     plan = [np.flatnonzero(stage == number) for number in range(stage.max() + 1)]
-    expected = walk(twin, tokens[0], words, schedule)
+    expected = walk(twin, tokens[0], words, above, schedule)
     for first in (0, len(plan) // 2):
-        session = Session(twin, (8, 8), words)
+        session = opened(twin, words, above)
         for early in (plan[:first], plan[first:]):
             if early:
                 found = session.foresee(early, flat[np.concatenate(early)])
@@ -134,7 +170,7 @@ def test_a_window_looks_up_what_its_embeddings_side_by_side_would_be_multiplied_
     # The larger weights need sums in float64, the smaller ones fit into float32.
     tables = integer_tables()
     tables["mix_codes.weight"] = tables["mix_codes.weight"].double() * factor
-    twin = ExactModel(CONFIG, tables)
+    twin = ExactModel(ALONE, tables)
     ids = torch.arange(25).repeat(7, 1) % torch.arange(2, 9)[:, None]
     side_by_side = tables["codes"].double()[ids].flatten(1)
     total = (side_by_side @ tables["mix_codes.weight"]).float()
@@ -152,16 +188,22 @@ def test_the_twin_survives_saving_always_in_the_same_bytes(twin, tmp_path):
     loaded = ExactModel.load(path)
     loaded.save(path)
     assert files == {path.read_bytes()} and loaded.config == twin.config
-    tokens, words = smooth_grids(1, 1006)
-    assert np.array_equal(walk(loaded, tokens[0], words[0]), walk(twin, tokens[0], words[0]))
+    one = [part[0] for part in smooth_grids(1, 1006)]
+    assert np.array_equal(walk(loaded, *one), walk(twin, *one))
 
 
 def test_frequencies_of_fixed_tables_are_frozen():
     # Drawn by an integer generator, so that no float decides them: these numbers must come out
     # on every machine.
-    twin = ExactModel(CONFIG, integer_tables())
     tokens = torch.arange(64).reshape(8, 8) % 16
-    freqs = walk(twin, tokens, [2, 3, 1])
+    under = walk(ExactModel(CONFIG, integer_tables(4)), tokens, [2, 3, 1], tokens[:2, :2])
+    assert under[[0, 27, 63], :4].tolist() == [
+        [1507, 1507, 6025, 6025],
+        [719, 2873, 11492, 1437],
+        [263, 263, 2097, 1049],
+    ]
+    assert int((under * np.arange(1, 17)).sum()) == 37163344
+    freqs = walk(ExactModel(ALONE, integer_tables()), tokens, [2, 3, 1])
     assert freqs[[0, 27, 63], :4].tolist() == [
         [7092, 7084, 3542, 7084],
         [1765, 14128, 7060, 883],
@@ -170,7 +212,7 @@ def test_frequencies_of_fixed_tables_are_frozen():
     assert int((freqs * np.arange(1, 17)).sum()) == 33077417
 
 
-def integer_tables():
+def integer_tables(ratio=0):
     rng = np.random.Generator(np.random.PCG64(5))
     width, hidden, code, words = CONFIG.width, CONFIG.hidden, CONFIG.code_width, 6
 
@@ -205,20 +247,23 @@ def integer_tables():
                 tables |= product(f"{name}.{part}", width, width, 2.0**-10)
             tables |= product(f"{name}.up", width, hidden, 2.0**-10)
             tables |= product(f"{name}.down", hidden, width, 2.0**-8)
+    if ratio:
+        tables |= {"parents": ints(18, code, most=127), "below": ints(ratio**2, width, most=500)}
+        tables |= product("mix_parents", 25 * code, width, 2.0**-6)
     return tables
 
 
 def test_sums_that_cannot_be_proven_exact_in_float64_and_missing_tables_are_refused():
     tables = integer_tables()
     tables["queries.0.down.weight"] *= 100
-    assert ExactModel(CONFIG, tables).queries[0].down.wide
+    assert ExactModel(ALONE, tables).queries[0].down.wide
     tables["mix_codes.weight"] = torch.full_like(tables["mix_codes.weight"], 2**30).double() * 2**14
     with pytest.raises(WeightsError, match="sums of mix_codes must stay below 9007199254740992"):
-        ExactModel(CONFIG, tables)
+        ExactModel(ALONE, tables)
     tables = integer_tables()
     del tables["content.1.up.scale"]
     with pytest.raises(WeightsError, match=r"table 'content.1.up.scale' is missing"):
-        ExactModel(CONFIG, tables)
+        ExactModel(ALONE, tables)
 
 
 def test_files_that_are_absent_broken_or_foreign_are_named(tmp_path, twin):

@@ -16,7 +16,7 @@ from percov2_core.errors import ConfigError
 
 CONFIG = MaskedModelConfig(
     codebook_size=16, width=16, heads=2, content_layers=1, query_layers=1, hidden=16,
-    code_width=4, vocabulary=("pale", "blue", "sky", ","), max_words=8,
+    code_width=4, vocabulary=("pale", "blue", "sky", ","), max_words=8, ratio=2,
 )  # fmt: skip
 
 
@@ -51,6 +51,17 @@ def test_the_caption_moves_the_logits_of_the_first_stage(model):
     stage = torch.zeros(4, 4, dtype=torch.int64)
     other = pad_words([word_ids("sky sky", CONFIG)])
     assert not torch.allclose(model(tokens, words, stage), model(tokens, other, stage))
+
+
+def test_a_parent_moves_the_logits_below_it_and_around_as_far_as_it_is_known(model):
+    tokens, words = example(5, (14, 3))
+    stage, parents = torch.zeros(14, 3, dtype=torch.int64), torch.zeros(1, 7, 2, dtype=torch.int64)
+    parents[0, 0, 0] = 5
+    before = model(tokens, words, stage, torch.zeros_like(parents))
+    moved = (model(tokens, words, stage, parents) - before).abs().amax((0, 2, 3)) > 0
+    assert moved.tolist() == [True] * 6 + [False] * 8  # rows below it and two parents further
+    unknown = torch.full_like(parents, CONFIG.mask_id)
+    assert torch.equal(model(tokens, words, stage, unknown), model(tokens, words, stage))
 
 
 def test_padding_words_change_nothing(model):

@@ -9,14 +9,14 @@ from percov2_core.entropy import prior
 from percov2_core.entropy.coder import SymbolReader, SymbolWriter
 from percov2_core.entropy.exporter import export
 from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfig
-from percov2_core.entropy.prior import Draws, TokenPrior
+from percov2_core.entropy.prior import Draws, Known, TokenPrior
 from percov2_core.entropy.schedule import coding_order, order
 from percov2_core.entropy.session import Session
 from percov2_core.errors import BitstreamError
 
 CONFIG = MaskedModelConfig(
     codebook_size=12, width=16, heads=2, content_layers=1, query_layers=1, hidden=16,
-    code_width=4, vocabulary=("pale", "blue"), max_words=4,
+    code_width=4, vocabulary=("pale", "blue"), max_words=4, ratio=4,
 )  # fmt: skip
 
 
@@ -37,31 +37,43 @@ def random_tokens(seed, grid):
     return np.random.default_rng(seed).integers(0, 12, grid)
 
 
+def known(grid):
+    return Known("pale sky", random_tokens(9, tuple(-(-side // 4) for side in grid)))
+
+
 def coded(tokens, *, schedule, sent=None):
     """The writer, and every (tokens, bytes) at which the file may end."""
-    writer, sent = SymbolWriter(), tokens.size if sent is None else sent
-    written = PRIOR.compress(tokens, "pale sky", schedule=schedule, writer=writer, sent=sent)
-    return writer, [(count, writer.finish()) for count in written]
+    writer, ends, sent = SymbolWriter(), [], tokens.size if sent is None else sent
+    steps = PRIOR.compress(tokens, known(tokens.shape), schedule=schedule, sent=sent)
+    for count, (positions, freqs, _) in enumerate(steps):
+        writer.write(tokens.ravel()[positions], freqs)
+        ends.append((len(positions) + (ends[-1][0] if count else 0), writer.finish()))
+    return writer, ends
 
 
-def decoded(data, grid, *, schedule, sent=None, seed=0):
+def decoded(data, grid, *, schedule, sent=None, seed=None):
+    """What is read; without a seed the tokens not sent are guessed."""
     reader, sent = SymbolReader(data), grid[0] * grid[1] if sent is None else sent
-    found = PRIOR.decompress(
-        reader, grid, caption="pale sky", schedule=schedule, sent=sent, seed=seed
-    )
+    draws = None if seed is None else Draws(seed, "pale sky")
+    found = PRIOR.decompress(reader, grid, known(grid), schedule=schedule, sent=sent, draws=draws)
     reader.close()
     return found
 
 
 @settings(max_examples=40, deadline=None)
 @given(names, grids, st.data())
-def test_the_first_tokens_survive_and_the_others_are_drawn_from_them(schedule, grid, data):
+def test_the_first_tokens_survive_and_the_others_are_drawn_or_guessed(schedule, grid, data):
     total = grid[0] * grid[1]
     sent = data.draw(st.one_of(st.just(total), st.integers(0, total)))
     tokens = random_tokens(1, grid)
     writer, _ = coded(tokens, schedule=schedule, sent=sent)
-    found, bits = decoded(writer.finish(), grid, schedule=schedule, sent=sent, seed=5)
+    seed = data.draw(st.sampled_from([None, 5]))
+    found, bits, guesses = decoded(writer.finish(), grid, schedule=schedule, sent=sent, seed=seed)
     first, rest = np.split(order(schedule, grid), [sent])
+    assert (guesses is None) == (seed is not None or sent == total)
+    if guesses is not None:
+        assert np.array_equal(guesses.argmax(1), found.ravel()[np.sort(rest)])
+        assert (guesses.sum(1, dtype=int) == 2**16).all()
     assert np.array_equal(found.ravel()[first], tokens.ravel()[first])
     assert 0 <= found.min() <= found.max() < 12
     assert not bits.ravel()[rest].any()
@@ -74,7 +86,7 @@ def test_the_stream_is_as_long_as_the_costs_say(schedule):
     bits = decoded(writer.finish(), (7, 9), schedule=schedule).bits
     assert bits.sum() == pytest.approx(writer.ideal_bits)
     assert abs(8 * len(writer.finish()) - bits.sum()) < 9
-    choices = PRIOR.choices(tokens, "pale sky", schedule=schedule)
+    choices = PRIOR.choices(tokens, known(tokens.shape), schedule=schedule)
     assert np.allclose(np.take_along_axis(choices, tokens[None], 0)[0], bits)
 
 
@@ -82,8 +94,7 @@ def test_the_stream_is_as_long_as_the_costs_say(schedule):
 def test_a_file_may_end_at_every_cut_point(schedule):
     tokens = random_tokens(3, (6, 6))
     for count, data in coded(tokens, schedule=schedule)[1]:
-        writer, cuts = coded(tokens, schedule=schedule, sent=count)
-        assert writer.finish() == data and cuts[-1] == (count, data)
+        assert coded(tokens, schedule=schedule, sent=count)[1][-1] == (count, data)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -92,10 +103,10 @@ def test_stages_taken_together_write_what_stage_by_stage_writes(schedule, grid, 
     # Of the larger grid, some stages are always written by themselves.
     tokens = random_tokens(5, grid)
     whole = coded(tokens, schedule=schedule)[0].finish()
-    choices = PRIOR.choices(tokens, "pale sky", schedule=schedule)
+    choices = PRIOR.choices(tokens, known(tokens.shape), schedule=schedule)
     monkeypatch.setattr(prior, "TOKENS_AT_ONCE", 0)
     assert coded(tokens, schedule=schedule)[0].finish() == whole
-    assert np.array_equal(PRIOR.choices(tokens, "pale sky", schedule=schedule), choices)
+    assert np.array_equal(PRIOR.choices(tokens, known(tokens.shape), schedule=schedule), choices)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -103,9 +114,13 @@ def test_grids_beyond_one_tile_survive_the_round_trip(schedule):
     tokens = random_tokens(4, (3, 70))
     for sent in (None, 50):
         writer, _ = coded(tokens, schedule=schedule, sent=sent)
-        found = decoded(writer.finish(), (3, 70), schedule=schedule, sent=sent).tokens
-        first = coding_order(schedule, (3, 70))[:sent]
-        assert np.array_equal(found.ravel()[first], tokens.ravel()[first])
+        found = decoded(writer.finish(), (3, 70), schedule=schedule, sent=sent)
+        first, rest = np.split(
+            coding_order(schedule, (3, 70)), [tokens.size if sent is None else sent]
+        )
+        assert np.array_equal(found.tokens.ravel()[first], tokens.ravel()[first])
+        guessed = [] if found.guesses is None else found.guesses.argmax(1)
+        assert np.array_equal(guessed, found.tokens.ravel()[np.sort(rest)])
 
 
 def test_the_seed_and_the_tokens_sent_change_what_is_drawn():
@@ -120,17 +135,19 @@ def test_the_seed_and_the_tokens_sent_change_what_is_drawn():
 
 
 def test_the_random_numbers_are_those_of_splitmix64():
-    draws = Draws(0, "", np.zeros(0, dtype=np.int64))
+    draws = Draws(0, "")
     draws._state = np.uint64(1234567)
     first = [int(z) for z in (*draws._next(2), *draws._next(1))]
     assert first == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
 def test_what_is_drawn_from_fixed_frequencies_is_frozen():
-    # Files of the hybrid mode are completed with these numbers.
+    # The coarse level of files is completed with these numbers.
     freqs = np.tile(np.array([[40000, 20000, 5000, 536]], dtype=np.uint32), (24, 1))
-    found = Draws(7, "a red kite", np.array([3, 1, 2])).take(freqs)
-    assert found.tolist() == [1, 0, 0, 0, 0, 1, 0, 1, 1, 0, 0, 0] + [0] * 9 + [1, 0, 0]
+    draws = Draws(7, "a red kite")
+    draws.tell(np.array([3, 1]))
+    draws.tell(np.array([2]))
+    assert draws.take(freqs).tolist() == [1, 0, 0, 0, 0, 1, 0, 1, 1, 0, 0, 0] + [0] * 9 + [1, 0, 0]
 
 
 @pytest.mark.parametrize("schedule", ["qlds", "uniform"])
