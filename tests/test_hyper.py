@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from percov2_core.errors import BitstreamError
-from percov2_core.hyper.networks import HyperDecoder, HyperEncoder, VectorQuantizer
+from percov2_core.hyper.networks import Codes, HyperDecoder, HyperEncoder, VectorQuantizer
 from percov2_core.hyper.search import SearchConfig, search_tokens
 from percov2_core.metrics.structure import structure_distance
 
@@ -33,7 +33,7 @@ def test_encoder_and_decoder_meet_on_the_latent_grid(count, stride):
     decoder = HyperDecoder(16, 4, (8,) * count, (1,) * count, 6)
     vectors = encoder(torch.randn(1, 16, 4 * stride, 3 * stride))
     assert vectors.shape == (1, 6, 4, 3)
-    start, features = decoder(vectors, torch.ones(len(vectors), 0))
+    start, features = decoder(Codes(vectors), torch.ones(len(vectors), 0))
     assert start.shape == (1, 16, 4 * stride, 3 * stride)
     assert features.shape == (1, 4, 4 * stride, 3 * stride)
 
@@ -95,7 +95,25 @@ def test_a_styled_decoder_starts_neutral_and_then_hears_the_guidance():
     codes, low, high = torch.randn(1, 6, 3, 3), torch.zeros(1, 4), torch.ones(1, 4)
     for block in (b for blocks in decoder.blocks for b in blocks):
         torch.nn.init.normal_(block.narrow.weight)
+    codes = Codes(codes)
     assert torch.equal(decoder(codes, low).start, decoder(codes, high).start)
     for layer in (s for styles in decoder.styles for s in styles):
         torch.nn.init.normal_(layer.weight)
     assert not torch.allclose(decoder(codes, low).start, decoder(codes, high).start)
+
+
+def test_coarse_codes_join_the_fine_ones_below_them_and_say_nothing_at_first():
+    decoder = HyperDecoder(
+        16, 4, (8,), (1,), 6, 4, coarse_widths=(8, 8, 8), coarse_depths=(1, 1, 1)
+    )
+    fine, none, told = torch.randn(1, 6, 5, 8), torch.zeros(1, 6, 2, 2), torch.ones(1, 4)
+    coarse, sent = torch.randn(1, 6, 2, 2), torch.ones(1, 1, 5, 8)
+
+    def start(*codes):
+        return decoder(Codes(*codes), told).start
+
+    assert torch.equal(start(fine, sent, coarse), start(fine, sent, none))
+    torch.nn.init.normal_(decoder.join.weight)
+    changed = (start(fine, sent, coarse) - start(fine, sent, none)).abs().amax((0, 1)) > 0
+    assert changed.all() and changed.shape == (10, 16)
+    assert not torch.equal(start(fine, sent, coarse), start(fine, 0 * sent, coarse))
