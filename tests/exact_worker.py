@@ -1,9 +1,10 @@
-"""Run by `test_exactness.py` in processes of their own: grids and captions -> digests.
+"""Run by `test_exactness.py` in processes of their own: tokens and captions -> digests.
 
-    python -m tests.exact_worker GRIDS.npz THREADSxAT_ONCE ...
+    python -m tests.exact_worker TOKENS.npz THREADSxAT_ONCE ...
 
-prints one line for each of the ways to run: for every picture and rate a SHA-256 over the coded
-bytes, the tokens read back, and the tokens that hybrid mode invents.
+prints one line for each of the ways to run: for every picture, as extreme and as a hybrid file of
+all tokens, a SHA-256 over the bytes of its cuts, the tokens read from them, and the guesses. The
+first picture is cut at every stage, the others at every fifth.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ import numpy as np
 import torch
 
 from percov2_core.caption.language import load_language
-from percov2_core.caption.packing import read_caption, write_caption
-from percov2_core.config import RATES
-from percov2_core.entropy.coder import SymbolReader, SymbolWriter
+from percov2_core.config import LEVELS
+from percov2_core.contents import FileCodec, FileModules, Tokens
 from percov2_core.entropy.exact import ExactModel
 from percov2_core.entropy.prior import TokenPrior
 
@@ -27,32 +27,34 @@ from percov2_core.entropy.prior import TokenPrior
 MODEL = Path(__file__).parents[1] / "percov2_core" / "models" / "embedded"
 
 
-def digest(prior: TokenPrior, language, tokens: np.ndarray, caption: str) -> str:
+def digest(codec: FileCodec, tokens: Tokens, mode: str, step: int) -> str:
+    total = tokens.coarse.size + tokens.fine.size
+    whole = codec.write(tokens, mode, count=total if mode == "hybrid" else None)
     parts = []
-    for sent in (tokens.size, tokens.size // 4, 0):
-        writer = SymbolWriter()
-        write_caption(writer.write, caption, language)
-        for _ in prior.compress(tokens, caption, schedule="qlds", writer=writer, sent=sent):
-            pass
-        data = writer.finish()
-        reader = SymbolReader(data)
-        said = read_caption(reader.read, language)
-        read = prior.decompress(
-            reader, tokens.shape, caption=said, schedule="qlds", sent=sent, seed=0
-        )
-        reader.close()
-        parts += [data, read.tokens.tobytes()]
+    for stage in range(0, len(codec.stage_ends(whole)), step):
+        cut = codec.truncate(whole, stage=stage)
+        found = codec.read(cut)
+        read = [found.fine.tokens, found.guesses, found.coarse and found.coarse.tokens]
+        parts += [cut.to_bytes(), *(grid.tobytes() for grid in read if grid is not None)]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def main(path: str, *ways: str) -> None:
-    language = load_language(MODEL / "caption_language.npz")
-    priors = {r: TokenPrior(ExactModel.load(MODEL / r / "entropy.safetensors")) for r in RATES}
+    priors = {n: TokenPrior(ExactModel.load(MODEL / n / "entropy.safetensors")) for n in LEVELS}
+    codec = FileCodec(
+        name="embedded",
+        digest=bytes(32),
+        language=load_language(MODEL / "caption_language.npz"),
+        levels={name: FileModules(prior=prior) for name, prior in priors.items()},
+    )
     with np.load(path) as arrays:
+        size, grids = tuple(arrays["size"].tolist()), (arrays["coarse"], arrays["fine"])
         jobs = [
-            (priors[rate], language, grid, str(caption))
-            for rate in RATES
-            for grid, caption in zip(arrays[rate], arrays["captions"], strict=True)
+            (codec, Tokens(size, str(caption), coarse, fine), mode, 5 if i else 1)
+            for i, (caption, coarse, fine) in enumerate(
+                zip(arrays["captions"], *grids, strict=True)
+            )
+            for mode in ("extreme", "hybrid")
         ]
     for threads, at_once in (map(int, way.split("x")) for way in ways):
         torch.set_num_threads(threads)
