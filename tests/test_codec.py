@@ -145,8 +145,8 @@ WRONG = {
     "truncate": [
         ({}, "truncate: give one of stage, tokens and size, got none"),
         ({"stage": 0, "size": 9}, "truncate: give one of stage, tokens and size, got stage, size"),
-        ({"tokens": 12}, r"tokens must be in \[0, 11\], got 12"),
-        ({"tokens": 0.5}, r"tokens must be a whole number in \[0, 11\], got 0.5"),
+        ({"tokens": 11}, r"tokens must be in \[0, 10\], got 11"),
+        ({"tokens": 0.5}, r"tokens must be a whole number in \[0, 10\], got 0.5"),
         ({"stage": 99}, r"stage must be in \[0, 10\], got 99"),
         ({"stage": "all"}, r"stage must be a whole number in \[0, 10\], got 'all'"),
         ({"size": True}, r"size must be a whole number in \[1, 200000\], got True"),
