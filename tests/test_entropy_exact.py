@@ -28,7 +28,7 @@ CAPTIONS = ("pale blue", "dark green")
 
 
 def smooth_grids(count, seed, grid=(8, 8)):
-    """Tokens that neighbours, caption and parents foretell: noisy ramps that start at its colour."""
+    """Noisy ramps, foretold by neighbours, parents and the caption, at whose colour they start."""
     rng = np.random.default_rng(seed)
     which = rng.integers(0, 2, count)
     slope = rng.uniform(-0.8, 0.8, (count, 2, 1, 1))
