@@ -97,8 +97,8 @@ def test_random_weights_are_built_where_they_will_run(monkeypatch):
     monkeypatch.setattr(fresh, "ExactModel", exact)
     codec = fresh.random_codec(TINY, residency=Residency(device="meta"), t5_tokens=8)
     assert [call.kwargs["device"] for call in exact.call_args_list] == ["meta"] * 2
-    for modules in codec.rates.values():
-        parts = [modules.encoder, modules.quantizer, modules.decoder, modules.flow]
-        for part in (*parts, *modules.text.models):
-            assert {v.device.type for v in (*part.parameters(), *part.buffers())} == {"meta"}
+    painter, levels = codec.painter, codec.levels.values()
+    parts = [painter.decoder, painter.flow, *painter.text.models]
+    for part in (*parts, *(part for m in levels for part in (m.encoder, m.quantizer))):
+        assert {v.device.type for v in (*part.parameters(), *part.buffers())} == {"meta"}
     assert codec.device.type == "meta"

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from percov2_core.bitstream import Stream
-from percov2_core.config import MODES, RATES
+from percov2_core.config import LEVELS, MODES
 from percov2_core.errors import UnavailableError, WeightsError
 from percov2_core.flow.transformer import Conditions, guidance_features
-from percov2_core.weights import load_codec
+from percov2_core.hyper.networks import Codes
+from percov2_core.weights import load_codec, parts
 from percov2_core.weights.base import load_text
-from percov2_core.weights.files import WEIGHTS_FILE, read_about, write_about
+from percov2_core.weights.files import ENTROPY_FILE, WEIGHTS_FILE, read_about, write_about
 from percov2_core.weights.fresh import random_codec
 from percov2_core.weights.parts import ADAPTER_FILE
 from percov2_core.weights.residency import Residency
@@ -37,9 +38,9 @@ def lora(tmp_path):
     return shutil.copytree(tiny_checkpoint(RANKS["lora"]), tmp_path / "lora")
 
 
-def training_modules(folder, rate):
-    text = load_text(tiny_sd3_folder(), CPU, t5_tokens=8)
-    return rates.load(folder / rate, CPU, base=tiny_sd3_folder(), text=text, merge=False)
+def training_painter(folder):
+    base, text = tiny_sd3_folder(), load_text(tiny_sd3_folder(), CPU, t5_tokens=8)
+    return parts.load_painter(folder / "painter", CPU, base=base, text=text, merge=False)
 
 
 def change(module, names=("",)):
@@ -63,52 +64,56 @@ def test_two_loads_read_the_same_tokens_and_paint_the_same_picture(folder):
     data = first.encode(picture(), "extreme").to_bytes()
     assert data == second.encode(picture(), "extreme").to_bytes()
     stream = Stream.from_bytes(data)
-    assert np.array_equal(first.read(stream).tokens, second.read(stream).tokens)
+    a, b = (codec.read(stream).fine.tokens for codec in (first, second))
+    assert np.array_equal(a, b)
     a, b = (codec.decode(stream, steps=2) for codec in (first, second))
     assert a.tobytes() == b.tobytes()
 
 
 def test_the_tokens_in_the_file_are_those_of_the_encoder(folder):
     codec = load_codec(f"sd3-medium:{folder}", device="cpu")
-    stream = Stream.from_bytes(codec.encode(picture(128, 96), "extreme").to_bytes())
-    modules = codec.rates["extreme"]
-    x = torch.from_numpy(np.array(picture(128, 96))).permute(2, 0, 1)[None] / 127.5 - 1
-    with torch.no_grad():
-        tokens = modules.quantizer.tokens(modules.encoder(codec.vae.encode(x)))
-    assert np.array_equal(codec.read(stream).tokens, tokens[0].numpy())
-    assert len(np.unique(tokens)) > 1
+    stream = codec.encode(picture(256, 192), "hybrid", tokens=12 + 12 * 16)
+    contents = codec.read(Stream.from_bytes(stream.to_bytes()))
+    x = torch.from_numpy(np.array(picture(256, 192))).permute(2, 0, 1)[None] / 127.5 - 1
+    for name, modules in codec.levels.items():
+        with torch.no_grad():
+            tokens = modules.quantizer.tokens(modules.encoder(codec.vae.encode(x)))
+        assert np.array_equal(getattr(contents, name).tokens, tokens[0].numpy())
+        assert len(np.unique(tokens)) > 1
 
 
 def test_what_training_changed_is_what_is_loaded(folder):
-    modules = training_modules(folder, "extreme")
+    plain, painter = load_codec(folder, device="cpu"), training_painter(folder)
     trained = ("lora_", "pos_embed.proj") if folder.name == "lora" else ("",)
-    change(modules.flow.transformer, trained)
-    change(modules.decoder)
-    change(modules.encoder)
-    rates.save(modules, folder / "extreme", packed=False)
-    loaded = load_codec(folder, device="cpu").rates["extreme"]
-    untouched = load_codec(f"sd3-medium:{folder}", device="cpu").rates["ultra-low"]
-    z = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(2))
-    codes = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(3))
+    change(painter.flow.transformer, trained)
+    change(painter.decoder)
+    change(plain.levels["fine"].encoder)
+    parts.save_painter(painter, folder / "painter", packed=False)
+    parts.save_level(plain.levels["fine"], folder / "fine", packed=False)
+    loaded = load_codec(folder, device="cpu")
+    z, codes, above = (
+        torch.randn(1, *size, generator=torch.Generator().manual_seed(2))
+        for size in ((16, 8, 8), (4, 4, 4), (4, 1, 1))
+    )
     t, one = torch.tensor([0.6]), torch.ones(1)
 
-    def velocity(modules):
-        start, features = modules.decoder(
-            codes, guidance_features(one, modules.decoder.guidance_width)
-        )
-        conditions = Conditions(start, features, modules.text.encode(["a red house"]))
-        return modules.flow(z, t, conditions, one)
+    def velocity(painter):
+        told = guidance_features(one, painter.decoder.guidance_width)
+        start, features = painter.decoder(Codes(codes, torch.ones(1, 1, 4, 4), above), told)
+        conditions = Conditions(start, features, painter.text.encode(["a red house"]))
+        return painter.flow(z, t, conditions, one)
 
     with torch.no_grad():
-        assert torch.equal(modules.encoder(z), loaded.encoder(z))
-        assert torch.allclose(velocity(modules), velocity(loaded), atol=1e-5)
-    before, after = untouched.flow.transformer, loaded.flow.transformer
+        encoders = (codec.levels["fine"].encoder(z) for codec in (plain, loaded))
+        assert torch.equal(*encoders)
+        assert torch.allclose(velocity(painter), velocity(loaded.painter), atol=1e-5)
+    before, after = (codec.painter.flow.transformer for codec in (plain, loaded))
     name = "transformer_blocks.0.attn.to_q.weight"
     assert not torch.allclose(before.get_parameter(name), after.get_parameter(name))
 
 
 def test_an_adapter_is_folded_into_the_weights(lora):
-    transformer = load_codec(lora, device="cpu").rates["extreme"].flow.transformer
+    transformer = load_codec(lora, device="cpu").painter.flow.transformer
     assert type(transformer).__name__ == "SD3Transformer2DModel"
     assert not any("lora" in name for name, _ in transformer.named_modules())
 
@@ -125,22 +130,22 @@ def test_a_models_facts_survive_writing_and_its_digest_is_in_every_file(lora):
 
 def test_the_folder_holds_the_documented_files_and_no_others(folder):
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    parts = [f"{part}/{WEIGHTS_FILE}" for part in ("hyper_encoder", "quantizer", "hyper_decoder")]
-    parts += [f"{part}/config.json" for part in ("hyper_encoder", "quantizer", "hyper_decoder")]
-    parts += ["entropy.safetensors", "flow.json", "search.json"]
+    wanted = {"model.json", "caption_language.npz", "painter/flow.json"}
+    wanted |= {f"{level}/{name}" for level in LEVELS for name in (ENTROPY_FILE, "search.json")}
+    networks = [f"{level}/{part}" for level in LEVELS for part in ("hyper_encoder", "quantizer")]
+    networks.append("painter/hyper_decoder")
     if folder.name == "lora":
-        parts += ["lora/adapter_config.json", f"lora/{ADAPTER_FILE}"]
+        wanted |= {f"painter/lora/{name}" for name in ("adapter_config.json", ADAPTER_FILE)}
     else:
-        parts += ["transformer/config.json", f"transformer/{WEIGHTS_FILE}"]
-    wanted = {f"{rate}/{part}" for rate in RATES for part in parts}
-    assert found == {"model.json", "caption_language.npz"} | wanted
+        networks.append("painter/transformer")
+    wanted |= {f"{part}/{name}" for part in networks for name in ("config.json", WEIGHTS_FILE)}
+    assert found == wanted
 
 
 def test_random_weights_make_a_whole_codec():
     codec = random_codec(TINY, residency=CPU, t5_tokens=8)
     stream = Stream.from_bytes(codec.encode(picture(), "ultra-low").to_bytes())
     assert codec.decode(stream, steps=1, guidance=2.0).size == picture().size
-    assert codec.rates["extreme"].flow.transformer is codec.rates["ultra-low"].flow.transformer
 
 
 QUERY = "base_model.model.transformer_blocks.0.attn.to_q.lora_A.weight"
@@ -159,21 +164,21 @@ EMBEDDING = "base_model.model.pos_embed.proj.bias"
     ],
 )
 def test_an_adapter_that_does_not_fit_is_named(lora, edit, message):
-    change_weights(lora / "extreme" / "lora" / ADAPTER_FILE, edit)
+    change_weights(lora / "painter" / "lora" / ADAPTER_FILE, edit)
     with pytest.raises(WeightsError, match=message) as caught:
         load_codec(lora, device="cpu")
     assert "\n" not in str(caught.value)
 
 
 def test_a_damaged_adapter_is_named(lora):
-    (lora / "extreme" / "lora" / "adapter_config.json").write_text("{")
-    with pytest.raises(WeightsError, match=r"adapter .*extreme/lora' cannot be read"):
+    (lora / "painter" / "lora" / "adapter_config.json").write_text("{")
+    with pytest.raises(WeightsError, match=r"adapter .*painter/lora' cannot be read"):
         load_codec(lora, device="cpu")
 
 
 def test_a_full_transformer_of_another_width_is_named(tmp_path):
     folder = shutil.copytree(tiny_checkpoint(RANKS["full"]), tmp_path / "full")
-    path = folder / "extreme" / "transformer" / WEIGHTS_FILE
+    path = folder / "painter" / "transformer" / WEIGHTS_FILE
     change_weights(path, lambda w: w.update({"proj_out.bias": torch.zeros(3)}))
     with pytest.raises(WeightsError, match=r"proj_out\.bias has shape \(3,\), expected \(64,\)"):
         load_codec(folder, device="cpu")
@@ -182,7 +187,7 @@ def test_a_full_transformer_of_another_width_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"format": 2}, r"format 2, this build reads 1$"),
+        ({"format": 1}, r"format 1, this build reads 2$"),
         ({"base": "sd4"}, r"model\.json: base must be one of sd3-medium, sd3\.5-medium, got 'sd4'"),
         ({"base": "sd3.5-medium"}, r"base is 'sd3\.5-medium', expected 'sd3-medium'$"),
         ({"digest": "00" * 32}, r"model\.json says 000000000000: codebooks or entropy models are"),
@@ -195,7 +200,7 @@ def test_a_checkpoint_of_another_version_or_base_is_refused(lora, values, messag
 
 
 def test_an_unknown_setting_is_named(lora):
-    path = lora / "extreme" / "flow.json"
+    path = lora / "painter" / "flow.json"
     for key, message in (("tyle", "tyle"), ("start", "start must be 'codes' or 'noise'")):
         path.write_text(json.dumps({key: 64}))
         with pytest.raises(WeightsError, match=rf"flow\.json.*{message}"):
@@ -206,7 +211,7 @@ def test_an_adapter_without_its_library_says_what_to_install(lora, monkeypatch):
     text = load_text(tiny_sd3_folder(), CPU, t5_tokens=0)
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UnavailableError, match="run `pip install peft`"):
-        rates.load(lora / "extreme", CPU, base=tiny_sd3_folder(), text=text)
+        parts.load_painter(lora / "painter", CPU, base=tiny_sd3_folder(), text=text)
 
 
 def test_no_checkpoint_ships_and_the_message_says_so():

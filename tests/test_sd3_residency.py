@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from percov2_core.cli import main
+from percov2_core.config import MODES
 from percov2_core.errors import ConfigError
 from percov2_core.weights import load_codec, warm_up
 from percov2_core.weights.base import load_text
@@ -68,10 +69,10 @@ def test_visiting_text_encoders_say_the_same_and_leave_nothing_behind(monkeypatc
 
 def test_large_networks_run_in_half_precision_and_ours_do_not(checkpoint):
     codec = load_codec(checkpoint, residency=Residency(device="cpu", dtype="bfloat16"))
-    modules = codec.rates["extreme"]
-    large = [modules.flow.transformer, codec.vae.vae, *modules.text.models]
+    painter, levels = codec.painter, codec.levels.values()
+    large = [painter.flow.transformer, codec.vae.vae, *painter.text.models]
     assert {p.dtype for module in large for p in module.parameters()} == {torch.bfloat16}
-    ours = [modules.encoder, modules.quantizer, modules.decoder]
+    ours = [painter.decoder, *(part for m in levels for part in (m.encoder, m.quantizer))]
     assert {p.dtype for module in ours for p in module.parameters()} == {torch.float32}
     assert codec.decode(codec.encode(picture()), steps=2, guidance=2.0).size == picture().size
 
@@ -83,7 +84,7 @@ def test_the_networks_are_compiled_only_where_that_is_asked_for_and_allowed(
 ):
     def compiled():
         codec = load_codec(checkpoint, residency=Residency(device="cpu", compile=True))
-        transformer = codec.rates["extreme"].flow.transformer
+        transformer = codec.painter.flow.transformer
         return transformer._compiled_call_impl is not None
 
     assert compiled()
@@ -91,13 +92,13 @@ def test_the_networks_are_compiled_only_where_that_is_asked_for_and_allowed(
     assert not compiled()
 
 
-def test_warming_up_paints_one_picture_per_rate_unasked_on_a_gpu_of_ones_own(monkeypatch):
+def test_warming_up_paints_one_picture_per_mode_unasked_on_a_gpu_of_ones_own(monkeypatch):
     codec = tiny_codec()
     painted = counted(monkeypatch, codec, "decode")
     warm_up(codec, Residency(device="cpu"))
     assert painted == []
     warm_up(codec, Residency(device="cpu", warm_up=True))
-    assert [stream.mode for (stream,) in painted] == list(codec.rates)
+    assert [stream.mode for (stream,) in painted] == list(MODES)
     assert not Residency(device="cuda", warm_up=False).warms_up
     wanted = Residency(device="cuda", compile=True)
     assert wanted.compile_allowed and wanted.warms_up
@@ -118,9 +119,9 @@ def test_the_weights_command_tells_sizes_and_places(capsys, checkpoint):
     assert lines[1].split() == ["vae", f"{size / 1e3:.1f}", "kB", "cpu", where]
     names = [line.split()[0] for line in lines[1:-2]]
     parts = ["vae", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3"]
-    assert names == [*parts, "ultra-low", "extreme", "captioner"]
+    assert names == [*parts, "coarse", "fine", "painter", "captioner"]
     names = [line.split()[0] for line in told(capsys)]
-    assert names == ["embedded,", "vae", "ultra-low", "extreme", "together"]
+    assert names == ["embedded,", "vae", "coarse", "fine", "painter", "together"]
 
 
 def test_the_weights_command_names_a_missing_part(capsys, checkpoint, monkeypatch, tmp_path):

@@ -26,14 +26,14 @@ def test_a_loaded_model_is_the_same_each_time(folder):
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        ("extreme/hyper_decoder", None, r"weights: no file at .*hyper_decoder"),
+        ("painter/hyper_decoder", None, r"weights: no file at .*hyper_decoder"),
         (
-            "ultra-low/hyper_encoder",
+            "coarse/hyper_encoder",
             lambda w: rename(w, "out.weight", "out.weigth"),
             r"does not fit HyperEncoder: .*out\.weight",
         ),
         (
-            "extreme/transformer",
+            "painter/transformer",
             lambda w: w.update({"proj_out.bias": w["proj_out.bias"][:-1].clone()}),
             r"does not fit SD3Transformer2DModel: .*proj_out\.bias",
         ),
@@ -60,7 +60,7 @@ def test_damaged_weights_another_format_and_presets_that_lack_one_are_named(fold
     with pytest.raises(WeightsError, match=r"presets lack hybrid/vivid"):
         load_codec(folder)
     edit_json(about, format=9)
-    with pytest.raises(WeightsError, match="format 9, this build reads 1"):
+    with pytest.raises(WeightsError, match="format 9, this build reads 2"):
         load_codec(folder)
 
 
@@ -80,9 +80,9 @@ def test_packing_halves_the_file_and_changes_each_weight_by_half_a_step(tmp_path
 
 def test_the_digest_follows_what_gives_tokens_their_meaning_and_nothing_else(folder):
     before = model_digest(folder)
-    path = folder / "extreme" / "transformer" / WEIGHTS_FILE
+    path = folder / "painter" / "transformer" / WEIGHTS_FILE
     change_weights(path, lambda w: w.update({"proj_out.bias": w["proj_out.bias"] + 1}))
     assert model_digest(folder) == before
-    path = folder / "extreme" / "quantizer" / WEIGHTS_FILE
+    path = folder / "fine" / "quantizer" / WEIGHTS_FILE
     change_weights(path, lambda w: w.update({"codebook": -w["codebook"]}))
     assert model_digest(folder) != before

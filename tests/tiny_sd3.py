@@ -71,7 +71,7 @@ def tiny_checkpoint(lora_rank, t5_tokens=8):
     """An untrained checkpoint over it, one per test process: to read, or to change a copy."""
     folder = Path(mkdtemp(prefix="percov2-tiny-checkpoint-"))
     return write_fresh_checkpoint(
-        folder, tiny_sd3_folder(), lora_rank=lora_rank, t5_tokens=t5_tokens, sizes=TINY.rates
+        folder, tiny_sd3_folder(), lora_rank=lora_rank, t5_tokens=t5_tokens, sizes=TINY.sizes
     )
 
 
