@@ -2,11 +2,17 @@
 
 import dataclasses
 import json
+import shutil
+from itertools import pairwise
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from percov2_core.config import LEVELS
+from percov2_core.contents import Tokens
+from percov2_core.entropy.exporter import restore
 from percov2_core.errors import ConfigError
 from percov2_core.hyper.networks import HyperDecoder, HyperEncoder, VectorQuantizer
 from percov2_core.training import checkpoint, recipes
@@ -14,11 +20,22 @@ from percov2_core.training.loop import LoopConfig, StepLoss, _Trainer, run
 from percov2_core.training.model import open_vae
 from percov2_core.training.quantize import TrainingQuantizer
 from percov2_core.training.samples import CropPlan, PhotoCrops, Photos
+from percov2_core.training.shown import Shown, expected_codes, shown_codes
 from percov2_core.training.stage1 import Stage1Loss
-from percov2_core.weights.files import load_part
+from percov2_core.weights import load_codec
+from percov2_core.weights.files import ENTROPY_FILE, load_part
 from percov2_core.weights.find import EMBEDDED_DIR
-from percov2_core.weights.sizes import EMBEDDED, Sizes
-from tests.tiny import TINY_VAE, drawing_within, rows, tiny_sizes
+from percov2_core.weights.sizes import Sizes
+from tests.tiny import (
+    TINY_MASKED,
+    TINY_VAE,
+    drawing_within,
+    picture,
+    rows,
+    tiny_codec,
+    tiny_folder,
+    tiny_sizes,
+)
 
 CPU = torch.device("cpu")
 PLAN = {"sides": [64, 128], "weights": [1.0, 1.0], "batch_px": 128 * 128}
@@ -40,45 +57,106 @@ def vae(photos, tmp_path_factory):
     return out / "vae"
 
 
-def tiny_recipe(rate):
-    tiny = tiny_sizes(rate)
-    return {
-        "model": {f.name: getattr(tiny, f.name) for f in dataclasses.fields(tiny)},
-        "plan": PLAN,
-        "loss": {"tune_painter": True},
-        "loop": {"save_every_s": 0.0},
-    }
+TINY = {f.name: getattr(tiny_sizes(), f.name) for f in dataclasses.fields(Sizes)}
+RECIPE = {"plan": PLAN, "loop": {"save_every_s": 0.0}}
+RECIPES = {"tokens": {**RECIPE, "model": TINY}, "painter": RECIPE}
 
 
-@pytest.mark.parametrize("rate", ["extreme", "ultra-low"])
+@pytest.fixture(scope="module")
+def levels(photos, vae, tmp_path_factory):
+    """What `tokens` makes, and in it what `masked-coarse` and `masked-fine` make of that."""
+    out = tmp_path_factory.mktemp("levels")
+    recipes.STAGES["tokens"](job(photos, out, vae=vae, steps=4, recipe=RECIPES["tokens"]))
+    recipe = {**TINY_MASKED, "plan": {"sides": [64, 128], "counts": [6, 4]}}
+    for level in LEVELS:
+        how = {"vae": vae, "parts": out / "parts", "steps": 2, "recipe": recipe}
+        recipes.STAGES[f"masked-{level}"](job(photos, out / level, **how))
+        shutil.copy(out / level / ENTROPY_FILE, out / "parts" / level)
+    return out / "parts"
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "part"),
+    [
+        ("tokens", HyperEncoder, "coarse/hyper_encoder"),
+        ("painter", HyperDecoder, "painter/hyper_decoder"),
+    ],
+)
 def test_a_resumed_run_ends_at_the_loss_of_an_unbroken_one(
-    rate, photos, vae, tmp_path, monkeypatch
+    stage, kind, part, photos, vae, levels, tmp_path, monkeypatch
 ):
-    recipe = tiny_recipe(rate)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    recipes.STAGES[rate](job(photos, whole, vae=vae, steps=4, recipe=recipe))
+    how = {"vae": vae, "parts": levels, "steps": 4, "recipe": RECIPES[stage]}
+    recipes.STAGES[stage](job(photos, whole, **how))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(PhotoCrops, "draw", drawing_within(0, 2, PhotoCrops.draw))
-        recipes.STAGES[rate](job(photos, broken, vae=vae, steps=4, recipe=recipe))
-    recipes.STAGES[rate](job(photos, broken, vae=vae, steps=4, recipe=recipe, resume=True))
+        recipes.STAGES[stage](job(photos, broken, **how))
+    recipes.STAGES[stage](job(photos, broken, resume=True, **how))
     assert losses(whole) == losses(broken)
-    a, b = (load_part(HyperEncoder, f / "parts/hyper_encoder", CPU) for f in (whole, broken))
+    a, b = (load_part(kind, f / "parts" / part, CPU) for f in (whole, broken))
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
-def test_frozen_tokens_stay_as_they_are_while_the_decoder_learns(photos, vae, tmp_path):
-    recipe = tiny_recipe("extreme")
-    first, then = tmp_path / "first", tmp_path / "then"
-    recipes.STAGES["extreme"](job(photos, first, vae=vae, steps=2, recipe=recipe))
-    frozen = {**recipe, "loss": {"freeze_tokens": True, "tune_painter": True}}
-    recipes.STAGES["extreme"](job(photos, then, vae=vae, init=first, steps=2, recipe=frozen))
-    for kind, name, same in (
-        (HyperEncoder, "hyper_encoder", True),
-        (VectorQuantizer, "quantizer", True),
-        (HyperDecoder, "hyper_decoder", False),
-    ):
-        a, b = (load_part(kind, f / "parts" / name, CPU).state_dict() for f in (first, then))
-        assert all(torch.equal(a[k], b[k]) for k in a) == same
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_painter_learns_while_the_levels_stay_and_all_together_are_a_model(
+    photos, vae, levels, tmp_path
+):
+    before, first, then = contents(levels), tmp_path / "first", tmp_path / "then"
+    how = {"vae": vae, "parts": levels, "recipe": RECIPE, "steps": 2}
+    recipes.STAGES["painter"](job(photos, first, **how))
+    recipes.STAGES["painter"](job(photos, then, init=first, **how))
+    assert contents(levels) == before
+    assert [path.name for path in (then / "parts").iterdir()] == ["painter"]
+    average = checkpoint.load_average(then)
+    for name in LEVELS:
+        for kind, part in ((HyperEncoder, "encoder"), (VectorQuantizer, "quantizer")):
+            place = "hyper_encoder" if part == "encoder" else part
+            own = load_part(kind, levels / name / place, CPU).state_dict()
+            inside = f"{part}s.{name}." + "quantizer." * (part == "quantizer")
+            assert all(torch.equal(average[inside + key], value) for key, value in own.items())
+    decoders = [f / "painter" / "hyper_decoder" for f in (levels, first / "parts", then / "parts")]
+    found = [load_part(HyperDecoder, f, CPU).state_dict() for f in decoders]
+    for a, b in pairwise(found):
+        assert any(not torch.equal(a[key], b[key]) for key in a)
+    tuned, plain = (open_vae(f).vae for f in (then / "vae", vae))
+    assert not torch.equal(next(tuned.decoder.parameters()), next(plain.decoder.parameters()))
+    model = shutil.copytree(tiny_folder(), tmp_path / "model")
+    for source in (*(levels / name for name in LEVELS), then / "parts" / "painter", then / "vae"):
+        shutil.copytree(source, model / source.name, dirs_exist_ok=True)
+    codec = load_codec(model, device="cpu")
+    assert codec.decode(codec.encode(picture(), "ultra-low")).size == picture().size
+
+
+def test_training_shows_what_a_file_says():
+    codec, rng = tiny_codec(), np.random.default_rng(0)
+    tokens = Tokens(
+        (128, 64), "blue sky", rng.integers(0, 256, (1, 2)), rng.integers(0, 256, (4, 8))
+    )
+    # One stage: training tells all that is known at once.
+    contents = codec.read(codec.write(tokens, count=11, schedule="uniform"))
+    modules, unknown = codec.levels["fine"], ~contents.fine.sent
+    fine, coarse = (torch.from_numpy(grid)[None] for grid in (tokens.fine, tokens.coarse))
+    prior = restore(modules.prior.model, modules.prior.model.config).eval()
+    expected = expected_codes(prior, modules.quantizer, fine, coarse, unknown, [tokens.caption])
+    above = codec.levels["coarse"].quantizer.lookup(coarse)
+    shown = shown_codes(modules.quantizer.lookup(fine), unknown, above, expected=expected)
+    for ours, theirs in zip(shown, codec._given(contents), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0)
+    assert 0.01 < expected.norm(dim=1).max() < 1
+
+
+def test_steps_see_every_part_of_a_file():
+    rng, shown = np.random.default_rng(0), Shown()
+    drawn = [shown.draw((8, 12), rng) for _ in range(200)]
+    shares = np.array([unknown.mean() for unknown, _ in drawn])
+    assert (shares == 1).mean() == pytest.approx(shown.none, abs=0.1)
+    assert ((shares > 0) & (shares < 1)).mean() == pytest.approx(shown.some, abs=0.1)
+    assert len(set(shares)) > 20
+    assert {coarse for unknown, coarse in drawn if not unknown.any()} == {True, False}
+    assert all(coarse for unknown, coarse in drawn if unknown.any())
 
 
 def test_the_autoencoder_stage_resumes_and_saves_what_loads(photos, vae, tmp_path):
@@ -199,9 +277,7 @@ SHIPPED = sorted((EMBEDDED_DIR / "recipes").glob("*.json"))
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_the_recipes_of_the_model_card_can_be_read(path):
-    recipe = recipes.read_recipe(path)
-    for key, kind in (("loop", LoopConfig), ("plan", CropPlan), ("loss", Stage1Loss)):
-        recipes.settings(kind, recipe[key], key)
-    known = EMBEDDED[path.stem.rpartition("-")[0]]
-    sizes = dataclasses.asdict(known) | recipe.get("model", {})
-    assert recipes.settings(Sizes, sizes, "model")
+    options = job(path, path, recipe=recipes.read_recipe(path))
+    kinds = {"plan": CropPlan, "loss": Stage1Loss, "shown": Shown}
+    assert set(options.recipe) <= {"loop", *kinds} and options.loop()
+    assert all(options.settings(kind, key) for key, kind in kinds.items())

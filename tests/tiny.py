@@ -37,6 +37,17 @@ TINY_VAE = {
 }
 
 
+# Settings of a masked model of toy size, for its training.
+TINY_MASKED = {
+    "model": {
+        "width": 16, "heads": 2, "content_layers": 1, "query_layers": 1, "hidden": 16,
+        "code_width": 8,
+    },
+    "loop": {"save_every_s": 0.0, "evaluate_every_s": 0.0},
+    "tuning": {"batch_tokens": 64, "held_out": 2, "min_crop": 1},
+}  # fmt: skip
+
+
 def picture(width=160, height=96, *, seed=0):
     """A smooth random picture, the same for the same arguments."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
