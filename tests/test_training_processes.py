@@ -43,7 +43,7 @@ def test_accelerate_reads_the_shipped_configs(name, processes, machines, sharded
     assert args.mixed_precision == "bf16"
     if sharded:
         assert args.fsdp_version == 2
-        assert args.fsdp_ignored_modules == "quantizer"
+        assert args.fsdp_ignored_modules == "quantizers"
         assert args.fsdp_transformer_layer_cls_to_wrap == "JointTransformerBlock"
 
 
@@ -73,7 +73,7 @@ def stage1(entry, work, out, *, rank, steps=4, more=()):
     model = work / f"model-{rank}"
     if not model.exists():
         shutil.copytree(tiny_checkpoint(rank, t5_tokens=0), model)
-    words = ["extreme", "--model", f"sd3-medium:{model}", "--cache", str(work / "cache")]
+    words = ["tokens", "--model", f"sd3-medium:{model}", "--cache", str(work / "cache")]
     words += ["--config", str(work / "recipe.json"), "--out", str(out), "--steps", str(steps)]
     return launch(entry, *words, *more)
 

@@ -8,6 +8,7 @@ from diffusers import SD3Transformer2DModel
 
 from percov2_core.bitstream import Stream
 from percov2_core.cli import main
+from percov2_core.config import LEVELS, MODES
 from percov2_core.errors import ConfigError
 from percov2_core.flow.sampler import sample, sigmas
 from percov2_core.flow.text import TextEmbedding
@@ -18,14 +19,16 @@ from percov2_core.training import checkpoint, masked, recipes
 from percov2_core.training import model as stage
 from percov2_core.training.cache import Cache, read_info
 from percov2_core.training.loop import LoopConfig, memory_bytes
+from percov2_core.training.shown import Shown
 from percov2_core.training.stage1 import Stage1, Stage1Loss, draw_times, mean_scores
 from percov2_core.training.stage1 import parameter_groups as groups
-from percov2_core.weights import load_codec
+from percov2_core.weights import load_codec, parts
 from percov2_core.weights.base import load_text
+from percov2_core.weights.files import model_digest
 from percov2_core.weights.parts import add_lora
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import BASES, SD3
-from tests.tiny import drawing_within, picture, rows
+from tests.tiny import TINY_MASKED, drawing_within, picture, rows
 from tests.tiny_sd3 import tiny_checkpoint, tiny_sd3_folder
 
 pytestmark = pytest.mark.usefixtures("sd3_base")
@@ -33,14 +36,6 @@ STAGE1 = {
     "loop": {"save_every_s": 0.0, "warmup_steps": 1, "lr": 1e-3},
     "tuning": {"batch_px": 4 * 64 * 64, "warmup": 2, "held_out": 2},
 }
-MASKED = {
-    "model": {
-        "width": 16, "heads": 2, "content_layers": 1, "query_layers": 1, "hidden": 16,
-        "code_width": 8,
-    },
-    "loop": {"save_every_s": 0.0, "evaluate_every_s": 0.0},
-    "tuning": {"batch_tokens": 64, "held_out": 2, "min_crop": 1},
-}  # fmt: skip
 PLAN = {"plan": {"sides": [64, 128], "counts": [8, 4]}}
 
 
@@ -69,66 +64,80 @@ def model(fresh, tmp_path):
     return shutil.copytree(fresh, tmp_path / "model")
 
 
-def stage1(model, cache, out, rate="extreme", recipe=STAGE1, **values):
+def run(model, cache, out, name="tokens", recipe=STAGE1, **values):
     values = {"steps": 5, "model": f"sd3-medium:{model}", "cache": cache, **values}
-    recipes.STAGES[rate](job(out, recipe=recipe, **values))
+    recipes.STAGES[name](job(out, recipe=recipe, **values))
 
 
 def test_every_stage_then_a_file_and_back(model, cache, tmp_path):
-    for rate in ("extreme", "ultra-low"):
-        stage1(model, cache, tmp_path / rate, rate=rate)
-        words = {"steps": 5, "model": f"sd3-medium:{model}", "cache": cache}
-        recipes.STAGES[f"masked-{rate}"](job(tmp_path / f"m-{rate}", recipe=MASKED, **words))
+    digests = [model_digest(model)]
+    for name in ("tokens", "masked-coarse", "masked-fine", "painter"):
+        recipe = TINY_MASKED if name.startswith("masked") else STAGE1
+        run(model, cache, tmp_path / name, name, recipe)
+        digests.append(model_digest(model))
+    # What gives tokens their meaning is trained by all stages but the last.
+    assert len(set(digests)) == 4 and digests[3] == digests[4]
     codec = load_codec(f"sd3-medium:{model}", device="cpu")
     image = picture(96, 80)
-    for mode in ("extreme", "ultra-low"):
+    for mode in MODES:
         stream = codec.encode(image, mode, caption="a red house")
-        back = Stream.from_bytes(stream.to_bytes())
-        sent = codec.read(stream).tokens
-        assert np.array_equal(codec.read(back).tokens, sent)
-        assert codec.decode(back, steps=1, guidance=3.0).size == image.size
+        back = codec.read(Stream.from_bytes(stream.to_bytes()))
+        assert np.array_equal(codec.read(stream).fine.tokens, back.fine.tokens)
+        assert codec.decode(back.stream, steps=1, guidance=3.0).size == image.size
+
+
+def states(model):
+    """The networks of a model by name, and what is in them."""
+    codec = load_codec(f"sd3-medium:{model}", device="cpu")
+    networks = {"decoder": codec.painter.decoder, "flow": codec.painter.flow}
+    for name, modules in codec.levels.items():
+        networks |= {f"encoders.{name}": modules.encoder, f"quantizers.{name}": modules.quantizer}
+    return {name: network.state_dict() for name, network in networks.items()}
+
+
+def changed(before, after):
+    return {n for n in after if any(not torch.equal(before[n][k], v) for k, v in after[n].items())}
 
 
 def test_what_was_trained_is_what_the_codec_loads(model, cache, tmp_path, capsys):
-    before = load_codec(f"sd3-medium:{model}", device="cpu").rates
+    before = states(model)
     quiet = {**STAGE1, "loop": {"warmup_steps": 1}}
-    stage1(model, cache, tmp_path / "run", recipe=quiet, steps=21)
+    run(model, cache, tmp_path / "run", recipe=quiet, steps=21)
     counted, measured = (s for s in capsys.readouterr().out.splitlines() if s.startswith("cost:"))
     assert "GiB a process" in counted and "steps/s (measured); 21 take 0.0" in measured
     scores = rows(tmp_path / "run" / "scores.csv")
     assert set(scores[-1]) == {"step", "seconds", "flow_0.2", "flow_0.5", "flow_0.8", "flow_1"}
-    after = load_codec(f"sd3-medium:{model}", device="cpu").rates
-    average = checkpoint.load_average(tmp_path / "run")
-    saved = after["extreme"].encoder.state_dict()
-    assert all(torch.equal(saved[k], average[f"encoder.{k}"]) for k in saved)
-    for name in ("encoder", "decoder", "quantizer", "flow"):
-        old, new = (getattr(rates["extreme"], name).state_dict() for rates in (before, after))
-        assert any(not torch.equal(old[k], new[k]) for k in new), name
-        # The other rate was not touched.
-        old, new = (getattr(rates["ultra-low"], name).state_dict() for rates in (before, after))
-        assert all(torch.equal(old[k], new[k]) for k in new), name
+    trained, average = states(model), checkpoint.load_average(tmp_path / "run")
+    assert changed(before, trained) == set(trained)
+    for name in ("encoders.coarse", "encoders.fine", "decoder"):
+        assert all(torch.equal(v, average[f"{name}.{k}"]) for k, v in trained[name].items())
+    run(model, cache, tmp_path / "painter", "painter", recipe=quiet, steps=2)
+    assert changed(trained, states(model)) == {"decoder", "flow"}
 
 
 def test_a_resumed_run_ends_where_an_unbroken_one_does(fresh, cache, tmp_path, monkeypatch):
     models = [shutil.copytree(fresh, tmp_path / name) for name in ("a", "b")]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    stage1(models[0], cache, whole)
+    run(models[0], cache, whole)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Cache, "draw", drawing_within(0, 3, Cache.draw))
-        stage1(models[1], cache, broken)
+        run(models[1], cache, broken)
     monkeypatch.setattr(Cache, "draw", drawing_within(3, 20, Cache.draw))
-    stage1(models[1], cache, broken, resume=True)
+    run(models[1], cache, broken, resume=True)
     assert rows(whole / "losses.csv")[-1]["loss"] == rows(broken / "losses.csv")[-1]["loss"]
     a, b = (checkpoint.load_average(out) for out in (whole, broken))
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def system(model, cache, loss=None, **values):
+WHOLE = Shown(none=0.0, some=0.0, no_coarse=0.0)
+
+
+def system(model, cache, loss=None, shown=WHOLE, **values):
     tuning = stage.Tuning(**{"warmup": 0, "batch_px": 2 * 64 * 64, "held_out": 0, **values})
     loss = Stage1Loss(**{"times": "logistic", **(loss or {})})
     loop = LoopConfig(device="cpu")
     return stage.build_over_base(
-        "extreme", opened(cache), model, loss=loss, tuning=tuning, loop=loop
+        opened(cache), model, loss=loss, shown=shown, tuning=tuning, loop=loop
     )
 
 
@@ -142,37 +151,39 @@ def test_the_checkpoint_of_a_run_holds_nothing_of_a_frozen_base(model, cache):
     names = set(checkpoint.kept(built))
     assert not names & {n for n in frozen if n.startswith("flow.")}
     assert {n for n, p in built.named_parameters() if p.requires_grad} <= names
-    assert "quantizer.quantizer.codebook" in names
-    if (model / "extreme" / "lora").is_dir():
+    assert {f"quantizers.{level}.quantizer.codebook" for level in LEVELS} <= names
+    if (model / "painter" / "lora").is_dir():
         assert frozen and all("lora_" in n or "pos_embed" in n for n in names if "flow." in n)
 
 
 def test_a_base_in_half_precision_trains_in_full(model, cache, monkeypatch):
     monkeypatch.setattr(stage, "on_cpu", lambda device: False)
-    built = system(model, cache)
+    # Also of the level that is not shown, and in a warm-up: several processes want that.
+    built = system(model, cache, shown=Shown(none=0.0, some=0.0, no_coarse=1.0), warmup=9)
     trained = {p.dtype for p in built.parameters() if p.requires_grad}
     frozen = {p.dtype for p in built.flow.parameters() if not p.requires_grad}
     assert trained == {torch.float32}
-    assert frozen == ({torch.bfloat16} if (model / "extreme" / "lora").is_dir() else set())
+    assert frozen == ({torch.bfloat16} if (model / "painter" / "lora").is_dir() else set())
     with torch.autocast("cpu", torch.bfloat16):
         loss = built(opened(cache).draw(0), 0.0).loss
     loss.backward()
     assert loss.isfinite()
-    assert all(p.grad is not None for p in built.flow.parameters() if p.requires_grad)
+    assert all(p.grad is not None for p in built.parameters() if p.requires_grad)
 
 
-def test_the_hyper_latent_is_learned_through_the_flow_alone(model, cache):
+def test_the_hyper_latents_are_learned_through_the_flow_alone(model, cache):
     built = system(model, cache, {"start": 0.0, "commitment": 0.0})
     batch = opened(cache).draw(0)
     trained = [(n, p) for n, p in built.named_parameters() if p.requires_grad]
     embedding = next(p for n, p in trained if "pos_embed" in n and n.endswith("weight"))
     built(batch, 0.0).loss.backward()
     assert embedding.grad[:, 16:].any()  # the new channels learn from the first step on
-    assert not built.encoder.out.weight.grad.any()
+    assert not any(encoder.out.weight.grad.any() for encoder in built.encoders.values())
     with torch.no_grad():
         embedding[:, 16:] = 0.1
+        built.decoder.join.weight.fill_(0.1)
     built(batch, 0.0).loss.backward()
-    assert built.encoder.out.weight.grad.any()
+    assert all(encoder.out.weight.grad.any() for encoder in built.encoders.values())
 
 
 class Oracle(torch.nn.Module):
@@ -227,9 +238,9 @@ def test_what_starts_fresh_learns_faster(model, cache):
     base, new = groups(built, new_scale=10.0)
     trained = sum(p.requires_grad for p in built.parameters())
     assert len(base["params"]) + len(new["params"]) == trained and "lr_scale" not in base
-    own = {id(p) for p in built.encoder.parameters()} | {id(p) for p in built.decoder.parameters()}
+    own = {id(p) for part in (built.encoders, built.decoder) for p in part.parameters()}
     assert own <= {id(p) for p in new["params"]}
-    lora = (model / "extreme" / "lora").is_dir()
+    lora = (model / "painter" / "lora").is_dir()
     assert (len(new["params"]) > len(own)) == lora
 
 
@@ -262,13 +273,16 @@ def test_a_cache_that_was_broken_off_is_completed_to_the_same_bytes(cache, photo
 
 
 def test_a_grid_larger_than_the_entropy_models_tile_is_cut(cache, tmp_path, monkeypatch):
-    encoder = HyperEncoder(widths=(8,), depths=(1,), code_dim=4)
-    parts = {"encoder": encoder, "quantizer": VectorQuantizer(16, 4)}
-    large = masked.token_sets(Cache(cache), tmp_path / "whole", **parts)[1]
+    levels = {
+        name: masked.Tokenizer(HyperEncoder(16, (8,) * n, (1,) * n, 4), VectorQuantizer(16, 4))
+        for name, n in (("coarse", 3), ("fine", 1))
+    }
+    large = masked.token_sets(Cache(cache), tmp_path / "whole", levels=levels)[1]
     monkeypatch.setattr(masked, "MAX_TILE", 4)
-    small = masked.token_sets(Cache(cache), tmp_path / "cut", **parts)[1]
+    small = masked.token_sets(Cache(cache), tmp_path / "cut", levels=levels)[1]
     assert large.tokens.shape == (4, 8, 8) and small.tokens.shape == (16, 4, 4)
     assert np.array_equal(small.tokens[1], large.tokens[0, :4, 4:])
+    assert np.array_equal(small.parents[1], large.parents[0, :1, 1:])
     assert small.captions[:4] == [large.captions[0]] * 4
 
 
@@ -286,20 +300,21 @@ def test_a_damaged_shard_is_named(cache, tmp_path):
         Cache(copy)
 
 
-@pytest.mark.parametrize(("rank", "shards", "gib"), [(64, 1, "5.1"), (0, 1, "38.0"), (0, 8, "4.7")])
+@pytest.mark.parametrize(("rank", "shards", "gib"), [(64, 1, "5.3"), (0, 1, "38.2"), (0, 8, "4.8")])
 def test_the_memory_that_the_readme_names_is_what_is_counted(rank, shards, gib, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", str(shards > 1).lower())
     with torch.device("meta"):
         network = SD3Transformer2DModel(**BASES["sd3-medium"].transformer).requires_grad_(False)
-        network = extend_patch_embedding(network, SD3["extreme"].features)
+        network = extend_patch_embedding(network, SD3.features)
         if rank:  # a frozen base may be in half precision
             network = add_lora(network.to(torch.bfloat16), rank=rank)
         else:
             network.requires_grad_(True)
     empty = TextEmbedding(torch.zeros(1, 77, 4096), torch.zeros(1, 2048))
     text = stage.CachedText(empty)
-    modules = rates.build(SD3["extreme"], transformer=network, text=text)
-    built = Stage1(modules, Stage1Loss(), mean_use=1.0, empty=empty)
+    levels, painter = parts.build(SD3, transformer=network, text=text)
+    use = dict.fromkeys(LEVELS, 1.0)
+    built = Stage1(levels, painter, Stage1Loss(), Shown(), mean_use=use, empty=empty)
     found = memory_bytes(built, shards)
     assert f"{found / 2**30:.1f}" == gib
     assert f"{gib} GiB" in (Path(__file__).parents[1] / "README.md").read_text()
@@ -310,10 +325,10 @@ def test_the_memory_that_the_readme_names_is_what_is_counted(rank, shards, gib, 
     [
         ("cache --data D", "--model is needed for this stage"),
         ("cache --data D --model sd2", "base must be one of sd3-medium"),
-        ("extreme --model sd3-medium", "--cache is needed for this stage, got none"),
-        ("extreme --model sd3-medium:X --cache X", "cache: no cache.json in 'X'"),
+        ("tokens --model sd3-medium", "--cache is needed for this stage, got none"),
+        ("tokens --model sd3-medium:X --cache X", "cache: no cache.json in 'X'"),
         ("autoencoder --model sd3-medium", "stage 'autoencoder' trains no part over a base"),
-        ("extreme --model sd3-medium --lora-rank -1", "--lora-rank must be at least 0, got -1"),
+        ("tokens --model sd3-medium --lora-rank -1", "--lora-rank must be at least 0, got -1"),
     ],
 )
 def test_a_wrong_order_is_one_line(words, message, capsys, tmp_path):
@@ -327,10 +342,10 @@ def test_a_cache_of_another_text_length_or_base_is_refused(model, cache, tmp_pat
     text = info.read_text()
     info.write_text(text.replace('"text_tokens": 77', '"text_tokens": 333'))
     with pytest.raises(ConfigError, match="made with 256 tokens of T5, checkpoint expects 0"):
-        stage1(model, copy, tmp_path / "run")
+        run(model, copy, tmp_path / "run")
     info.write_text(text.replace("sd3-medium", "sd3.5-medium"))
     with pytest.raises(ConfigError, match=r"made with 'sd3\.5-medium', checkpoint is over"):
-        stage1(model, copy, tmp_path / "run")
+        run(model, copy, tmp_path / "run")
     info.write_text(text.replace('"format": 1', '"format": 2'))
     with pytest.raises(ConfigError, match="format 2, this build reads 1"):
         read_info(copy)
@@ -338,7 +353,7 @@ def test_a_cache_of_another_text_length_or_base_is_refused(model, cache, tmp_pat
 
 def test_a_low_rank_difference_is_not_sharded(model, cache, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    if (model / "extreme" / "lora").is_dir():
+    if (model / "painter" / "lora").is_dir():
         with pytest.raises(ConfigError, match="FSDP cuts weights of one precision only"):
             system(model, cache)
     else:

@@ -73,22 +73,19 @@ def random_prefix(grid: Grid, rng: np.random.Generator) -> NDArray[np.bool_]:
 
 
 def shown_codes(
-    fine: Tensor, unknown: NDArray[np.bool_], coarse: Tensor | None, *, expected: Tensor | None
+    fine: Tensor, unknown: NDArray[np.bool_], coarse: Tensor, *, expected: Tensor | None
 ) -> Codes:
     """What a file that lacks some tokens says.
 
     Args:
         fine: (B, D, h, w) codes of all fine tokens.
         unknown: (h, w) which of them were not sent.
-        coarse: (B, D, hp, wp) codes of the coarse level, None if it is left out.
+        coarse: (B, D, hp, wp) codes of the coarse level, zero if it is left out.
         expected: (B, D, h, w) what stands for the unknown; None: nothing.
     """
     hidden = torch.from_numpy(unknown).to(fine.device)
     shown = torch.where(hidden, fine.new_zeros(()) if expected is None else expected, fine)
     sent = (~hidden)[None, None].expand(len(fine), 1, -1, -1).to(fine.dtype)
-    if coarse is None:
-        grid = (-(-n // PARENT_RATIO) for n in fine.shape[2:])
-        coarse = fine.new_zeros(*fine.shape[:2], *grid)
     return Codes(shown, sent, coarse)
 
 

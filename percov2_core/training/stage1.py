@@ -213,7 +213,8 @@ class Stage1(nn.Module):
         if isinstance(prior, MaskedImageModel) and not blind:
             quantizer, above = self.levels[FINE.name].quantizer, parents if with_coarse else None
             expected = expected_codes(prior, quantizer, tokens, above, unknown, batch.captions)
-        shown = shown_codes(fine, unknown, coarse if with_coarse else None, expected=expected)
+        # Times zero: several processes want a gradient for every parameter.
+        shown = shown_codes(fine, unknown, coarse * float(with_coarse), expected=expected)
         return shown, a + b
 
     def _quantised(self, level: Level, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
