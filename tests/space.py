@@ -62,22 +62,12 @@ def start(folder, *, model, script=None, **extra):
 
 def hosted(manifest, home, temporary, port):
     """The environment of a Space; here the page listens to this machine only."""
-    return {
-        **manifest.settings.variables,
-        "PATH": os.environ["PATH"],
-        "LANG": "C.UTF-8",
-        "HOME": str(home),
-        "TMPDIR": str(temporary),
-        "SYSTEM": "spaces",
-        "SPACE_ID": "somebody/percov2",
-        "SPACE_HOST": "somebody-percov2.hf.space",
-        "SPACE_AUTHOR_NAME": "somebody",
-        "SPACE_REPO_NAME": "percov2",
-        "GRADIO_SERVER_NAME": "127.0.0.1",
-        "GRADIO_SERVER_PORT": str(port),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
+    words = "LANG=C.UTF-8 SYSTEM=spaces SPACE_ID=somebody/percov2 SPACE_AUTHOR_NAME=somebody "
+    words += "SPACE_HOST=somebody-percov2.hf.space SPACE_REPO_NAME=percov2 HF_HUB_OFFLINE=1 "
+    words += "GRADIO_SERVER_NAME=127.0.0.1 PYTHONDONTWRITEBYTECODE=1"
+    own = {"PATH": os.environ["PATH"], "HOME": str(home), "TMPDIR": str(temporary)}
+    own |= dict(word.split("=") for word in words.split())
+    return manifest.settings.variables | own | {"GRADIO_SERVER_PORT": str(port)}
 
 
 def unwritable_home(folder):

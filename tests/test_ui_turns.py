@@ -2,7 +2,6 @@
 
 import gc
 import math
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -14,7 +13,6 @@ from percov2_core.errors import ConfigError, UnavailableError
 from percov2_core.ui import border, device, text
 from percov2_core.ui.compress import CompressTab
 from percov2_core.ui.device import Look, Turn, Turns, paint
-from percov2_core.ui.page import EndPoints
 from tests.tiny import picture, tiny_codec
 
 pytestmark = [  # gradio leaves sockets and event loops to the garbage collector
@@ -161,15 +159,6 @@ def test_a_visitor_who_leaves_frees_the_device_within_a_step(codec, turns, conte
     assert not codec.free
     frames.close()  # what gradio does with a connection that ends
     assert codec.free and codec.steps == 12
-
-
-def test_a_program_that_leaves_frees_the_device_too(codec, turns, sea, contents, blocks):
-    Path(sea["path"]).write_bytes(contents.stream.to_bytes())
-    points = EndPoints(codec, turns)
-    steps = points.decompress(sea, preset="vivid", request=VISITOR)
-    assert next(steps) is None and not codec.free
-    turns.forget("a")
-    assert list(steps) == [] and codec.free and codec.steps == 2
 
 
 def test_a_picture_is_read_once_and_kept_without_a_captioner(tab, sea, monkeypatch):
