@@ -5,10 +5,8 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from tests.ui_server import Quiet, listening
 
@@ -80,7 +78,7 @@ class _Handler(Quiet):
     protocol_version = "HTTP/1.1"
 
     def _serve(self):
-        hub: Hub = self.server.hub
+        hub = self.server.hub
         path = self.path.partition("?")[0]
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         hub.asked.append(f"{self.command} {path}")
@@ -239,7 +237,7 @@ def _runtime(hub, body, name):
 
 _NAME = r"([\w.-]+/[\w.-]+)"
 _REPO = rf"/api/(?:models|spaces)/{_NAME}"
-_ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
+_ROUTES = [
     ("GET", "/api/whoami-v2", lambda hub, body: {"type": "user", "name": OWNER, "orgs": []}),
     ("POST", "/api/repos/create", _create),
     ("POST", "/api/validate-yaml", lambda hub, body: {"errors": [], "warnings": []}),

@@ -3,7 +3,6 @@
 import gc
 import math
 from types import SimpleNamespace
-from typing import Any
 from unittest.mock import Mock
 
 import gradio as gr
@@ -19,7 +18,7 @@ pytestmark = [  # gradio leaves sockets and event loops to the garbage collector
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-VISITOR: Any = SimpleNamespace(session_hash="a", headers={})
+VISITOR = SimpleNamespace(session_hash="a", headers={})
 CHOICES = {
     "mode": "ultra-low", "caption": "the sea", "captioner": "describer", "schedule": "qlds",
     "tokens": 0, "target": None, "side": 1024, "steps": 3, "guidance": 1.0, "seed": 0,
@@ -150,7 +149,7 @@ def test_painting_ends_with_the_decoded_picture_and_previews_are_painted_when_du
 
 def test_a_visitor_who_leaves_frees_the_device_within_a_step(codec, turns, contents):
     with turns.take("a") as turn:
-        frames: Any = paint(codec, contents, Look(50, 1.0), turn)
+        frames = paint(codec, contents, Look(50, 1.0), turn)
         assert [next(frames).step for _ in range(10)] == list(range(1, 11))
         turns.forget("a")  # what gradio says of a page that is closed
         assert list(frames) == [] and codec.steps == 11 and codec.free

@@ -5,7 +5,6 @@ import json
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +24,6 @@ from percov2_core.training.caption_language import build_language
 from percov2_core.weights import load_codec, parts
 from percov2_core.weights.files import ENTROPY_FILE, PAINTER_DIR
 from percov2_core.weights.sizes import LevelSizes, Sizes
-
-Module = TypeVar("Module", bound=nn.Module)
 
 TINY_VAE = {
     **EMBEDDED,
