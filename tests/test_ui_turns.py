@@ -196,7 +196,7 @@ def test_a_click_reads_its_file_once_and_ends_with_a_run_or_a_message(tab, codec
     next(views)
     assert "Encoding" in next(views)[tab.stage]
     assert text.EMPTY_STAGE in next(views)[tab.stage]
-    with pytest.raises(ConfigError, match="caption alone makes"):
+    with pytest.raises(ConfigError, match="caption alone takes"):
         next(views)
 
 
