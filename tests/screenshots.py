@@ -70,20 +70,20 @@ def _visit(browser, server, size, scheme, stem):
 
 
 def _plot(browser, path):
-    """The studies `presets` and `equal` as bars."""
-    ours, classic = (pd.read_csv(RESULTS / f"{name}.csv") for name in ("presets", "equal"))
+    """The studies `sizes` and `classic` as bars."""
+    ours, classic = (pd.read_csv(RESULTS / f"{name}.csv") for name in ("sizes", "classic"))
     page = browser.new_page(viewport={"width": 1200, "height": 420}, device_scale_factor=1.5)
-    page.set_content(_equal_bytes(ours, classic, mode="extreme").to_html(include_plotlyjs=True))
+    page.set_content(_equal_bytes(ours, classic, size=430).to_html(include_plotlyjs=True))
     page.wait_for_selector(".js-plotly-plot .barlayer")
     page.screenshot(path=path)
     page.close()
 
 
-def _equal_bytes(ours, classic, *, mode):
+def _equal_bytes(ours, classic, *, size):
     """One panel per metric: our presets, and classic codecs in as many bytes."""
-    mine = ours[ours["mode"] == mode]
-    rivals = classic[(classic["match"] == mode) & classic["bpp"].notna()]
-    bars = [(f"{mode}, {p}", f"percov2 {mode}", rows) for p, rows in mine.groupby("preset")]
+    mine = ours[ours["budget_bytes"] == size]
+    rivals = classic[(classic["budget_bytes"] == size) & classic["bpp"].notna()]
+    bars = [(f"ours, {p}", "percov2 hybrid", rows) for p, rows in mine.groupby("preset")]
     bars += [(str(codec), str(codec), rows) for codec, rows in rivals.groupby("codec")]
     figure = make_subplots(rows=1, cols=len(SHOWN), shared_yaxes=True)
     for i, metric in enumerate(SHOWN, start=1):
@@ -94,7 +94,7 @@ def _equal_bytes(ours, classic, *, mode):
         name, _, better = AXES[metric].removesuffix(")").partition(" (")
         figure.update_xaxes(title=f"{name}<br>{better}", row=1, col=i)
     figure.update_yaxes(autorange="reversed")
-    title = f"{mode}: Kodak at equal bytes, {mine['size_bytes'].mean():.0f} a picture on average"
+    title = f"Kodak at equal bytes, at most {size} a picture"
     margin = {"l": 130, "r": 20, "t": 50, "b": 80}
     return figure.update_layout(title=title, template="plotly_white", margin=margin)
 

@@ -22,15 +22,15 @@ def test_the_readme_shows_the_stored_results():
     assert tables.fill(text, ROOT / "assets" / "results") == text
 
 
-def test_rivals_follow_the_mode_whose_bytes_they_had(tmp_path):
-    ours = [("ultra-low", "vivid"), ("extreme", "vivid"), ("extreme", "faithful")]
-    store(tmp_path, "presets", *({"mode": mode, "preset": preset} for mode, preset in ours))
-    jpeg = {"codec": "jpeg", "match": "extreme", "psnr": 20.0}
-    vvc = {"codec": "vvc", "match": "extreme", "psnr": 23.0, "pictures": 22, "errors": 2}
-    store(tmp_path, "equal", jpeg, vvc, {**vvc, "match": "ultra-low", "psnr": None})
-    names = [line.split(" | ")[0] for line in tables.equal_bytes_table(tmp_path).splitlines()[2:]]
-    mine = ["| **extreme**, faithful", "| **extreme**, vivid"]
-    assert names == [*mine, "| VVC intra, 22 of 24", "| JPEG", "| **ultra-low**, vivid"]
+def test_rivals_follow_the_size_that_they_had(tmp_path):
+    ours = [(124, "vivid"), (430, "vivid"), (430, "faithful"), (90, "faithful")]
+    store(tmp_path, "sizes", *({"budget_bytes": size, "preset": name} for size, name in ours))
+    jpeg = {"codec": "jpeg", "budget_bytes": 430, "ms_ssim": 0.5}
+    vvc = {"codec": "vvc", "budget_bytes": 430, "ms_ssim": 0.7, "pictures": 22, "errors": 2}
+    store(tmp_path, "classic", jpeg, vvc, {**vvc, "budget_bytes": 124, "psnr": None})
+    names = [line.split(" | ")[0] for line in tables.sizes_table(tmp_path).splitlines()[2:]]
+    mine = ["| **430 bytes**, faithful", "| **430 bytes**, vivid"]
+    assert names == ["| **124 bytes**, vivid", *mine, "| VVC intra, 22 of 24", "| JPEG"]
 
 
 def test_savings_are_against_uniform(tmp_path):
@@ -43,6 +43,6 @@ def test_savings_are_against_uniform(tmp_path):
 
 def test_a_missing_study_or_mark_is_named(tmp_path):
     with pytest.raises(ConfigError, match="run the study presets first"):
-        tables.equal_bytes_table(tmp_path)
-    with pytest.raises(ConfigError, match="expected '<!-- table equal -->'"):
+        tables.presets_table(tmp_path)
+    with pytest.raises(ConfigError, match="expected '<!-- table sizes -->'"):
         tables.fill("no marks", tmp_path)

@@ -43,19 +43,15 @@ def read_means(results: Path, study: str) -> Rows:
     return rows
 
 
-def equal_bytes_table(results: Path) -> str:
-    """Our modes at their presets, each followed by the classic codecs in as many bytes."""
-    ours, classic = read_means(results, "presets"), read_means(results, "equal")
-    lines = []
+def presets_table(results: Path) -> str:
+    """Our modes at their presets."""
+    rows, lines = read_means(results, "presets"), []
     for mode in MODE_ORDER:
-        mine = [r for r in ours if r["mode"] == mode]
+        mine = [r for r in rows if r["mode"] == mode]
         for row in sorted(mine, key=lambda r: PRESETS.index(r["preset"])):
-            sent = f" ({row['tokens']:.0f} coarse tokens)" if mode == "hybrid" else ""
+            sent = " (caption alone)" if mode == "hybrid" else ""
             lines.append([f"**{mode}**{sent}, {row['preset']}", *_cells(row)])
-        rivals = [r for r in classic if r["match"] == mode and r.get("psnr") is not None]
-        for row in sorted(rivals, key=lambda r: -r["psnr"]):
-            lines.append([_rival(row), *_cells(row)])
-    return _markdown(("codec", *_HEAD), lines)
+    return _markdown(("mode", *_HEAD), lines)
 
 
 def sizes_table(results: Path) -> str:
@@ -94,7 +90,7 @@ def schedule_table(results: Path) -> str:
 
 TABLES = {
     "sizes": sizes_table,
-    "equal": equal_bytes_table,
+    "presets": presets_table,
     "protocol": protocol_table,
     "schedules": schedule_table,
 }

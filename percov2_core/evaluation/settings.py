@@ -114,7 +114,7 @@ def our_settings(
             point, mode=mode, schedule=schedule, caption=caption, tokens=count, budget_bytes=most
         )
         for mode, schedule, caption, most in product(modes, schedules, captions, budgets)
-        # By default the coarse level at 512 x 512.
-        for count in ((tokens or (64,)) if config.MODES[mode].partial and most is None else (None,))
+        # By default the caption alone.
+        for count in ((tokens or (0,)) if config.MODES[mode].partial and most is None else (None,))
         for point in points
     ]
