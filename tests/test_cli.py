@@ -48,7 +48,7 @@ def feed(monkeypatch, data):
     "given",
     [
         {"mode": "ultra-low", "captioner": "describer"},
-        {"schedule": "var"},
+        {"schedule": "var", "size": 60},
         {"mode": "hybrid", "tokens": 2, "schedule": "quincunx", "caption": "a dog"},
     ],
 )
@@ -106,7 +106,8 @@ def test_inspect_for_people_prints_on_any_console_and_commands_none(
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     assert main(["inspect", str(file), "--model", model]) == 0
     text = sys.stdout.buffer.getvalue().decode()
-    for expected in ("161x97", "extreme", "qlds", "77 of 77 sent", f"{file.stat().st_size} bytes"):
+    size = f"{file.stat().st_size} bytes"
+    for expected in ("161x97", "extreme", "qlds", "fine      77 of 77 tokens sent", size):
         assert expected in text
     assert r"caption   '\x1b[31m\xe9t\xe9'" in text
 
@@ -118,7 +119,10 @@ WRONG_USE = [
     ("compress IN -o OUT --mode best", "argument --mode: invalid choice: 'best'"),
     ("compress IN -o OUT --tokens x", "--tokens: expected a whole number"),
     ("compress IN -o OUT --tokens 4", "--tokens: needs --mode hybrid, got --mode"),
-    ("compress IN -o OUT --mode hybrid --tokens 7", "tokens must be in [0"),
+    ("compress IN -o OUT --mode hybrid --tokens 84", "tokens must be in [0, 83], got 84"),
+    ("compress IN -o OUT --size 0", "--size: expected a whole number from 1 to 200000, got '0'"),
+    ("compress IN -o OUT --size 99 --mode extreme", "--size: takes the place of --mode extreme"),
+    ("compress IN -o OUT --size 9", "size: the caption alone takes"),
     ("compress IN -o OUT --captioner fixed", "fixed: needs --caption TEXT"),
     ("compress IN -o OUT --caption a --captioner blip", "blip, got both"),
     ("compress IN -o no/such/a.pcv2", "output: no folder 'no/such'"),
@@ -127,7 +131,7 @@ WRONG_USE = [
     ("compress IN -o /dev/full", "output: must be a file, got the device '/dev/full'"),
     ("compress IN -o OUT --fit 63", "argument --fit: expected a whole number"),
     ("bench --size 32", "--size: expected a whole number from 64 to 4096, got '32'"),
-    ("train extreme --out x --device gpu", "--device: expected cpu, cuda or"),
+    ("train tokens --out x --device gpu", "--device: expected cpu, cuda or"),
     ("decompress PACKED -o out.jpg", "output: must end in .png, .tif, .tiff, .bmp"),
     ("decompress PACKED -o a.png --steps 0", "--steps: expected a whole number"),
     ("decompress PACKED -o a.png --guidance nan", "--guidance: expected a number"),
