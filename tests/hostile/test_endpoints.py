@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -21,6 +22,7 @@ AT_ONCE = 8
 SENTENCE = 200  # characters
 GROWTH_BYTES = 150 * 2**20
 FILES = ("file", "image")
+FEW = 3  # values for an input of a function that has had all of them at another end point
 
 
 class Attack:
@@ -46,7 +48,11 @@ class Attack:
         return self.photo if kind == "image" or props.get("label") == "picture" else self.file
 
     def calls(self) -> Iterator[Call]:
-        """Every end point, public or not, with one input after the other replaced."""
+        """Every end point, public or not, with one input after the other replaced.
+
+        Gradio lists a function once for each event that calls it (`draw`, `draw_1`): the first gets
+        everything.
+        """
         paths = values.payloads(self.target.places)
         uploads = {
             what: self.visitor.upload(name, data)
@@ -54,9 +60,15 @@ class Attack:
         }
         for name in (values.MARK, "../" * 50, "a" * 10_000, "\0\x1b[31m\u202e"):
             uploads[f"named {name[:12]!r}"] = {**self.file, "orig_name": name}
+        seen: set[str] = set()
         for number, call in self.visitor.calls.items():
+            name = re.sub(r"_\d+$", "", call["api_name"])
+            function = f"{name} {call['inputs']} {call['outputs']}"
+            most = FEW if function in seen else None
+            seen.add(function)
             usual = [self.usual(part) for part in call["inputs"]]
-            for event in values.EVENTS if call["collects_event_data"] else values.EVENTS[:1]:
+            events = values.EVENTS[: most if call["collects_event_data"] else 1]
+            for event in events:
                 yield Call(number, usual, f"event {event}", event)
             for data in (usual[:-1], [*usual, 1], []):
                 yield Call(number, data, f"{len(data)} inputs")
@@ -65,7 +77,7 @@ class Attack:
                 tried = values.ANYTHING | (paths | uploads if kind in FILES else {})
                 if kind == "state":  # kept by the server: what is sent must not matter
                     tried = {"a text": "x", "a path": paths["a picture outside, bare"]}
-                for what, value in tried.items():
+                for what, value in islice(tried.items(), most):
                     data = [*usual[:place], value, *usual[place + 1 :]]
                     yield Call(number, data, f"{kind} {place}: {what}")
 

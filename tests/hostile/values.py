@@ -28,15 +28,16 @@ SECRET = "what the owner keeps to himself"
 NOISE = random.Random(26_000).randbytes(26_000)  # begins with what may be a caption
 
 ANYTHING: dict[str, Any] = {
-    "10 MB": "a" * 10_000_000,
     "HTML": f"{MARK}<script>alert(1)</script>",
+    "not a number": float("nan"),
+    "null": None,
+    "10 MB": "a" * 10_000_000,
     "control characters": "".join(map(chr, [*range(32), *range(127, 160)])),
     "right to left": "\u202e\u2066gnp.exe\u2069",
     "zero width": "\u200b\u200d\ufeff\u2060" * 50,
     "half a character": "\ud800",
     "dots": "../../../../etc/passwd",
     "a format": "{0.__class__} %s %n ${HOME} {{7*7}}",
-    "not a number": float("nan"),
     "infinity": float("inf"),
     "minus infinity": float("-inf"),
     "below": -1,
@@ -44,7 +45,6 @@ ANYTHING: dict[str, Any] = {
     "far above": 10**30,
     "beyond float": 10**400,
     "a fraction": 0.5,
-    "null": None,
     "true": True,
     "an empty list": [],
     "a list": ["extreme"],
