@@ -1,5 +1,6 @@
 """Which painting a visitor still wants, and what Compress and Cancel answer."""
 
+import asyncio
 import gc
 import math
 from types import SimpleNamespace
@@ -7,11 +8,13 @@ from unittest.mock import Mock
 
 import gradio as gr
 import pytest
+from gradio.routes import App
 
 from percov2_core.errors import ConfigError, UnavailableError
 from percov2_core.ui import border, device, text
 from percov2_core.ui.compress import CompressTab
 from percov2_core.ui.device import Look, Turn, Turns, paint
+from percov2_core.ui.page import build_demo
 from tests.tiny import picture, tiny_codec
 
 pytestmark = [  # gradio leaves sockets and event loops to the garbage collector
@@ -158,6 +161,18 @@ def test_a_visitor_who_leaves_frees_the_device_within_a_step(codec, turns, conte
     assert not codec.free
     frames.close()  # what gradio does with a connection that ends
     assert codec.free and codec.steps == 12
+
+
+def test_nothing_is_kept_of_a_visitor_who_left():
+    demo = build_demo(tiny_codec())
+    App.create_app(demo)
+    sessions = demo.state_holder
+    assert sessions["a"] is not sessions["b"]
+    (forget,) = [one.fn for one in demo.fns.values() if one.name == "forget"]
+    asyncio.run(forget(VISITOR))
+    assert set(sessions.session_data) == set(sessions.time_last_used) == {"b"}
+    del demo, sessions, forget
+    gc.collect()
 
 
 def test_a_picture_is_read_once_and_kept_without_a_captioner(tab, sea, monkeypatch):

@@ -12,6 +12,7 @@ picture = client.predict(handle_file(stream), api_name="/decompress")
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -29,6 +30,7 @@ from percov2_core.ui import border, text
 from percov2_core.ui.border import KEEP_FILES_S, MAX_UPLOAD_BYTES, Payload
 from percov2_core.ui.compress import CompressTab
 from percov2_core.ui.device import DEVICE, FREE, MAX_QUEUE, Look, Turns, paint
+from percov2_core.ui.host import return_memory
 from percov2_core.ui.invented import InventedTab
 from percov2_core.ui.open_file import OpenTab
 from percov2_core.ui.text import piece, plain_html
@@ -109,11 +111,14 @@ def build_demo(codec: PerCoV2, *, keep_files_s: int = KEEP_FILES_S) -> gr.Blocks
         plot.clicks.take(plot.take, outputs=settings, **FREE)
         plain_html(piece("foot", minutes=KEEP_FILES_S // 60))
 
-        def forget(request: gr.Request) -> None:
+        async def forget(request: gr.Request) -> None:
             """A visitor left: nothing is painted on, and nothing is kept."""
             session = request.session_hash or ""
             turns.forget(session)
-            demo.state_holder.delete_state(session)
+            # Not `delete_state`: what the page showed last would stay. Gradio's own loop, no lock.
+            demo.state_holder.session_data.pop(session, None)
+            demo.state_holder.time_last_used.pop(session, None)
+            await asyncio.to_thread(return_memory)
 
         demo.unload(forget)
     demo.queue(max_size=MAX_QUEUE, api_open=False)
