@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # every text can be printed, wherever it goes
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="percov2: %(message)s", level=logging.WARNING)
+    # Before any command loads torch, whose threads would spin on cores that others use as well.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     args = build_parser().parse_args(argv)
     with warnings.catch_warnings():
         if not sys.warnoptions:  # they are for who writes Python, and say where our files lie
