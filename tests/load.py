@@ -225,9 +225,10 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="percov2-load-"))
     print(f"{len(expected)} answers known, {args.visitors} visitors come", flush=True)
     with serve(args.model, folder, keep_files_s=args.keep) as server:
-        rehearsal = Crowd(server, expected, 1)  # so that everything is loaded
-        for doing in (rehearsal.press, rehearsal.program, rehearsal.open, rehearsal.rubbish):
-            rehearsal.do(doing, random.Random(0))
+        for mode in MODES:  # so that everything is loaded
+            first = Crowd(server, [job for job in expected if job.mode == mode], 0)
+            for doing in (first.press, first.program, first.open, first.rubbish):
+                first.do(doing, random.Random(0))
         before_mb, crowd = memory_mb(server), Crowd(server, expected, args.minutes)
         with ThreadPoolExecutor(args.visitors) as pool:
             list(pool.map(crowd.visit, range(args.visitors)))
