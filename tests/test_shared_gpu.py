@@ -14,7 +14,7 @@ from percov2_core.ui.host import SHARED_GPU_VARIABLE
 from tests.tiny import picture, tiny_codec
 
 STAND_IN = Path(__file__).parent / "spaces_stand_in"
-NEEDS_GPU = ("encode", "paint", "read", "truncate")
+NEEDS_GPU = ("encode", "look", "write", "paint", "read", "truncate")
 
 
 @pytest.fixture
@@ -47,6 +47,7 @@ def test_every_call_borrows_the_gpu_and_gives_the_same(codec, spaces):
     plain = tiny_codec()
     stream = codec.encode(picture(), "ultra-low", caption="a cat")
     assert stream == plain.encode(picture(), "ultra-low", caption="a cat")
+    assert codec.write(codec.look(picture(), caption="a cat"), "ultra-low") == stream
     contents = codec.read(stream)
     assert contents.caption == "a cat"
     look = {"steps": 2, "guidance": 2.0, "seed": 3}
@@ -55,7 +56,7 @@ def test_every_call_borrows_the_gpu_and_gives_the_same(codec, spaces):
     assert first.picture is None and first.preview().size == picture().size
     assert last.picture.tobytes() == plain.decode(stream, **look).tobytes()
     assert codec.truncate(stream, tokens=2) == plain.truncate(stream, tokens=2)
-    assert [call["task"] for call in spaces.CALLS] == ["call", "call", "paint", "call"]
+    assert [call["task"] for call in spaces.CALLS] == ["call"] * 4 + ["paint", "call"]
 
 
 def test_what_needs_no_gpu_borrows_none_and_no_host_needs_nothing(codec, spaces, monkeypatch):
@@ -103,3 +104,6 @@ def test_the_time_asked_for_follows_steps_size_and_batch(contents):
     encode = call_s("encode", (picture(320, 192), "extreme"), {})
     assert call_s("read", (contents.stream,), {}) < encode
     assert encode < call_s("encode", (picture(640, 384),), {})
+    assert call_s("look", (picture(320, 192),), {}) == encode
+    found = tiny_codec().look(picture(), caption="")
+    assert call_s("write", (found,), {}) == call_s("read", (contents.stream,), {})

@@ -1,5 +1,6 @@
 """The page's parts without a browser."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,9 @@ import pytest
 from PIL import Image
 
 from percov2_core.config import MODES, PRESETS, SCHEDULES
-from percov2_core.errors import BitstreamError, ConfigError
+from percov2_core.errors import BitstreamError
 from percov2_core.metrics import Scores
-from percov2_core.ui import border, compress, invented, results, settings, text
+from percov2_core.ui import border, compress, invented, open_file, results, text
 from percov2_core.ui.device import Look
 from percov2_core.ui.tradeoff import Measured, Measurements, figure, run_of, runs_frame
 from tests.tiny import picture, tiny_codec
@@ -47,27 +48,19 @@ def test_a_link_holds_the_whole_file(stream):
     assert compress.qr_svg("x" * 3000) is None  # too long for a QR code
 
 
-def test_the_parts_of_the_bar_add_up_to_the_file_and_no_caption_brings_html(stream):
-    contents = tiny_codec().read(stream)
-    shown = results.bits_panel(a_run(stream).run)
-    assert sum(contents.bits) == 8 * len(stream.to_bytes())
-    assert all(f"<td>{count:,}</td>" in shown for count in (*contents.bits, sum(contents.bits)))
+def test_the_parts_of_the_bar_add_up_to_the_file_and_no_caption_brings_html():
+    for tokens in (0, 4, 6, 30):
+        stream = tiny_codec().encode(picture(), "hybrid", tokens=tokens)
+        shown = results.bits_panel(a_run(stream).run)
+        found = re.findall(r"<td>([\d,]+)</td>\s*<td>[\d,.]+</td>", shown)
+        *parts, total = (int(count.replace(",", "")) for count in found)
+        assert sum(parts) == total == 8 * len(stream.to_bytes()) and len(parts) == 4
+        assert tuple(parts[:2]) == tiny_codec().read(stream).bits[:2]
+        assert [count > 0 for count in parts[2:]] == [tokens > 0, tokens > 6]
+        assert f"coarse {min(tokens, 6)} of 6" in " ".join(shown.split())
     evil = tiny_codec().encode(picture(), "ultra-low", caption='"><img src=x onerror=alert(1)>')
     run = a_run(evil).run
     assert "<img src=x" not in results.compare_run(run) + results.bits_panel(run)
-
-
-@pytest.mark.parametrize("least", [0, 8, 20, 40])
-def test_a_target_size_is_used_and_kept(stream, least):
-    codec, wanted = tiny_codec(), len(stream.truncate(0).to_bytes()) + least
-    options = {"caption": codec.read(stream).caption, "schedule": "qlds", "seed": 0}
-    found = settings.encode_within(codec, picture(), wanted, **options)
-    assert len(found.to_bytes()) <= wanted
-    if found.tokens_sent < found.tokens_total:
-        longer = codec.truncate(stream, tokens=found.tokens_sent + 1)
-        assert len(longer.to_bytes()) > wanted
-    with pytest.raises(ConfigError, match=r"caption alone makes \d+ bytes, got 5"):
-        settings.encode_within(codec, picture(), 5, **options)
 
 
 def test_equal_pictures_disagree_nowhere():
@@ -78,6 +71,28 @@ def test_equal_pictures_disagree_nowhere():
     assert np.allclose(invented.disagreement([black, white]), 127.5)
 
 
+def test_a_seed_draws_the_coarse_tokens_that_a_file_does_not_hold(stream):
+    codec = tiny_codec()
+    assert invented.seeded(codec, whole := codec.read(stream), 5) is whole
+    part = codec.read(codec.encode(picture(), "hybrid", tokens=2))
+    (one, sent, *_), (two, *_) = (invented.seeded(codec, part, seed).coarse for seed in (1, 2))
+    assert sent.sum() == 2 and (one[sent] == two[sent]).all() and (one != two).any()
+    drawn = codec.read(codec.encode(picture(), "hybrid", tokens=2, seed=1)).coarse.tokens
+    assert (one == drawn).all()
+
+
+def test_a_cut_goes_from_the_caption_to_the_whole_file():
+    codec = tiny_codec()
+    for tokens in (0, 1, 30):
+        run = a_run(codec.encode(picture(), "hybrid", tokens=tokens)).run
+        slider = open_file.cuts(run)
+        assert slider.minimum < slider.maximum == run.size_bytes and slider.interactive == bool(
+            tokens
+        )
+        if tokens:
+            assert not codec.truncate(run.stream, size=slider.minimum).tokens_sent
+
+
 def test_own_runs_are_drawn_found_again_and_downloaded(stream, tmp_path):
     history = [a_run(stream, psnr=20.0, picorank=0.5), a_run(stream, 2, psnr=21.0)]
     drawn = figure(Measurements(tmp_path), history, x="bpp", y="psnr")
@@ -86,7 +101,8 @@ def test_own_runs_are_drawn_found_again_and_downloaded(stream, tmp_path):
     assert figure(Measurements(tmp_path), [], x="bpp", y="psnr") is None
     table = runs_frame(history)
     first, *lines = results.runs_csv(table).decode().splitlines()
-    assert first == "picture,mode,schedule,tokens,steps,guidance,bytes,bpp,psnr,picorank,caption"
+    tokens = "schedule,coarse,fine,steps"
+    assert first == f"picture,mode,{tokens},guidance,bytes,bpp,psnr,picorank,caption"
     assert len(lines) == 2 and "percov2-runs.csv" in results.runs_table(["run:1", "run:2"], table)
     assert "is listed here" in results.runs_table([], runs_frame([]))
 
@@ -108,7 +124,7 @@ def test_a_stored_point_gives_its_steps_and_guidance(tmp_path):
     row["psnr"] = 22.0
     pd.DataFrame([row]).to_csv(tmp_path / "sweep.csv", index=False)
     found = Measurements(tmp_path).find(key)
-    assert found == {"mode": "extreme", "steps": 4.0, "guidance": 1.5}
+    assert found == {"mode": "extreme", "steps": 4.0, "guidance": 1.5, "size_bytes": 655}
     (point,) = figure(Measurements(tmp_path), [], x="bpp", y="psnr").data
     assert point.name == "PerCoV2 Extreme"
     expected = "4 steps, guidance 1.5<br>655 bytes, mean of 1 Kodak pictures"

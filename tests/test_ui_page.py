@@ -1,12 +1,25 @@
 """The page in a browser, around the tiny codec: what a person does."""
 
+import re
+
 import pytest
 
 pytest.importorskip("playwright", reason="needs playwright")
 
 from playwright.sync_api import expect
 
-from tests.ui_browser import choose_example, compress, download, open_tab, pixels, set_steps, starts
+from tests.ui_browser import (
+    choose_example,
+    choose_mode,
+    compress,
+    download,
+    open_tab,
+    painted,
+    pixels,
+    resize,
+    set_steps,
+    starts,
+)
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(600)]
 
@@ -14,9 +27,9 @@ pytestmark = [pytest.mark.ui, pytest.mark.timeout(600)]
 def test_the_headline_says_the_size_of_the_downloaded_file(page):
     choose_example(page, 0)
     open_tab(page, "File and QR")
-    for mode in ("Hybrid (generated caption only)", "Ultra-low", "Extreme"):
-        page.get_by_label(mode, exact=True).check()
-        size_bytes = compress(page)
+    compress(page)
+    for mode in ("Hybrid (any size)", "Ultra-low", "Extreme"):
+        size_bytes = choose_mode(page, mode)
         expect(page.locator("#pc-download")).to_contain_text(f"({size_bytes:,} bytes)")
         assert download(page).stat().st_size == size_bytes
     page.locator("#pc-caption-box textarea").fill("x" * 60)
@@ -24,10 +37,27 @@ def test_the_headline_says_the_size_of_the_downloaded_file(page):
     assert compress(page) > size_bytes
     open_tab(page, "Where bits went")
     expect(page.locator("#pc-bits")).to_contain_text("x" * 60)
+
+
+def test_another_size_is_another_picture_of_the_same_encoding(page, server):
+    choose_example(page, 5)
+    first, looks = compress(page), server.looks
+    decoded, slider = page.locator("#pc-stage .pc-decoded"), page.locator("#pc-size [type=range]")
+    shown = [pixels(decoded)]
+    for size in (60, 400, 200):
+        assert size - 2 <= resize(page, size) <= size
+        shown.append(pixels(decoded))
+    assert len(set(shown)) == 4
+    assert 197 <= painted(page, lambda: slider.press("ArrowLeft")) <= 199
+    assert page.locator("#pc-mode input:checked").get_attribute("value") == "hybrid"
+    expect(page.locator("#pc-bits .pc-total")).to_contain_text(re.compile("19[789]"))
+    assert resize(page, 13) > 13
+    expect(page.locator("#pc-head")).to_contain_text("13 cannot be reached")
+    assert choose_mode(page, "Ultra-low") == first and pixels(decoded) == shown[0]
+    expect(slider).to_have_value(str(first))
+    assert server.looks == looks
     page.locator("#pc-caption-box textarea").fill("the sea")
-    page.get_by_role("button", name="Advanced").click()
-    page.locator("#pc-target input").fill("60")
-    assert compress(page) <= 60
+    assert compress(page) and server.looks == looks + 1
 
 
 def test_the_result_fits_moves_zooms_and_fills_the_screen(page):
@@ -97,7 +127,12 @@ def test_the_file_and_the_link_open_to_the_same_pixels(page, visit, server):
     visitor.locator("#pc-file input[type=file]").set_input_files(file)
     visitor.wait_for_selector("#pc-decoded-stage .pc-tools button")
     assert pixels(visitor.locator("#pc-decoded-stage .pc-decoded")) == painted
-    expect(visitor.locator("#pc-decoded-details")).to_contain_text("caption")
+    facts, slider = visitor.locator(".pc-facts"), visitor.locator("#pc-cut [type=range]")
+    for key, sent in (("Home", 0), ("End", 64)):
+        slider.press(key)
+        expect(facts).to_contain_text(f"coarse {sent} of 64")
+        shown = pixels(visitor.locator("#pc-decoded-stage .pc-decoded"))
+        assert (shown == painted) == bool(sent)
 
 
 def test_two_visitors_at_once_see_their_own_pictures(visit):
@@ -131,12 +166,12 @@ def test_pressing_again_replaces_the_run_under_way(page, hold):
     choose_example(page, 2)
     set_steps(page, 2)
     starts(page, "Step 1 of 2")
-    page.get_by_label("Ultra-low", exact=True).check()
+    page.get_by_label("Extreme", exact=True).check()
     page.locator("#pc-compress").click()
     hold.unlink()
     page.wait_for_selector("#pc-stage .pc-range")
-    expect(page.locator("#pc-head")).to_contain_text("mode ultra-low")
+    expect(page.locator("#pc-head")).to_contain_text("mode extreme")
     open_tab(page, "In numbers")
-    expect(page.locator("#pc-numbers .pc-ours")).to_contain_text("ultra-low")
+    expect(page.locator("#pc-numbers .pc-ours")).to_contain_text("extreme")
     open_tab(page, "Trade-off")
     expect(page.locator("#pc-runs tbody tr")).to_have_count(1)

@@ -12,7 +12,7 @@ pytest.importorskip("playwright", reason="needs playwright")
 from playwright.sync_api import TimeoutError, expect
 
 from percov2_core.ui import text
-from tests.ui_browser import choose_example, compress, open_plot, open_tab, pixels
+from tests.ui_browser import choose_example, choose_mode, compress, open_plot, open_tab, pixels
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(600)]
 
@@ -54,32 +54,26 @@ def test_every_empty_place_says_what_will_be_there(page):
 def test_a_file_shows_its_prices_its_order_and_what_it_leaves_open(page):
     compressed(page, 0)
     page.wait_for_selector("#pc-bits .pc-bar")
-    data = page.locator("#pc-bits figure.pc-tokens").get_attribute("data-tokens") or ""
-    prices = json.loads(data)["bits"]
+    data = page.locator("#pc-bits figure.pc-tokens").get_attribute("data-levels") or ""
+    coarse, fine = json.loads(data)
     note = page.locator("#pc-bits .pc-token-note")
-    expect(note).to_contain_text(f"{len(prices)} tokens, {sum(prices):.0f} bits")
+    fine_tokens = f"{sum(fine['sent'])} fine tokens, {sum(fine['bits']):.0f} bits"
+    expect(note).to_contain_text(fine_tokens)
+    page.get_by_role("button", name="Coarse", exact=True).click()
+    expect(note).to_contain_text(f"64 coarse tokens, {sum(coarse['bits']):.0f} bits")
     page.locator("#pc-bits canvas").hover(position={"x": 3, "y": 3})
-    expect(note).to_contain_text(f"row 1, column 1: {prices[0]:.2f} bits")
+    expect(note).to_contain_text(f"row 1, column 1: {coarse['bits'][0]:.2f} bits")
     page.get_by_role("button", name="Play the order").click()
     stages = page.get_by_role("slider", name="Stages shown")
     expect(stages).to_have_value("2")
-    assert 0 < int(re.findall(r"(\d+) tokens", note.inner_text())[0]) < 64
+    assert 0 < int(re.findall(r"(\d+) coarse", note.inner_text())[0]) < 64
     expect(stages).to_have_value(stages.get_attribute("max") or "")
+    expect(note).to_contain_text(fine_tokens)
 
     open_tab(page, "Invented?")
     page.locator("#pc-vary").click()
     expect(page.locator("#pc-variations")).to_contain_text("On average")
     assert page.locator("#pc-variations img").count() == 5
-    slider = page.locator("#pc-resend input[type=range]")
-    slider.focus()
-    page.keyboard.press("ArrowLeft")
-    expect(page.locator("#pc-resent")).to_contain_text("63 of 64 tokens")
-    open_tab(page, "Compress")
-    page.get_by_label("Extreme", exact=True).check()
-    compress(page)
-    open_tab(page, "Invented?")
-    expect(slider).to_be_disabled()
-    expect(page.locator("#pc-resent")).to_contain_text("This is an Extreme file")
 
 
 def test_every_codec_is_one_click_away_and_the_runs_download(page, tmp_path):
@@ -109,9 +103,8 @@ def test_every_codec_is_one_click_away_and_the_runs_download(page, tmp_path):
 def test_a_click_on_a_run_in_the_plot_brings_its_picture_back(page):
     choose_example(page, 4)
     painted, decoded = page.locator("#pc-stage .pc-decoded"), []
-    for mode in ("Ultra-low", "Extreme"):
-        page.get_by_label(mode, exact=True).check()
-        compress(page)
+    for act in (compress, lambda page: choose_mode(page, "Extreme")):
+        act(page)
         decoded.append(pixels(painted))
     slider = page.get_by_role("slider", name="Compare")
     slider.press("End")

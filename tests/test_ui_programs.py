@@ -39,10 +39,14 @@ def test_a_file_goes_out_and_comes_back(client, photo):
     data = Path(path).read_bytes()
     expected = tiny_codec().encode(Image.open(photo), "extreme", caption="a cat")
     assert data == expected.to_bytes()
+    small = client.predict(handle_file(photo), "extreme", "a cat", 40, api_name="/compress")
+    fitted = tiny_codec().encode(Image.open(photo), size=40, caption="a cat")
+    assert Path(small).read_bytes() == fitted.to_bytes()
     decoded = client.predict(handle_file(path), api_name="/decompress")
     assert Image.open(decoded).tobytes() == tiny_codec().decode(expected).tobytes()
     facts = client.predict(handle_file(path), api_name="/inspect")
     assert facts["caption"] == "a cat" and sum(facts["bits"].values()) == 8 * len(data)
+    assert facts["tokens_sent"] == facts["tokens_total"] == {"coarse": 0, "fine": 60}
 
 
 def test_only_three_endpoints_are_public_and_the_same_are_mcp_tools(client, server):

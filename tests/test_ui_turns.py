@@ -24,20 +24,24 @@ pytestmark = [  # gradio leaves sockets and event loops to the garbage collector
 VISITOR = SimpleNamespace(session_hash="a", headers={})
 CHOICES = {
     "mode": "ultra-low", "caption": "the sea", "captioner": "describer", "schedule": "qlds",
-    "tokens": 0, "target": None, "side": 1024, "steps": 3, "guidance": 1.0, "seed": 0,
+    "size": 110, "side": 1024, "steps": 3, "guidance": 1.0, "seed": 0,
 }  # fmt: skip
+SIZED = ("ultra-low", 110)
 
 
 class Counting:
-    """The tiny codec, which counts the steps of painting and the looks of the entropy model."""
+    """The tiny codec, which counts what it encodes and reads, and the steps of painting."""
 
     def __init__(self):
-        self.steps = 0
-        self.reads = 0
+        self.steps = self.reads = self.looks = 0
         self.free = True
 
     def __getattr__(self, name):
         return getattr(tiny_codec(), name)
+
+    def look(self, image, **options):
+        self.looks += 1
+        return tiny_codec().look(image, **options)
 
     def read(self, stream):
         self.reads += 1
@@ -176,25 +180,29 @@ def test_nothing_is_kept_of_a_visitor_who_left():
 
 
 def test_a_picture_is_read_once_and_kept_without_a_captioner(tab, sea, monkeypatch):
-    cleared, ready, captioned = tab.choose(sea, "describer", None)
+    cleared, ready, captioned = tab.choose(sea, "describer", None, *SIZED)
     chosen = ready[tab.chosen]
     assert cleared[tab.chosen] is None and chosen and captioned[tab.settings.caption]
-    (kept,) = tab.choose(sea, "describer", chosen)  # it is announced twice
+    (kept,) = tab.choose(sea, "describer", chosen, *SIZED)  # it is announced twice
     assert kept == {tab.chosen: gr.skip()}
-    (gone,) = tab.choose(None, "describer", chosen)
+    (gone,) = tab.choose(None, "describer", chosen, *SIZED)
     assert gone[tab.chosen] is None
     monkeypatch.setattr(tiny_codec(), "captioners", Mock(side_effect=UnavailableError("no such")))
-    intakes = tab.choose(sea, "blip", None)
+    intakes = tab.choose(sea, "blip", None, *SIZED)
     assert next(intakes)[tab.chosen] is None and next(intakes)[tab.chosen] is not None
     with pytest.raises(UnavailableError, match="no such"):
         next(intakes)
 
 
+def given(tab, chosen, number, done=(), **choices):
+    """What the page tells its listeners."""
+    said = {getattr(tab.settings, name): v for name, v in {**CHOICES, **choices}.items()}
+    return said | {tab.chosen: chosen, tab.presses: number, tab.done: [*done]}
+
+
 def start(tab, chosen, number, **choices):
     """What Compress begins, once it was pressed."""
-    given = {tab.chosen: chosen, tab.presses: number, tab.done: []}
-    given |= {getattr(tab.settings, name): v for name, v in {**CHOICES, **choices}.items()}
-    return tab.compress(given, VISITOR)
+    return tab.compress(given(tab, chosen, number, **choices), VISITOR)
 
 
 def test_a_click_reads_its_file_once_and_ends_with_a_run_or_a_message(tab, codec, chosen):
@@ -207,11 +215,11 @@ def test_a_click_reads_its_file_once_and_ends_with_a_run_or_a_message(tab, codec
     assert f"{run.size_bytes} bytes" in views[1][tab.headline] and tab.headline not in views[0]
     assert "Where" not in tab.explain(run, VISITOR)[0] and codec.reads == 1
     tab.press(chosen, 2, 1024, VISITOR)
-    views = start(tab, chosen, 2, target=5)
+    views = start(tab, chosen, 2, schedule="none such")
     next(views)
     assert "Encoding" in next(views)[tab.stage]
     assert text.EMPTY_STAGE in next(views)[tab.stage]
-    with pytest.raises(ConfigError, match="caption alone takes"):
+    with pytest.raises(ConfigError, match="schedule must be one of"):
         next(views)
 
 
@@ -249,3 +257,32 @@ def test_visitors_read_how_many_are_before_them(tab, turns, chosen, monkeypatch)
     monkeypatch.setattr("percov2_core.ui.compress.MAX_WAITING", 1)
     with pytest.raises(gr.Error, match="The demo is full"):
         tab.press(chosen, 2, 1024, VISITOR)
+
+
+def test_every_size_is_made_of_what_the_encoder_found_once(tab, codec, chosen):
+    with pytest.raises(gr.Error):  # nothing was encoded yet
+        next(tab.resize(given(tab, chosen, 1), VISITOR))
+    *_, last = start(tab, chosen, 1)
+    done, files = last[tab.done], []
+    for number, size in enumerate((40, 13, 70), 2):
+        sized = given(tab, chosen, number, done, mode="hybrid", size=size)
+        _, said, *_, last = tab.resize(sized, VISITOR)
+        assert ("13 cannot be reached" in said[tab.headline]) == (size == 13)
+        files.append(last[tab.run].stream)
+        assert tab.settings.size not in last  # the hand is on it
+    encode, words = tiny_codec().encode, {"caption": "the sea"}
+    sizes = [encode(picture(), size=size, **words) for size in (40, 70)]
+    assert files == [sizes[0], encode(picture(), "hybrid", **words), sizes[1]]
+    *_, last = tab.resize(given(tab, chosen, 5, done, mode="extreme"), VISITOR)
+    assert last[tab.run].stream == encode(picture(), "extreme", **words)
+    assert last[tab.settings.size].value == last[tab.run].size_bytes and codec.looks == 1
+    with pytest.raises(gr.Error):
+        next(tab.resize(given(tab, chosen, 6, done, caption="another"), VISITOR))
+
+
+def test_the_size_control_ends_in_proportion_to_the_tokens(tab):
+    small, large = (tab.settings.sized("extreme", 50, (n, n)) for n in (512, 1024))
+    assert small.value == small.maximum == 722 and large.maximum == 13 + 4 * 709
+    hybrid = tab.settings.sized("hybrid", 5000, (512, 512))
+    assert hybrid.value == hybrid.maximum and tab.settings.sized("hybrid", 50, (64, 64)).value < 50
+    assert tab.settings.sized("ultra-low", 50, (512, 512), 900).maximum == 900

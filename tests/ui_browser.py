@@ -67,10 +67,32 @@ def choose_example(page, number):
 
 def compress(page):
     """Press the button, wait for the picture; -> the bytes in the headline."""
+    return painted(page, page.locator("#pc-compress").click)
+
+
+def painted(page, act):
+    """Do what brings another picture, wait for it; -> the bytes in the headline."""
     page.evaluate("document.querySelector('#pc-stage figure')?.classList.add('seen')")
-    page.locator("#pc-compress").click()
+    act()
     page.wait_for_selector("#pc-stage figure:not(.seen) .pc-range")
     return int(page.locator("#pc-bytes").get_attribute("data-bytes") or 0)
+
+
+def choose_mode(page, label):
+    """Of a picture that is compressed already; as `painted`."""
+    return painted(page, page.get_by_label(label, exact=True).check)
+
+
+def resize(page, size):
+    """Type a size; as `painted`."""
+
+    def type_it():
+        box = page.locator("#pc-size input[type=number]")
+        box.press("Control+a")
+        box.press_sequentially(str(size))
+        box.press("Enter")
+
+    return painted(page, type_it)
 
 
 def set_steps(page, steps):

@@ -29,6 +29,11 @@ class Server:
     hold: Path  # while it exists, painting waits after its first step (see `held_page.py`)
     pid: int = 0
 
+    @property
+    def looks(self):
+        """How many pictures the encoder has seen, where the page is held."""
+        return self.hold.with_name("looks").stat().st_size
+
     def errors(self):
         text = self.log.read_text(encoding="utf-8")
         return text if "Traceback" in text or "Error" in text else ""

@@ -15,13 +15,14 @@ from segno.encoder import DataOverflowError
 from percov2_core.bitstream import SUFFIX
 from percov2_core.codec import PerCoV2
 from percov2_core.config import MODES, PRESETS, check_choice
+from percov2_core.contents import Tokens
 from percov2_core.errors import PerCoError
 from percov2_core.ui import border, results, text
 from percov2_core.ui.border import Chosen, Payload
 from percov2_core.ui.device import DEVICE, FREE, INTAKE, MAX_WAITING, Turn, Turns, paint
 from percov2_core.ui.host import page_address
 from percov2_core.ui.results import Run
-from percov2_core.ui.settings import Given, Settings, tokens_of
+from percov2_core.ui.settings import Given, Settings
 from percov2_core.ui.text import data_uri, empty, piece, plain_html
 
 EXAMPLES_DIR = Path(__file__).parents[2] / "assets" / "examples"
@@ -31,6 +32,7 @@ _KEEP: Any = gr.skip()
 _EXAMPLES_JS = """
 percov.buttons(element, (key) => trigger('pick', {key}));
 percov.pasted(element, upload, (path) => trigger('paste', {path}));"""
+_MOVED_JS = "() => [++window.percov.presses, 'hybrid']"
 
 
 class CompressTab:
@@ -60,16 +62,10 @@ class CompressTab:
         self._connect()
 
     def _controls(self) -> None:
-        self.image = gr.Image(
-            label="Picture",
-            type="filepath",
-            image_mode=None,
-            format="png",
-            height=210,
-            sources=["upload", "clipboard", "webcam"],
-            buttons=[],
-            elem_id="pc-image",
-        )
+        kept: dict[str, Any] = {"type": "filepath", "image_mode": None, "format": "png"}
+        kept["sources"] = ["upload", "clipboard", "webcam"]
+        look: dict[str, Any] = {"label": "Picture", "height": 210, "elem_id": "pc-image"}
+        self.image = gr.Image(buttons=[], **kept, **look)
         # The pictures are inside the page, so that they are there at once.
         pictures = {name: _thumbnail(path) for name, path in self.examples.items()}
         buttons = piece("thumbnails", pictures=pictures)
@@ -89,8 +85,8 @@ class CompressTab:
         self.picks.paste(self.paste, outputs=self.image, **FREE)
         self.image.change(
             self.choose,
-            [self.image, more.captioner, self.chosen],
-            [self.chosen, more.caption, self.cost, self.button, more.side, more.tokens],
+            [self.image, more.captioner, self.chosen, more.mode, more.size],
+            [self.chosen, more.caption, self.cost, self.button, more.side, more.size],
             preprocess=False,  # gradio would open the file itself, and fail without words
             trigger_mode="always_last",
             **INTAKE,
@@ -99,8 +95,6 @@ class CompressTab:
         more.captioner.input(self.recaption, [self.chosen, more.captioner], said, **INTAKE)
         last: dict[str, Any] = {"trigger_mode": "always_last", **FREE}
         more.caption.input(self.caption_cost, more.caption, self.cost, **last)
-        presets, painted = [more.mode, more.preset], [more.steps, more.guidance]
-        gr.on([one.input for one in presets], self.apply_preset, presets, painted, **FREE)
         pressed = self.button.click(
             self.press,
             [self.chosen, self.presses, more.side],
@@ -110,14 +104,23 @@ class CompressTab:
             queue=False,
             **FREE,
         )
-        # Gradio's event at the end of a run.
-        self.compressed = pressed.success(
-            self.compress,
-            {self.chosen, self.presses, self.done, *vars(more).values()},
-            [self.headline, self.stage, more.caption, self.run, self.done],
-            trigger_mode="multiple",  # a newer press replaces the older one: none may be skipped
-            **DEVICE,
+        named = gr.on(
+            [more.mode.input, more.preset.input],
+            self.apply_preset,
+            [self.presses, self.chosen, more.size, more.mode, more.preset],
+            [self.presses, more.size, more.steps, more.guidance],
+            js="(_, ...given) => [++window.percov.presses, ...given]",
+            **FREE,
         )
+        moved = more.size.input(None, None, [self.presses, more.mode], js=_MOVED_JS)
+        given = {self.chosen, self.presses, self.done, *vars(more).values()}
+        found = [self.headline, self.stage, more.caption, more.size, self.run, self.done]
+        # A newer press replaces the older one, so none may be skipped; of sizes the last counts.
+        every, last = {"trigger_mode": "multiple", **DEVICE}, {**last, **DEVICE}
+        self.painted = [  # gradio's events at the end of a run
+            pressed.success(self.compress, given, found, **every),
+            *(one.success(self.resize, given, found, **last) for one in (named, moved)),
+        ]
         shown, counted = [self.headline, self.stage], {"js": "() => window.percov.presses", **FREE}
         self.cancel_button.click(self.cancel, self.presses, shown, queue=False, **counted)
 
@@ -131,7 +134,7 @@ class CompressTab:
         return str(border.uploaded({"path": border.told(event, "path")}).path)
 
     def choose(
-        self, payload: Payload | None, captioner: str, before: Chosen | None
+        self, payload: Payload | None, captioner: str, before: Chosen | None, mode: str, size: float
     ) -> Iterator[Answer]:
         """Read what was uploaded, and caption it at once. `payload` is gradio's own file data."""
         if payload and before and border.uploaded(payload).path == before.source:
@@ -152,7 +155,7 @@ class CompressTab:
             self.chosen: chosen,
             self.button: gr.Button(interactive=True),
             self.settings.side: gr.Radio(visible=True if chosen.large else "hidden"),
-            self.settings.tokens: gr.Slider(maximum=tokens_of(chosen.quick.image)),
+            self.settings.size: self.settings.sized(mode, size, chosen.quick.image.size),
         }
         yield ready  # a captioner that cannot be had is no reason to refuse the picture
         if captioner != "fixed":
@@ -177,10 +180,13 @@ class CompressTab:
         in_bytes = text.bytes_in_words(-(-round(cost) // 8))
         return f"This text costs **{cost:.0f} bits**, about {in_bytes}."
 
-    def apply_preset(self, mode: str, preset: str) -> tuple[int, float]:
-        presets = self.codec.presets[check_choice("mode", mode, MODES)]
-        chosen = presets[check_choice("preset", preset, PRESETS)]
-        return chosen.steps, chosen.guidance
+    def apply_preset(
+        self, pressed: float, chosen: Chosen | None, size: float, mode: str, preset: str
+    ) -> tuple[Any, ...]:
+        sides = chosen.quick.image.size if chosen else (512, 512)
+        named = self.codec.presets[check_choice("mode", mode, MODES)]
+        look = named[check_choice("preset", preset, PRESETS)]
+        return pressed, self.settings.sized(mode, size, sides), look.steps, look.guidance
 
     def press(
         self, chosen: Chosen | None, pressed: float, side_px: float, request: gr.Request
@@ -212,26 +218,49 @@ class CompressTab:
                 yield self._nothing() | {self.run: None}
                 raise
 
+    def resize(self, given: Given, request: gr.Request) -> Iterator[Answer]:
+        """Another size was asked for: paint it from the same tokens, where there are any."""
+        chosen, side = given[self.chosen], border.count(given[self.settings.side])
+        caption = border.words("caption", given[self.settings.caption]).strip()
+        if chosen is None or self._found(given, chosen.at(side).image, caption) is None:
+            raise gr.Error(text.CANCELLED, visible=False, print_exception=False)
+        yield from self.compress(given, request)
+
+    def _found(self, given: Given, image: Image.Image, caption: str) -> Tokens | None:
+        """What the encoder has found in this picture for this caption."""
+        runs: list[Run] = given[self.done]
+        same = (r for r in runs if r.original is image and r.contents.caption == caption)
+        return next((run.tokens for run in same), None)
+
     def _compress(self, given: Given, chosen: Chosen, turn: Turn) -> Iterator[Answer]:
-        image, png_bytes = chosen.at(border.count(given[self.settings.side]))
-        look = self.settings.look(given, image)
-        yield {self.stage: piece("painting", size=image.size)}
-        stream = self.settings.encode(given, self.codec, image)
+        more, hybrid = self.settings, given[self.settings.mode] == "hybrid"
+        image, png_bytes = chosen.at(border.count(given[more.side]))
+        look, said = more.look(given, image), more.said(given, self.codec, image)
+        if found := self._found(given, image, said):
+            tokens = found
+        else:
+            yield {self.stage: piece("painting", size=image.size)}
+            tokens = self.codec.look(image, caption=said)
+        stream = more.write(given, self.codec, tokens)
         contents = self.codec.read(stream)
         if turn.dropped.is_set():
             return
-        headline = results.headline(stream, chosen, png_bytes)
-        box, said = self.settings.caption, contents.caption
-        # The same once more would make it jump while one types.
-        yield {self.headline: headline} | ({} if said == given[box] else {box: said})
+        headline = results.headline(stream, chosen, png_bytes, given[more.size] if hybrid else 0)
+        # What is the same already would jump under the hand that moves it, or types.
+        controls: Answer = {} if said == given[more.caption] else {more.caption: said}
+        if not (found and hybrid):
+            asked = (given[more.mode], given[more.size], image.size)
+            controls[more.size] = more.sized(*asked, sum(stream.sizes))
+        yield {self.headline: headline} | controls
         for frame in paint(self.codec, contents, look, turn):
             if frame.picture is None:
                 yield {self.stage: piece("painting", size=image.size, frame=frame)}
             elif self.turns.finish(turn):
-                seen = (frame.picture, frame.step_s, image, turn.number)
+                seen = (frame.picture, frame.step_s, image, turn.number, tokens)
                 run = Run(chosen.name, contents, look, headline, *seen)
                 done = [*given[self.done], run][-border.KEEP_RUNS :]
-                yield {self.stage: results.compare_run(run), self.run: run, self.done: done}
+                shown = {self.stage: results.compare_run(run), self.run: run, self.done: done}
+                yield shown | controls
 
     def cancel(self, pressed: float, request: gr.Request) -> Answer:
         """Stop what the visitor's presses began: what waits, what is encoded, what is painted."""
@@ -272,12 +301,7 @@ def qr_svg(content: str) -> str | None:
 
 def share_panel(run: Run, *, address: str) -> str:
     """Download button, link and QR code of one file."""
-    data, link = run.stream.to_bytes(), border.link_to(run.stream, address)
-    return piece(
-        "share",
-        file=f"{run.name}{SUFFIX}",
-        size_bytes=len(data),
-        data=data_uri(data, "application/octet-stream"),
-        link=link,
-        code=qr_svg(link),
-    )
+    link = border.link_to(run.stream, address)
+    data = data_uri(run.stream.to_bytes(), "application/octet-stream")
+    size, file = run.size_bytes, f"{run.name}{SUFFIX}"
+    return piece("share", file=file, size_bytes=size, data=data, link=link, code=qr_svg(link))

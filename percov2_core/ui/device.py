@@ -53,7 +53,7 @@ DECODE_S = 4.0  # per megapixel: everything around the steps, previews included
 ENCODE_S = 15.0  # per megapixel, the search for better tokens included
 MOST_S = 120.0  # hosts refuse much more
 PREVIEW_EVERY_S = 1.0
-_BORROWING = ("encode", "read", "truncate", "describe")
+_BORROWING = ("encode", "look", "write", "read", "truncate", "describe")
 _NO_GPU = ("describer", "fixed")  # captioners that run where the page runs
 
 
@@ -161,6 +161,7 @@ class Turns:
         turn = Turn(session, number)
         with self._visit(session) as visit:
             visit.turns.add(turn)
+            visit.pressed = max(visit.pressed, number)
             visit.drop_unwanted()
         try:
             yield turn
@@ -281,10 +282,11 @@ def painting_s(contents: Contents, options: dict[str, Any]) -> float:
 
 def call_s(method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> float:
     """Seconds to borrow for any other method of the codec."""
-    per_megapixel_s = ENCODE_S if method == "encode" else DECODE_S
+    per_megapixel_s = ENCODE_S if method in ("encode", "look") else DECODE_S
     return min(MOST_S, START_S + per_megapixel_s * _megapixels(arguments[0]))
 
 
 def _megapixels(sized: Any) -> float:
-    """Of a picture or a stream."""
-    return float(sized.width * sized.height / 1e6)
+    """Of a picture, of what was found in one, or of a stream."""
+    width, height = getattr(sized, "size", None) or (sized.width, sized.height)
+    return float(width * height / 1e6)

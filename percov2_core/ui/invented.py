@@ -1,4 +1,4 @@
-"""The tab that shows what a file leaves open: other seeds, where they disagree, fewer tokens."""
+"""The tab that shows what a file leaves open: other seeds, and where they disagree."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from percov2_core.codec import PerCoV2
-from percov2_core.ui import border, text
+from percov2_core.contents import Contents, Tokens
+from percov2_core.ui import text
 from percov2_core.ui.device import DEVICE, Turns, paint
 from percov2_core.ui.results import Run
-from percov2_core.ui.text import bytes_in_words, empty, piece, plain_html
+from percov2_core.ui.text import empty, piece, plain_html
 
 SEEDS = 4
 _STOPS = np.array([[20, 12, 80], [150, 30, 120], [240, 100, 60], [252, 230, 120]], dtype=np.float64)
@@ -31,26 +32,12 @@ class InventedTab:
             vary = gr.Button(
                 "Paint it four times", variant="primary", elem_id="pc-vary", scale=0, min_width=240
             )
-        grid = plain_html(empty(text.EMPTY_VARIATIONS), elem_id="pc-variations")
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=4, min_width=280):
-                said: dict[str, Any] = {"label": "Tokens sent", "info": text.RESEND_INFO}
-                tokens = gr.Slider(0, 1, 0, step=1, interactive=False, elem_id="pc-resend", **said)
-            with gr.Column(scale=8, min_width=280):
-                resent = plain_html(empty(text.EMPTY_RESENT), elem_id="pc-resent")
-        vary.click(self.vary, run, grid, **DEVICE)
-        # Not `release`: the keyboard never releases a slider.
-        tokens.input(self.resend, [run, tokens], resent, trigger_mode="always_last", **DEVICE)
-        self.shown = [grid, tokens, resent]  # what `offer` fills
+        self.shown = plain_html(empty(text.EMPTY_VARIATIONS), elem_id="pc-variations")
+        vary.click(self.vary, run, self.shown, **DEVICE)
 
-    def offer(self, run: Run | None) -> tuple[Any, Any, Any]:
-        """Forget what was shown of another file; the slider is there for files that it suits."""
-        if run is None:
-            return empty(text.EMPTY_VARIATIONS), gr.skip(), empty(text.EMPTY_RESENT)
-        most = run.stream.tokens_sent
-        slider = gr.Slider(maximum=max(1, most), value=most, interactive=most > 0)
-        reason = text.EMPTY_RESENT if most else text.NO_TOKENS
-        return empty(text.READY_VARIATIONS), slider, empty(reason)
+    def offer(self, run: Run | None) -> str:
+        """Forget what was shown of another file."""
+        return empty(text.READY_VARIATIONS if run else text.EMPTY_VARIATIONS)
 
     def vary(self, run: Run | None, request: gr.Request) -> Iterator[Any]:
         """The same file with four seeds."""
@@ -60,27 +47,21 @@ class InventedTab:
         yield variations_grid(pictures)
         with self.turns.take(request.session_hash or "") as turn:
             for seed in range(1, SEEDS + 1):
-                look = run.look._replace(seed=seed)
-                for frame in paint(self.codec, run.contents, look, turn):
+                contents = seeded(self.codec, run.contents, seed)
+                for frame in paint(self.codec, contents, run.look._replace(seed=seed), turn):
                     if frame.picture:
                         pictures.append(frame.picture)
                     yield variations_grid(pictures) if frame.picture else gr.skip()
 
-    def resend(self, run: Run | None, tokens: float, request: gr.Request) -> Iterator[Any]:
-        """The first tokens of the same file."""
-        if run is None or not run.stream.tokens_sent:
-            yield empty(text.EMPTY_RESENT if run is None else text.NO_TOKENS)
-            return
-        yield gr.skip()
-        with self.turns.take(request.session_hash or "") as turn:
-            left = min(border.count(tokens), run.stream.tokens_sent)
-            part = self.codec.truncate(run.stream, tokens=left)
-            size = bytes_in_words(sum(part.sizes))
-            tag = f"{part.tokens_sent} of {sum(part.tokens_total)} tokens, {size}"
-            for frame in paint(self.codec, self.codec.read(part), run.look, turn):
-                sides = {"original": run.decoded, "decoded": frame.picture, "tag": tag}
-                said = {"caption": run.contents.caption, "left": "All its tokens"}
-                yield piece("compare", **sides, **said) if frame.picture else gr.skip()
+
+def seeded(codec: PerCoV2, contents: Contents, seed: int) -> Contents:
+    """The same file with another seed, which draws the coarse tokens that it does not hold."""
+    stream, coarse = contents.stream, contents.coarse
+    if coarse is None or coarse.sent.all():
+        return contents
+    tokens = Tokens((stream.width, stream.height), contents.caption, coarse.tokens, None)
+    count, schedule = stream.tokens_sent, stream.schedule
+    return codec.read(codec.write(tokens, count=count, schedule=schedule, seed=seed))
 
 
 def disagreement(pictures: Sequence[Image.Image]) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ from percov2_core.ui import border, results, text
 from percov2_core.ui.border import Payload
 from percov2_core.ui.device import DEVICE, FREE, Look, Turns, paint
 from percov2_core.ui.results import Run
+from percov2_core.ui.settings import size_slider
 from percov2_core.ui.text import empty, piece, plain_html
 
 _KEEP: Any = gr.skip()
@@ -31,16 +32,21 @@ class OpenTab:
                 file = gr.File(label="A .pcv2 file", type="filepath", elem_id="pc-file", height=150)
                 link = gr.Textbox(label="or a link", lines=3, max_lines=5, elem_id="pc-link-box")
                 button = gr.Button("Open the link", variant="primary", elem_id="pc-open-link")
+                label = "Cut: at most so many bytes"
+                self.size = size_slider(label, elem_id="pc-cut", interactive=False)
             with gr.Column(scale=8, min_width=280):
                 self.headline = plain_html(results.quiet_headline("Open a file", text.EMPTY_FILE))
                 self.stage = plain_html(empty(text.EMPTY_FILE_STAGE), elem_id="pc-decoded-stage")
         self.details = plain_html(elem_id="pc-decoded-details")
-        outputs = [self.headline, self.stage, self.details, run]
+        self.whole = gr.State(None, time_to_live=border.KEEP_FILES_S)  # the run of the whole file
+        outputs = [self.headline, self.stage, self.details, run, self.size, self.whole]
+        asked, last = [self.whole, self.size], {"trigger_mode": "always_last", **DEVICE}
         arrived = demo.load(self.tab_of_address, outputs=tabs, **FREE)
         self.opened = [  # gradio's events that bring a new picture
             file.upload(self.open_file, file, outputs, preprocess=False, **DEVICE),
             button.click(self.open_link, link, outputs, **DEVICE),
             arrived.then(self.open_address, outputs=outputs, **DEVICE),
+            self.size.input(self.cut, asked, outputs, **last),
         ]
 
     def open_file(self, payload: Payload | None, request: gr.Request) -> Iterator[dict[Any, Any]]:
@@ -67,7 +73,17 @@ class OpenTab:
         """The page was opened, perhaps by a share link."""
         yield from self.open_link(request.query_params.get(border.PARAMETER, ""), request)
 
-    def _open(self, stream: Stream, name: str, request: gr.Request) -> Iterator[dict[Any, Any]]:
+    def cut(self, whole: Run | None, size: float, request: gr.Request) -> Iterator[dict[Any, Any]]:
+        """Less of the same file was asked for."""
+        yield {self.stage: _KEEP}
+        if whole:
+            part = self.codec.truncate(whole.stream, size=border.count(size))
+            yield from self._open(part, whole.name, request, whole)
+
+    def _open(
+        self, stream: Stream, name: str, request: gr.Request, whole: Run | None = None
+    ) -> Iterator[dict[Any, Any]]:
+        """Paint a file, or a part of the whole one."""
         preset = self.codec.presets[stream.mode]["balanced"]
         look = Look(preset.steps, preset.guidance)
         border.check_work(stream.width, stream.height, look.steps)
@@ -82,4 +98,14 @@ class OpenTab:
                 elif self.turns.finish(turn):
                     run = Run(name, contents, look, headline, frame.picture, frame.step_s)
                     details, stage = results.bits_panel(run), results.compare_run(run)
-                    yield {self.stage: stage, self.details: details, self.run: run}
+                    view = {self.stage: stage, self.details: details, self.run: run}
+                    if whole is None:
+                        view |= {self.size: cuts(run), self.whole: run}
+                    yield view
+
+
+def cuts(run: Run) -> Any:
+    """The size control of a file's cuts: from its caption alone to all of it."""
+    least = 2 + (run.contents.bits.header + run.contents.bits.caption) // 8
+    most, some = run.size_bytes, run.stream.tokens_sent > 0
+    return gr.Slider(minimum=min(least, most - 1), maximum=most, value=most, interactive=some)

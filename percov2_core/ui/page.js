@@ -70,14 +70,16 @@
   };
 
   const paint = (whole) => {
-    const data = whole.tokenData;
-    const canvas = whole.querySelector("canvas");
     const upTo = Number(whole.querySelector("input").value);
+    // The level that the stages have come to.
+    const data = whole.levels.find(({ last }) => upTo <= last);
+    const canvas = whole.querySelector("canvas");
     const cell = 16;
+    whole.shown = data;
     canvas.width = Math.round(data.columns * cell * data.cover[0]);
     canvas.height = Math.round(data.rows * cell * data.cover[1]);
     const context = canvas.getContext("2d");
-    const most = Math.max(0.01, ...data.bits);
+    const most = Math.max(0.01, Number(whole.dataset.most));
     data.bits.forEach((bits, i) => {
       const x = (i % data.columns) * cell;
       const y = Math.floor(i / data.columns) * cell;
@@ -91,32 +93,37 @@
     const seen = data.bits.filter((_, i) => data.sent[i] && data.stages[i] < upTo);
     const total = seen.reduce((sum, bits) => sum + bits, 0);
     whole.querySelector("output").textContent =
-      `after stage ${upTo}: ${seen.length} tokens, ${total.toFixed(0)} bits`;
+      `after stage ${upTo}: ${seen.length} ${data.name} tokens, ${total.toFixed(0)} bits`;
   };
 
   const tokens = (from) => {
     const whole = from.closest(".pc-tokens");
     const range = whole.querySelector("input");
     clearInterval(whole.timer);
-    range.value = range.max;
-    whole.tokenData = JSON.parse(whole.dataset.tokens);
+    range.value = range.defaultValue;
+    whole.levels = JSON.parse(whole.dataset.levels);
     const canvas = whole.querySelector("canvas");
     canvas.onmousemove = (event) => {
-      const { columns, rows, cover, bits, sent } = whole.tokenData;
+      const { name, columns, rows, cover, bits, sent } = whole.shown;
       const box = canvas.getBoundingClientRect();
       const column = Math.floor(((event.clientX - box.left) / box.width) * columns * cover[0]);
       const row = Math.floor(((event.clientY - box.top) / box.height) * rows * cover[1]);
       const i = row * columns + column;
       if (bits[i] === undefined) return;
-      whole.querySelector("output").textContent = sent[i]
-        ? `row ${row + 1}, column ${column + 1}: ${bits[i].toFixed(2)} bits`
-        : `row ${row + 1}, column ${column + 1}: not sent, invented`;
+      const absent = name === "fine" ? "guessed" : "drawn by the seed";
+      whole.querySelector("output").textContent =
+        `row ${row + 1}, column ${column + 1}: ${sent[i] ? `${bits[i].toFixed(2)} bits` : `not sent, ${absent}`}`;
     };
     canvas.onmouseleave = () => paint(whole);
     paint(whole);
   };
 
-  const stage = (from) => paint(from.closest(".pc-tokens"));
+  const stage = (from, to) => {
+    const whole = from.closest(".pc-tokens");
+    clearInterval(whole.timer);
+    if (to !== undefined) whole.querySelector("input").value = to;
+    paint(whole);
+  };
 
   const play = (from) => {
     const whole = from.closest(".pc-tokens");
@@ -155,6 +162,17 @@
       if (range) split(range, Number(range.value) > 50 ? 0 : 100);
     }
   });
+
+  // A size that is typed counts once it is whole, and within the ends of its slider.
+  const typed = ".pc-size input[type=number]";
+  document.addEventListener("input", (event) => {
+    if (event.isTrusted && event.target.matches(typed)) event.stopImmediatePropagation();
+  }, true);
+  document.addEventListener("change", ({ target }) => {
+    if (!target.matches(typed)) return;
+    target.value = Math.min(target.max, Math.max(target.min, Math.round(target.value)));
+    target.dispatchEvent(new Event("input", { bubbles: true }));
+  }, true);
 
   // What a button inside a piece of the page's HTML stands for.
   const buttons = (element, pressed) =>

@@ -22,7 +22,7 @@ from typing import Any
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
-from percov2_core.bitstream import MAX_SEED, SUFFIX
+from percov2_core.bitstream import MAX_FILE_BYTES, MAX_SEED, SUFFIX
 from percov2_core.codec import PerCoV2
 from percov2_core.config import PRESETS, check_choice
 from percov2_core.metrics import bits_per_pixel
@@ -98,7 +98,7 @@ def build_demo(codec: PerCoV2, *, keep_files_s: int = KEEP_FILES_S) -> gr.Blocks
             place.back(plot.back, plot.history, [tabs, main.headline, main.stage, run], **FREE)
             for place in (plot.clicks, plot.table)
         ]
-        for shown in (main.compressed, *backs):
+        for shown in (*main.painted, *backs):
             explained = shown.then(
                 main.explain, run, [main.bits, main.share], trigger_mode="multiple", **FREE
             )
@@ -107,7 +107,7 @@ def build_demo(codec: PerCoV2, *, keep_files_s: int = KEEP_FILES_S) -> gr.Blocks
         for shown in opened.opened:
             shown.success(invented.offer, run, invented.shown, **FREE)
         more = main.settings
-        settings = [tabs, more.mode, more.steps, more.guidance, more.tokens]
+        settings = [tabs, more.mode, more.steps, more.guidance, more.size]
         plot.clicks.take(plot.take, outputs=settings, **FREE)
         plain_html(piece("foot", minutes=KEEP_FILES_S // 60))
 
@@ -137,32 +137,36 @@ class EndPoints:
             file = gr.File(label="file")
             preset = gr.Textbox("balanced", label="preset")
             seed = gr.Number(0, precision=0, label="seed")
+            size = gr.Number(0, precision=0, label="size")
             stream = gr.File(label="pcv2")
             decoded = gr.Image(label="decoded", format="png")
             facts = gr.JSON(label="facts")
             button = gr.Button()
         self.cache_dir = stream.GRADIO_CACHE
         public = {**DEVICE, "api_visibility": "public", "preprocess": False}
-        button.click(self.compress, [picture, mode, caption], stream, api_name="compress", **public)
-        button.click(
-            self.decompress, [file, preset, seed], decoded, api_name="decompress", **public
-        )
+        sent, wanted = [picture, mode, caption, size], [file, preset, seed]
+        button.click(self.compress, sent, stream, api_name="compress", **public)
+        button.click(self.decompress, wanted, decoded, api_name="decompress", **public)
         button.click(self.inspect, file, facts, api_name="inspect", **public)
 
-    def compress(self, picture: Payload | None, mode: str = "extreme", caption: str = "") -> str:
+    def compress(
+        self, picture: Payload | None, mode: str = "extreme", caption: str = "", size: int = 0
+    ) -> str:
         """Compress a picture to a .pcv2 file.
 
         Args:
             picture: A PNG, JPEG, WebP or AVIF picture that was uploaded.
-            mode: extreme, ultra-low or hybrid.
+            mode: extreme, ultra-low or hybrid, which without a size sends the caption alone.
             caption: Text to send; empty lets the page describe the picture.
+            size: Instead of the mode: the most bytes that the file may have; 0 sets no limit.
 
         Returns:
             The .pcv2 file.
         """
         chosen = border.read_picture(picture)
         said = border.words("caption", caption).strip()
-        stream = self.codec.encode(chosen.image, mode, caption=said or None)
+        most = border.whole("size", size, 0, MAX_FILE_BYTES) or None
+        stream = self.codec.encode(chosen.image, mode, caption=said or None, size=most)
         data, name = stream.to_bytes(), f"{chosen.name}{SUFFIX}"
         path: str = save_bytes_to_cache(data, name, self.cache_dir)
         return path
@@ -201,7 +205,7 @@ class EndPoints:
             file: A .pcv2 file that was uploaded.
 
         Returns:
-            Size, mode, caption, tokens and bits of the parts.
+            Size, mode, caption, tokens of each level and bits of the parts.
         """
         stream = border.read_file(file)
         contents = self.codec.read(stream)
@@ -211,8 +215,8 @@ class EndPoints:
             "height": stream.height,
             "mode": stream.mode,
             "schedule": stream.schedule,
-            "tokens_sent": stream.tokens_sent,
-            "tokens_total": stream.tokens_total,
+            "tokens_sent": stream.sent._asdict(),
+            "tokens_total": stream.tokens_total._asdict(),
             "caption": contents.caption,
             "bytes": size_bytes,
             "bpp": bits_per_pixel(size_bytes, stream.width, stream.height),

@@ -6,13 +6,14 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 from PIL import Image
 
 from percov2_core.bitstream import Stream
-from percov2_core.config import COARSE, FINE
-from percov2_core.contents import Contents
+from percov2_core.config import LEVELS
+from percov2_core.contents import Contents, Tokens
 from percov2_core.metrics import Scores, bits_per_pixel
 from percov2_core.ui import text
 from percov2_core.ui.border import Chosen
@@ -42,6 +43,7 @@ class Run:
     step_s: float
     original: Image.Image | None = None
     number: int = 0
+    tokens: Tokens | None = None  # all that the encoder found, of opened files nobody knows
 
     @property
     def stream(self) -> Stream:
@@ -67,14 +69,16 @@ class Entry:
     scores: Scores
 
 
-def headline(stream: Stream, chosen: Chosen, png_bytes: int) -> str:
-    """'68 bytes: 1/6,900 of the picture as PNG, 1/310 of the JPEG you chose'."""
+def headline(stream: Stream, chosen: Chosen, png_bytes: int, wanted: float) -> str:
+    """'68 bytes: 1/6,900 of the picture as PNG, 1/310 of the JPEG you chose'.
+    `wanted`: the most bytes that were asked for, or 0."""
     size_bytes = sum(stream.sizes)
     shares = [(one_in(png_bytes, size_bytes), "picture as PNG")]
     if chosen.kind != "PNG":
         shares.append((one_in(chosen.size_bytes, size_bytes), f"{chosen.kind} you chose"))
     bpp = bits_per_pixel(size_bytes, stream.width, stream.height)
-    return piece("headline", size_bytes=size_bytes, shares=shares, bpp=bpp, mode=stream.mode)
+    said = {"size_bytes": size_bytes, "shares": shares, "bpp": bpp, "mode": stream.mode}
+    return piece("headline", **said, wanted=wanted)
 
 
 def quiet_headline(big: str = text.EMPTY_HEADLINE, note: str = text.EMPTY_HEADLINE_NOTE) -> str:
@@ -91,27 +95,27 @@ def compare_run(run: Run) -> str:
 def bits_panel(run: Run) -> str:
     """Where the bits went: an itemised bar, the file's own words, the cost of every token."""
     contents, stream = run.contents, run.stream
-    # The level that the file ends in.
-    shown, kind = (contents.fine, FINE) if stream.sent.fine else (contents.coarse, COARSE)
-    assert shown is not None
-    sent = shown.bits[shown.sent]
-    summary = "no token was sent"
-    if sent.size:
-        summary = f"{sent.min():.1f} to {sent.max():.1f} bits a token, {sent.mean():.2f} on average"
-    rows, columns = shown.tokens.shape
-    stride = kind.token_stride
-    tokens = {
-        "rows": rows,
-        "columns": columns,
+    header, caption, tokens = contents.bits
+    coarse = 0 if contents.coarse is None else min(tokens, round(contents.coarse.bits.sum()))
+    coarse = coarse if stream.sent.fine else tokens  # what is left of the last byte counts as well
+    parts = {"header": header, "caption": caption, "coarse": coarse, "fine": tokens - coarse}
+    levels: list[dict[str, Any]] = []
+    shown, last, most = 0, 0, 0.0
+    for name, kind in LEVELS.items():
+        if (level := getattr(contents, name)) is None:
+            continue
+        (rows, columns), stride = level.tokens.shape, kind.token_stride
+        first, last = last, last + int(level.stages.max()) + 1
+        shown = last if level.sent.any() or not levels else shown  # where the file ends
+        most = max(most, float(level.bits.max()))
+        one = {"name": name, "rows": rows, "columns": columns, "last": last}
         # Width and height of the picture as shares of the padded grid's.
-        "cover": [stream.width / (columns * stride), stream.height / (rows * stride)],
-        "bits": [round(float(b), 2) for b in shown.bits.ravel()],
-        "sent": shown.sent.ravel().astype(int).tolist(),
-        "stages": shown.stages.ravel().tolist(),
-    }
-    told = json.dumps(tokens, separators=(",", ":"))
-    last, most = int(shown.stages.max()) + 1, float(shown.bits.max())
-    return piece("bits", run=run, tokens=told, summary=summary, last=last, most=most)
+        one["cover"] = [stream.width / (columns * stride), stream.height / (rows * stride)]
+        one["bits"] = [round(float(b), 2) for b in level.bits.ravel()]
+        one["sent"] = level.sent.ravel().astype(int).tolist()
+        levels.append(one | {"stages": (first + level.stages.ravel()).tolist()})
+    told = json.dumps(levels, separators=(",", ":"))
+    return piece("bits", run=run, parts=parts, levels=levels, told=told, shown=shown, most=most)
 
 
 def numbers_panel(entries: Sequence[Entry], *, pending: bool) -> str:

@@ -11,12 +11,23 @@ from PIL import Image
 
 from percov2_core.bitstream import MAX_FILE_BYTES, MAX_SEED, Stream
 from percov2_core.codec import PerCoV2
-from percov2_core.config import COARSE, DEFAULT_SCHEDULE, FINE, MAX_GUIDANCE, MAX_STEPS, check_real
+from percov2_core.config import DEFAULT_SCHEDULE, LEVELS, MAX_GUIDANCE, MAX_STEPS, check_real
+from percov2_core.contents import Tokens
 from percov2_core.ui import border, text
 from percov2_core.ui.device import Look
 from percov2_core.ui.text import control
 
+LEAST_BYTES = 13
+# Of a usual file of 512 x 512 pixels, which have 1088 tokens, sent or not.
+USUAL_BYTES = {"ultra-low": 110, "extreme": 722}
 Given = Mapping[Any, Any]  # control -> what it says
+
+
+def size_slider(label: str, **options: Any) -> gr.Slider:
+    """How many bytes a file may have."""
+    least, (first, most) = LEAST_BYTES, USUAL_BYTES.values()
+    options |= {"step": 1, "precision": 0, "buttons": [], "elem_classes": "pc-size"}
+    return gr.Slider(minimum=least, maximum=most, value=first, **options, **control(label))
 
 
 class Settings:
@@ -27,13 +38,14 @@ class Settings:
         quick = border.COMFORTABLE_SIDE_PX
         self.side = gr.Radio(sizes, value=quick, label=text.SIZE_INFO, visible="hidden")
         modes = list(text.MODES.items())
-        self.mode = gr.Radio(modes, value="extreme", elem_id="pc-mode", **control("Mode"))
+        self.mode = gr.Radio(modes, value="ultra-low", elem_id="pc-mode", **control("Mode"))
+        self.size = size_slider("Size: at most so many bytes", elem_id="pc-size")
         label, said = text.CAPTION_LABEL, text.CAPTION_PLACEHOLDER
         box: dict[str, Any] = {"lines": 4, "max_lines": 4, "elem_id": "pc-caption-box"}
         self.caption = gr.Textbox(label=label, placeholder=said, **box)
 
     def advanced(self, codec: PerCoV2) -> None:
-        default = codec.presets["extreme"]["balanced"]
+        default = codec.presets["ultra-low"]["balanced"]
         # The model's own captioner first, and none twice.
         own, others = codec.captioner, text.OTHER_CAPTIONERS.items()
         captioners = [(text.OWN_CAPTIONER, own), *(one for one in others if one[1] != own)]
@@ -45,9 +57,6 @@ class Settings:
         self.guidance = gr.Slider(1, MAX_GUIDANCE, strength, step=0.1, **control("Guidance"))
         self.seed = gr.Number(0, precision=0, minimum=0, **control("Seed"))
         self.schedule = gr.Dropdown(orders, value=DEFAULT_SCHEDULE, **control("Schedule"))
-        self.tokens = gr.Slider(0, 1088, 0, step=1, **control("Tokens sent"))
-        said = control("Target size in bytes")
-        self.target = gr.Number(None, precision=0, minimum=0, elem_id="pc-target", **said)
 
     def look(self, given: Given, image: Image.Image) -> Look:
         """How to paint `image`, if that takes no minutes."""
@@ -55,22 +64,30 @@ class Settings:
         border.check_work(*image.size, steps)
         return Look(steps, check_real("guidance", given[self.guidance], 1, MAX_GUIDANCE))
 
-    def encode(self, given: Given, codec: PerCoV2, image: Image.Image) -> Stream:
-        """The stream that the controls ask for."""
-        mode, caption = given[self.mode], border.words("caption", given[self.caption]).strip()
-        if given[self.captioner] != "fixed" and not caption:
-            caption = codec.describe(image, captioner=given[self.captioner])
+    def said(self, given: Given, codec: PerCoV2, image: Image.Image) -> str:
+        """The caption to send."""
+        caption = border.words("caption", given[self.caption]).strip()
+        if caption or given[self.captioner] == "fixed":
+            return caption
+        return codec.describe(image, captioner=given[self.captioner])
+
+    def write(self, given: Given, codec: PerCoV2, tokens: Tokens) -> Stream:
+        """The file that the controls ask for; the smallest there is if none is that small."""
         seed = border.whole("seed", given[self.seed] or 0, 0, MAX_SEED)
-        options = {"caption": caption, "schedule": given[self.schedule], "seed": seed}
-        if target := given[self.target]:
-            most = border.whole("target size", target, 1, MAX_FILE_BYTES)
-            return codec.encode(image, size=most, **options)
-        if mode == "hybrid":
-            wanted = border.whole("tokens", given[self.tokens], 0, MAX_FILE_BYTES)
-            options["tokens"] = min(wanted, tokens_of(image))
-        return codec.encode(image, mode, **options)
+        options = {"schedule": given[self.schedule], "seed": seed}
+        if given[self.mode] != "hybrid":
+            return codec.write(tokens, given[self.mode], **options)
+        least = codec.write(tokens, count=0, **options)
+        size = border.whole("size", given[self.size], LEAST_BYTES, MAX_FILE_BYTES)
+        return codec.write(tokens, size=size, **options) if size > sum(least.sizes) else least
 
-
-def tokens_of(image: Image.Image) -> int:
-    """How many tokens the hybrid mode can send of a picture."""
-    return sum(prod(level.grid(image.height, image.width)) for level in (COARSE, FINE))
+    def sized(self, mode: str, size: float, sides: tuple[int, int], found: int = 0) -> Any:
+        """Where the size control ends, and stands: at what the mode took, or usually takes."""
+        tokens = sum(prod(level.grid(*sides[::-1])) for level in LEVELS.values())
+        usual = {
+            name: LEAST_BYTES + (n - LEAST_BYTES) * tokens // 1088
+            for name, n in USUAL_BYTES.items()
+        }
+        most = max(found, usual["extreme"])
+        named = usual.get(border.words("mode", mode))
+        return gr.Slider(maximum=most, value=found or named if named else min(size, most))

@@ -21,7 +21,7 @@ CLAIM = "A whole photo in about a hundred bytes."
 MODES = {
     "Ultra-low": "ultra-low",
     "Extreme": "extreme",
-    "Hybrid (generated caption only)": "hybrid",
+    "Hybrid (any size)": "hybrid",
 }
 OWN_CAPTIONER = "Describe it for me"
 OTHER_CAPTIONERS = {"BLIP network": "blip", "Exactly what I type": "fixed"}
@@ -41,18 +41,18 @@ CAPTION_PLACEHOLDER = (
 )
 # The label of a control, and what is said below it.
 CONTROLS = {
-    "Mode": "Ultra-low: smallest whole picture. Extreme: closest. Hybrid: the text, little else.",
+    "Mode": "Ultra-low: all coarse tokens and a few fine ones, about 110 bytes. Extreme: all fine "
+    "ones, closest.",
+    "Size: at most so many bytes": "13 to about 722 at 512 x 512, more for larger pictures. Moving "
+    "it paints again, without encoding again.",
+    "Cut: at most so many bytes": "Keeps the first tokens of the file. No original is needed.",
     "Caption by": "Who writes the caption when the box is left alone or emptied.",
     "Preset": "Sets steps and guidance: closest to the original, in between, or liveliest.",
     "Steps": "How many strokes the flow model takes. More is slower.",
     "Guidance": "How strongly the text steers the picture. 1 turns it off.",
     "Seed": "Another number invents other details. 0 costs no bytes.",
     "Schedule": "In which order tokens are sent, each predicted from the ones before.",
-    "Tokens sent": "Hybrid only: tokens to send. 0 sends the caption alone; the rest is invented.",
-    "Target size in bytes": "At most this many bytes: picks the mode and the tokens for you. "
-    "0: off.",
 }
-RESEND_INFO = "Send fewer tokens of the same file. Nothing is encoded from the picture again."
 SIZE_INFO = "This picture is larger than the model likes. It is compressed at:"
 
 EMPTY_HEADLINE = "Pick a picture, press Compress."
@@ -67,7 +67,6 @@ EMPTY_FILE = "Drop in a .pcv2 file or paste a link. No original is needed."
 EMPTY_FILE_STAGE = "The picture will be painted here."
 FILE_ADVICE = "Check that it is the whole .pcv2 file, as it was saved."
 LINK_ADVICE = "Check that the whole link was copied, to its last character."
-EMPTY_RESENT = "Move the slider: the picture from fewer tokens appears here."
 READY_VARIATIONS = "Press the button: four pictures and a map of where they disagree appear here."
 EMPTY_VARIATIONS = "Compress or open a picture first: then see what its file leaves open."
 EMPTY_RUNS = "Every picture that you compress is listed here, to save as CSV."
@@ -90,10 +89,10 @@ PLOT_NOTE = (
     "and PSNR only, and compare loosely."
 )
 VARIATIONS_NOTE = (
-    "One file allows many pictures. Here it is painted with four seeds: what all four share is in "
-    "the file, what differs is invented."
+    "One file allows many pictures. Here it is painted with four seeds. Coarse tokens that it does "
+    "not hold are drawn by the seed: colours and layout differ. Fine ones are guessed alike for "
+    "every seed: where all coarse ones were sent, or none belong to it, only grain differs."
 )
-NO_TOKENS = "This file holds its caption alone: there is no token that could be left out."
 WRONG_INPUT = "An input is missing or of a wrong kind. The API page lists what is expected."
 RUN_FORGOTTEN = "This run is not kept any more. Compress the picture again."
 TAKEN = "Steps and guidance are set. Compress to see them."

@@ -26,6 +26,7 @@ from percov2_core.metrics import AXES, Scores, lpips
 from percov2_core.ui import border, results, text
 from percov2_core.ui.device import CLASSICS, FREE, MEASURE, Turns
 from percov2_core.ui.results import Entry, Run
+from percov2_core.ui.settings import USUAL_BYTES
 from percov2_core.ui.text import empty, plain_html
 
 RESULTS_DIR = Path(__file__).parents[2] / "assets" / "results"
@@ -63,7 +64,7 @@ class Measured:
             "picture": run.name,
             "mode": run.stream.mode,
             "schedule": run.stream.schedule,
-            "tokens": run.stream.tokens_sent,
+            **run.stream.sent._asdict(),
             "steps": run.look.steps,
             "guidance": run.look.guidance,
             "bytes": run.size_bytes,
@@ -174,18 +175,20 @@ class TradeOffTab:
 
     def take(self, event: gr.EventData) -> tuple[Any, ...]:
         """A click on a stored point of ours: its settings for the next picture.
-        -> tab, mode, steps, guidance, tokens"""
+        -> tab, mode, steps, guidance, size"""
         point = self.stored.find(border.told(event, "key"))
         if not point:
             return (_KEEP,) * 5
         preset = self.presets[point["mode"]][point.get("preset", "balanced")]
         gr.Info(text.TAKEN)
+        most = USUAL_BYTES["extreme"]
+        sized = gr.Slider(maximum=most, value=min(most, round(point["size_bytes"])))
         return (
             gr.Tabs(selected="compress"),
             point["mode"],
             int(point.get("steps", preset.steps)),
             float(point.get("guidance", preset.guidance)),
-            int(point["tokens"]) if "tokens" in point else _KEEP,
+            sized if point["mode"] == "hybrid" else _KEEP,
         )
 
 
@@ -233,11 +236,11 @@ class Measurements:
         self.reference = json.loads(points.read_text("utf-8")) if points.is_file() else {}
 
     def find(self, key: str) -> dict[str, Any]:
-        """Mode, preset, steps, guidance, tokens of a stored point of ours; empty if it is none."""
+        """Mode, preset, steps, guidance, size of a stored point of ours; empty if it is none."""
         found = self.means[self.means["key"] == key]
         if found.empty or found.iloc[0].get("mode") not in MODES:
             return {}
-        names = ["mode", "preset", "steps", "guidance", "tokens"]
+        names = ["mode", "preset", "steps", "guidance", "size_bytes"]
         return dict(found.iloc[0].reindex(names).dropna())
 
 
