@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 from percov2_core.metrics import AXES
 from percov2_core.plots import colour
 from percov2_core.weights.find import EMBEDDED_DIR
-from tests.ui_browser import choose_example, compress, launch, open_plot, open_tab
+from tests.ui_browser import choose_example, choose_mode, compress, launch, open_plot, open_tab
 from tests.ui_server import ROOT, serve
 
 EXAMPLE = 7
@@ -42,9 +42,9 @@ def _visit(browser, server, size, scheme, stem):
     page.wait_for_selector("#pc-compress")
     _shoot(page, stem, "empty")
     choose_example(page, EXAMPLE)
-    for mode in ("Extreme", "Ultra-low"):  # last the one that the token slider needs
-        page.get_by_label(mode, exact=True).check()
-        compress(page)
+    compress(page)
+    for mode in ("Extreme", "Ultra-low"):
+        choose_mode(page, mode)
         page.wait_for_selector("#pc-bits .pc-bar")
         _shoot(page, stem, mode.lower(), whole=False)
     _shoot(page, stem, "bits")
