@@ -81,16 +81,12 @@ def test_a_seed_draws_the_coarse_tokens_that_a_file_does_not_hold(stream):
     assert (one == drawn).all()
 
 
-def test_a_cut_goes_from_the_caption_to_the_whole_file():
+def test_a_cut_goes_from_the_caption_to_the_whole_file(stream):
     codec = tiny_codec()
-    for tokens in (0, 1, 30):
-        run = a_run(codec.encode(picture(), "hybrid", tokens=tokens)).run
-        slider = open_file.cuts(run)
-        assert slider.minimum < slider.maximum == run.size_bytes and slider.interactive == bool(
-            tokens
-        )
-        if tokens:
-            assert not codec.truncate(run.stream, size=slider.minimum).tokens_sent
+    for whole in (stream, *(codec.encode(picture(), m, seed=300) for m in ("hybrid", "extreme"))):
+        slider, least = open_file.cuts(codec, a_run(whole).run), codec.truncate(whole, tokens=0)
+        assert slider.interactive == (whole.tokens_sent > 0) and slider.maximum == sum(whole.sizes)
+        assert slider.minimum == sum(least.sizes) - (not slider.interactive)
 
 
 def test_own_runs_are_drawn_found_again_and_downloaded(stream, tmp_path):

@@ -262,22 +262,23 @@ def test_visitors_read_how_many_are_before_them(tab, turns, chosen, monkeypatch)
 def test_every_size_is_made_of_what_the_encoder_found_once(tab, codec, chosen):
     with pytest.raises(gr.Error):  # nothing was encoded yet
         next(tab.resize(given(tab, chosen, 1), VISITOR))
-    *_, last = start(tab, chosen, 1)
+    words = {"caption": "two dogs play on the green grass by the sea"}
+    *_, last = start(tab, chosen, 1, **words)
     done, files = last[tab.done], []
     for number, size in enumerate((40, 13, 70), 2):
-        sized = given(tab, chosen, number, done, mode="hybrid", size=size)
+        sized = given(tab, chosen, number, done, mode="hybrid", size=size, **words)
         _, said, *_, last = tab.resize(sized, VISITOR)
         assert ("13 cannot be reached" in said[tab.headline]) == (size == 13)
         files.append(last[tab.run].stream)
         assert tab.settings.size not in last  # the hand is on it
-    encode, words = tiny_codec().encode, {"caption": "the sea"}
+    encode = tiny_codec().encode
     sizes = [encode(picture(), size=size, **words) for size in (40, 70)]
     assert files == [sizes[0], encode(picture(), "hybrid", **words), sizes[1]]
-    *_, last = tab.resize(given(tab, chosen, 5, done, mode="extreme"), VISITOR)
+    *_, last = tab.resize(given(tab, chosen, 5, done, mode="extreme", **words), VISITOR)
     assert last[tab.run].stream == encode(picture(), "extreme", **words)
     assert last[tab.settings.size].value == last[tab.run].size_bytes and codec.looks == 1
     with pytest.raises(gr.Error):
-        next(tab.resize(given(tab, chosen, 6, done, caption="another"), VISITOR))
+        next(tab.resize(given(tab, chosen, 6, done), VISITOR))
 
 
 def test_the_size_control_ends_in_proportion_to_the_tokens(tab):

@@ -10,6 +10,7 @@ import gradio as gr
 
 from percov2_core.bitstream import Stream
 from percov2_core.codec import PerCoV2
+from percov2_core.contents import Tokens
 from percov2_core.ui import border, results, text
 from percov2_core.ui.border import Payload
 from percov2_core.ui.device import DEVICE, FREE, Look, Turns, paint
@@ -100,12 +101,14 @@ class OpenTab:
                     details, stage = results.bits_panel(run), results.compare_run(run)
                     view = {self.stage: stage, self.details: details, self.run: run}
                     if whole is None:
-                        view |= {self.size: cuts(run), self.whole: run}
+                        view |= {self.size: cuts(self.codec, run), self.whole: run}
                     yield view
 
 
-def cuts(run: Run) -> Any:
+def cuts(codec: PerCoV2, run: Run) -> Any:
     """The size control of a file's cuts: from its caption alone to all of it."""
-    least = 2 + (run.contents.bits.header + run.contents.bits.caption) // 8
-    most, some = run.size_bytes, run.stream.tokens_sent > 0
+    contents, stream = run.contents, run.stream
+    said = Tokens((stream.width, stream.height), contents.caption, contents.fine.tokens, None)
+    least = sum(codec.write(said, count=0, seed=stream.seed).sizes)
+    most, some = run.size_bytes, stream.tokens_sent > 0
     return gr.Slider(minimum=min(least, most - 1), maximum=most, value=most, interactive=some)

@@ -90,4 +90,5 @@ class Settings:
         }
         most = max(found, usual["extreme"])
         named = usual.get(border.words("mode", mode))
-        return gr.Slider(maximum=most, value=found or named if named else min(size, most))
+        value = found or named if named else min(border.count(size), most)
+        return gr.Slider(maximum=most, value=value)
