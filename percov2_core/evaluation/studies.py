@@ -37,7 +37,7 @@ PROTOCOL = ("jpeg@1+10", "webp@0", "avif@0", "avif/2@0", "avif/4@0", "jpeg2000@8
 EQUAL_CODECS = ("jpeg", "j2k", "webp", "jxl", "avif", "vvc")
 BUDGETS_BYTES = (62, 124, 240, 430, 722)
 # Between a caption and a whole file at 512 x 512; those of the table are among them.
-SIZES_BYTES = (24, 36, 48, *(62, 90, 124, 170, 240, 320, 430, 560, 722))
+SIZES_BYTES = (24, 36, *BUDGETS_BYTES)
 
 
 class Study(NamedTuple):
@@ -80,7 +80,7 @@ STUDIES = {
     "schedules": Study("bits of the tokens under each schedule", _schedules, ("psnr",)),
     "sizes": Study(
         "our files of N bytes, all cut from one encoding",
-        lambda args: ways.our_settings(["hybrid"], presets=PRESETS, budgets=SIZES_BYTES),
+        lambda args: ways.our_settings(["hybrid"], presets=PRESETS[::2], budgets=SIZES_BYTES),
     ),
     "captions": Study(
         "no caption, the describer's, and a person's; language model against deflate",

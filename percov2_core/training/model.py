@@ -388,8 +388,8 @@ def _continue_from(system: Stage1, weights: dict[str, Tensor]) -> None:
     """
     own = kept(system)
     # The autoencoder's decoder comes with the autoencoder, tuned by the earlier run or not.
-    others = {k: v for k, v in weights.items() if not k.startswith(("pixels.", "critic."))}
-    grown = ("pixels.", "critic.", "decoder.blocks.", "decoder.styles.")
+    others = {k: v for k, v in weights.items() if not k.startswith("pixels.")}
+    grown = ("pixels.", "decoder.blocks.", "decoder.styles.")
     new = {k: v for k, v in own.items() if k not in others and k.startswith(grown)}
     fill(system, {**others, **new})
 

@@ -36,7 +36,6 @@ from percov2_core.latent import LatentAutoencoder
 from percov2_core.metrics.features import SqueezeNetFeatures, feature_distance
 from percov2_core.metrics.meaning import EfficientNetLite0
 from percov2_core.metrics.structure import structure_distance
-from percov2_core.training.critic import Critic
 from percov2_core.training.loop import StepLoss
 from percov2_core.training.quantize import TrainingQuantizer
 from percov2_core.training.samples import Samples
@@ -69,7 +68,6 @@ class Stage1Loss:
         structure: Weight of the structure distance.
         meaning: Weight of the distance between features of EfficientNet-Lite0 at the least and the
             highest guidance.
-        critic: Weight of the adversarial term at the highest guidance; it is zero at the least.
         pixel_relief: Share of the pixel term that the highest guidance takes away.
         tune_autoencoder: Train the autoencoder's decoder along, on what the flow gives it.
         freeze_tokens: True once the entropy model is trained on the tokens.
@@ -91,7 +89,6 @@ class Stage1Loss:
     texture: float = 0.0
     structure: float = 0.0
     meaning: tuple[float, float] = (0.0, 0.0)
-    critic: float = 0.0
     pixel_relief: float = 0.0
     tune_autoencoder: bool = False
     freeze_tokens: bool = False
@@ -158,8 +155,6 @@ class Stage1(nn.Module):
         frozen_vae = vae.requires_grad_(False).eval() if vae else None
         frozen_prior = prior.requires_grad_(False).eval() if prior else None
         self._frozen = [frozen_vae, features, empty, meaning, frozen_prior]
-        if loss.critic:
-            self.critic = Critic()
         if loss.tune_autoencoder and vae:
             self.pixels = vae.vae.decoder.requires_grad_(True)
         trained = {f"flow.{name}" for name, p in self.flow.named_parameters() if p.requires_grad}
@@ -314,10 +309,6 @@ class Stage1(nn.Module):
             u = u[:n]
             texture = _texture_distance(made, target)
             loss = loss + ((low + (high - low) * u) * distance + w.texture * u * texture).mean()
-            if w.critic:
-                painter, critic = self.critic.losses(made, target, u)
-                loss = loss + w.critic * painter + critic
-                logs |= {"painter": painter.item(), "critic": critic.item()}
             logs |= {"fd": distance.mean().item(), "texture": texture.mean().item()}
         if isinstance(meaning := self._frozen[3], EfficientNetLite0):
             # At half the size: what things are, not how they are textured.
