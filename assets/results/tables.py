@@ -58,7 +58,7 @@ def sizes_table(results: Path) -> str:
     """Our files of one encoding by size, each size followed by the classic codecs in its bytes."""
     ours, classic = read_means(results, "sizes"), read_means(results, "classic")
     lines = []
-    for size in sorted({int(row["budget_bytes"]) for row in classic}):
+    for size in sorted({int(row["budget_bytes"]) for row in ours}):
         mine = [r for r in ours if r["budget_bytes"] == size]
         for row in sorted(mine, key=lambda r: PRESETS.index(r["preset"])):
             lines.append([f"**{size} bytes**, {row['preset']}", *_cells(row)])

@@ -37,7 +37,7 @@ PROTOCOL = ("jpeg@1+10", "webp@0", "avif@0", "avif/2@0", "avif/4@0", "jpeg2000@8
 EQUAL_CODECS = ("jpeg", "j2k", "webp", "jxl", "avif", "vvc")
 BUDGETS_BYTES = (62, 124, 240, 430, 722)
 # Between a caption and a whole file at 512 x 512; those of the table are among them.
-SIZES_BYTES = (24, 36, *BUDGETS_BYTES)
+SIZES_BYTES = (24, *BUDGETS_BYTES)
 
 
 class Study(NamedTuple):
