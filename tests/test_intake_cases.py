@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from percov2_core import image_io
+from percov2_core import image_io, picture_file
 from percov2_core.cli import main
 from percov2_core.errors import ImageError
 from percov2_core.ui import border
@@ -227,13 +227,13 @@ def test_an_orientation_is_read_whatever_stands_beside_it(container, fault):
 )
 def test_no_other_entry_hides_the_orientation(entries, tail):
     others = [entry for entry in entries if entry[0] != 274 and entry[1:3] != (3, 1)]
-    assert image_io.exif_orientation(exif(6, "<", *others, tail=tail)) == 6
+    assert picture_file.exif_orientation(exif(6, "<", *others, tail=tail)) == 6
 
 
 @given(st.binary(max_size=300))
 def test_any_bytes_have_some_orientation(data):
     for head in (b"", b"Exif\0\0MM\0*\0\0\0\x08", b"II*\0\x08\0\0\0"):
-        assert 1 <= image_io.exif_orientation(head + data) <= 8
+        assert 1 <= picture_file.exif_orientation(head + data) <= 8
 
 
 @given(st.integers(64, 9000), st.integers(64, 9000), st.integers(64, 4096))
