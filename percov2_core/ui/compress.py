@@ -32,7 +32,7 @@ _KEEP: Any = gr.skip()
 _EXAMPLES_JS = """
 percov.buttons(element, (key) => trigger('pick', {key}));
 percov.pasted(element, upload, (path) => trigger('paste', {path}));"""
-_MOVED_JS = "() => [++window.percov.presses, 'hybrid']"
+_COUNT_JS = "() => ++window.percov.presses"
 
 
 class CompressTab:
@@ -112,7 +112,13 @@ class CompressTab:
             js="(_, ...given) => [++window.percov.presses, ...given]",
             **FREE,
         )
-        moved = more.size.input(None, None, [self.presses, more.mode], js=_MOVED_JS)
+        moved = more.size.input(
+            lambda pressed: (border.count(pressed), "hybrid"),
+            self.presses,
+            [self.presses, more.mode],
+            js=_COUNT_JS,
+            **FREE,
+        )
         given = {self.chosen, self.presses, self.done, *vars(more).values()}
         found = [self.headline, self.stage, more.caption, more.size, self.run, self.done]
         # A newer press replaces the older one, so none may be skipped; of sizes the last counts.
@@ -186,7 +192,8 @@ class CompressTab:
         sides = chosen.quick.image.size if chosen else (512, 512)
         named = self.codec.presets[check_choice("mode", mode, MODES)]
         look = named[check_choice("preset", preset, PRESETS)]
-        return pressed, self.settings.sized(mode, size, sides), look.steps, look.guidance
+        sized = self.settings.sized(mode, size, sides)
+        return border.count(pressed), sized, look.steps, look.guidance
 
     def press(
         self, chosen: Chosen | None, pressed: float, side_px: float, request: gr.Request

@@ -75,7 +75,8 @@ def prepare() -> None:
     # Spinning threads were seen to take ten times as long on cores that others use as well.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Gradio's statistics of 10,000 events, made anew after each, took half of a busy server's time.
-    os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
+    # An event that they forget before it ends is lost, so that more are kept than may wait.
+    os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1000")
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
     use_temporary_folders()
     if has_shared_gpu():
