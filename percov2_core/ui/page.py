@@ -55,6 +55,8 @@ class Page(gr.Blocks):
         with border.shown_to_user():
             inputs = border.checked(inputs)
         try:
+            if block_fn.fn is None:
+                raise LookupError("what only a script of the page does")
             found: list[Any] = await super().preprocess_data(block_fn, inputs, state, explicit_call)
         except Exception as error:  # whatever gradio's components raise on values of a wrong kind
             logger.info("input refused: %s", type(error).__name__)
