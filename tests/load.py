@@ -34,6 +34,8 @@ from PIL import Image
 from percov2_core.codec import PerCoV2
 from percov2_core.config import MODES
 from percov2_core.ui.page import SWEEP_FILES_S
+from percov2_core.ui.settings import LEAST_BYTES
+from percov2_core.ui.text import CANCELLED
 from percov2_core.weights import load_codec
 from tests.hostile.stranger import API, Answer, Visitor
 from tests.ui_server import ROOT, Server, serve
@@ -94,9 +96,13 @@ class Crowd:
             return
         same = [other for other in self.jobs if other.photo == job.photo]
         for again in (job, *dice.sample(same, 2)):
-            for place, value in (("pc-mode", again.mode), ("pc-caption-box", again.caption)):
-                visitor.put(place, value)
-                self._judged(visitor.fire(place, "input"))
+            visitor.put("pc-mode", again.mode)
+            repainted = visitor.fire("pc-mode", "input")
+            if repainted.error != CANCELLED:  # nothing is there to be painted in another mode
+                self._judged(repainted)
+            visitor.put("pc-size", LEAST_BYTES)  # of hybrid: the caption alone
+            visitor.put("pc-caption-box", again.caption)
+            self._judged(visitor.fire("pc-caption-box", "input"))
             began = time.monotonic()
             if self._judged(visitor.fire("pc-compress", "click"), began):
                 self._compare(decoded(visitor.shown("pc-stage")), again.pixels, "compress")
@@ -108,7 +114,7 @@ class Crowd:
         job = dice.choice(self.jobs)
         photo, file = visitor.upload("a.png", job.photo), visitor.upload("a.pcv2", job.file)
         for name, data, expected, read in (
-            ("compress", [photo, job.mode, job.caption], job.file, bytes),
+            ("compress", [photo, job.mode, job.caption, 0], job.file, bytes),
             ("decompress", [file, "balanced", 0], job.pixels, rgb),
         ):
             began = time.monotonic()
