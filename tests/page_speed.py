@@ -1,7 +1,8 @@
 """Seconds that a visitor waits: `python -m tests.page_speed [--model FOLDER] [--threads N]`.
 
-From the start of the demo to its first page, and from the click on Compress to the headline and to
-the picture, on an example at the default preset. Medians; run it on an idle machine.
+From the start of the demo to its first page, and from the click on Compress, or a move of the size
+control, to the headline and to the picture, at the default preset. Medians; run it on an idle
+machine.
 """
 
 import argparse
@@ -17,9 +18,13 @@ from tests.ui_browser import choose_example, launch, open_tab
 from tests.ui_server import serve
 
 EXAMPLES = (0, 3, 5, 6, 7)
+BYTES = (30, 60, 120, 250, 500)
 STARTS = 3
-# The browser's own clock: from the click to the first change that shows what was waited for.
-_CLICK_JS = """() => new Promise((resolve) => {
+_CLICK_JS = "document.querySelector('#pc-compress').click()"
+_MOVE_JS = """const range = document.querySelector('#pc-size input[type=range]');
+range.value = %d; range.dispatchEvent(new Event('input', {bubbles: true}))"""
+# The browser's own clock: from an act to the first change that shows what was waited for.
+_WAIT_JS = """(act) => new Promise((resolve) => {
     const seen = {headline: 0, picture: 0};
     const began = performance.now();
     document.querySelector('#pc-bytes')?.removeAttribute('id');
@@ -31,7 +36,7 @@ _CLICK_JS = """() => new Promise((resolve) => {
         if (seen.headline && seen.picture) resolve(seen);
         else requestAnimationFrame(look);
     };
-    document.querySelector('#pc-compress').click();
+    new Function(act)();
     requestAnimationFrame(look);
 })"""
 
@@ -46,10 +51,15 @@ def main(model, threads):
             page.goto(server.address)
             open_tab(page, "In numbers")  # so that it is seen when everything is done
             for mode in ("Extreme", "Ultra-low", "Hybrid"):
+                choose_example(page, 1)  # so that no picture is there that the mode repaints
                 page.get_by_label(mode).first.check()
-                waits = [_wait(page, number) for number in EXAMPLES]
-                headline, picture = (median(w[what] for w in waits) for what in waits[0])
-                print(f"{mode}: headline {headline:.2f} s, picture {picture:.2f} s after the click")
+                _print(mode, [_compress(page, number) for number in EXAMPLES])
+            _print("another size", [_wait(page, _MOVE_JS % size) for size in BYTES])
+
+
+def _print(what, waits):
+    headline, picture = (median(wait[name] for wait in waits) for name in waits[0])
+    print(f"{what}: headline {headline:.2f} s, picture {picture:.2f} s")
 
 
 def _start(page, model, threads):
@@ -60,9 +70,13 @@ def _start(page, model, threads):
         return time.perf_counter() - began
 
 
-def _wait(page, number):
+def _compress(page, number):
     choose_example(page, number)
-    found: dict[str, float] = page.evaluate(_CLICK_JS)
+    return _wait(page, _CLICK_JS)
+
+
+def _wait(page, act):
+    found = page.evaluate(_WAIT_JS, act)
     # What follows a picture must not slow the next one: the classic codecs take some seconds.
     for state in ("attached", "detached"):
         page.locator("#pc-numbers [role=status]").wait_for(state=state)
