@@ -196,7 +196,8 @@ class TokenPrior:
         if first is not None:
             session.reveal(plan[0], flat[part.positions[plan[0]]])
             plan = plan[1:]
-        rest = np.concatenate([here[~wanted[here]] for here in plan])
+        nothing = np.zeros(0, dtype=np.int64)  # a tile may be known as a whole
+        rest = np.concatenate([nothing, *(here[~wanted[here]] for here in plan)])
         plan = [sent for here in plan if len(sent := here[wanted[here]])]
         for group in _together(plan) if full else [[here] for here in plan]:
             positions = [part.positions[here] for here in group]
