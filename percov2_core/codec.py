@@ -34,12 +34,13 @@ from percov2_core.config import (
     COARSE,
     DEFAULT_SCHEDULE,
     FINE,
-    LEVELS,
+    LATENT_STRIDE,
     MAX_GUIDANCE,
     MAX_STEPS,
     MODES,
     PARENT_RATIO,
     PRESETS,
+    Level,
     Preset,
     check_choice,
     check_real,
@@ -170,17 +171,22 @@ class PerCoV2(FileCodec):
         picture = image_io.normalise(image)
         said = self.describe(picture, captioner=captioner) if caption is None else caption
         text = packing.check_caption(said)
+        x = image_io.to_tensor(picture, COARSE.token_stride).to(self.device)  # (1, 3, H, W)
+        z = self.vae.encode(x) if coarse or fine else x  # (1, 16, H/8, W/8)
         grids = [
-            self._search(picture, level.name, text) if wanted else None
+            self._search(x, z, level, picture.size, text) if wanted else None
             for level, wanted in ((COARSE, coarse), (FINE, fine))
         ]
         return Tokens(picture.size, text, *grids)
 
-    def _search(self, picture: Image.Image, level: str, caption: str) -> Ints:
+    def _search(
+        self, x: Tensor, z: Tensor, kind: Level, size: tuple[int, int], caption: str
+    ) -> Ints:
         """(h, w) the tokens of one level, each found as if the other were not there."""
-        modules = self.levels[level]
-        x = image_io.to_tensor(picture, LEVELS[level].token_stride).to(self.device)  # (1, 3, H, W)
-        vectors = modules.encoder(self.vae.encode(x))  # (1, D, h, w)
+        level, modules = kind.name, self.levels[kind.name]
+        h, w = (kind.token_stride * n for n in kind.grid(size[1], size[0]))
+        x, z = x[..., :h, :w], z[..., : h // LATENT_STRIDE, : w // LATENT_STRIDE]
+        vectors = modules.encoder(z)  # (1, D, h, w)
         nearest = modules.quantizer.tokens(vectors)  # (1, h, w)
         told = _told(1.0, self.painter.decoder)  # (1, guidance width)
 

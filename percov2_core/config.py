@@ -14,7 +14,7 @@ from typing import NamedTuple, SupportsIndex
 
 from percov2_core.errors import ConfigError
 
-LATENT_CHANNELS = 16
+LATENT_CHANNELS, LATENT_STRIDE = 16, 8  # pixels along one side of a latent cell
 MIN_SIDE_PX = 64
 MAX_SIDE_PX = 4096
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -110,19 +111,28 @@ class FileCodec:
         """
         if size is not None:
             size = check_whole("size", size, 1, MAX_FILE_BYTES)
-            if tokens.fine is not None:
-                whole = self.write(tokens, "extreme", schedule=schedule, seed=seed)
-                if len(whole.to_bytes()) <= size:
-                    return whole
-            total = Stream.blank(tokens.size, "hybrid", self.fingerprint).tokens_total
-            mode, count = "hybrid", total.coarse + (0 if tokens.fine is None else total.fine)
+            return self._best(tokens, size, schedule=schedule, seed=seed)
         header = Stream.blank(
             tokens.size, mode, self.fingerprint, schedule=schedule, tokens=count, seed=seed
         )
         self._check_tokens(header, tokens)
-        if size is None:
-            return self._written(header, tokens, self._stages(header, tokens))
-        return self._fitted(header, tokens, size)
+        return self._written(header, tokens, self._stages(header, tokens))
+
+    def _best(self, tokens: Tokens, size: int, *, schedule: str, seed: int) -> Stream:
+        """What `extreme` sends if that takes at most so many bytes, else as much of both levels."""
+        blank = partial(
+            Stream.blank, tokens.size, fingerprint=self.fingerprint, schedule=schedule, seed=seed
+        )
+        total = blank("hybrid").tokens_total
+        if tokens.fine is not None:
+            alone = blank("fine-only", tokens=total.fine)
+            self._check_tokens(alone, tokens)
+            # Ends where the bytes do, long before the whole level if they are few.
+            if self._fitted(alone, tokens, size).tokens_sent == total.fine:
+                return self.write(tokens, "extreme", schedule=schedule, seed=seed)
+        both = blank("hybrid", tokens=total.coarse + (0 if tokens.fine is None else total.fine))
+        self._check_tokens(both, tokens)
+        return self._fitted(both, tokens, size)
 
     def truncate(
         self,

@@ -97,7 +97,7 @@ class TokenPrior:
             likeliest = int(self._uniform(1).max())
         reader.expect(sent, sent * (PRECISION - log2(likeliest)))
         flat, flat_bits, done = tokens.reshape(-1), bits.reshape(-1), 0
-        guesses: dict[int, NDArray[np.uint16]] = {}
+        guessed: list[tuple[Ints, NDArray[np.uint16]]] = []
         for positions, freqs, rest in self._walk(
             tokens, known, schedule=schedule, sent=sent, draw=draws is not None
         ):
@@ -112,10 +112,11 @@ class TokenPrior:
                 flat[others] = draws.take(freqs[count:])
             elif len(others):
                 flat[others] = freqs[count:].argmax(axis=1)
-                guesses |= zip(others.tolist(), freqs[count:].astype(np.uint16), strict=True)
-        if draws or not guesses:
+                guessed.append((others, freqs[count:].astype(np.uint16)))
+        if not guessed:
             return Decompressed(tokens, bits, None)
-        return Decompressed(tokens, bits, np.stack([guesses[i] for i in sorted(guesses)]))
+        places, rows = (np.concatenate(parts) for parts in zip(*guessed, strict=True))
+        return Decompressed(tokens, bits, rows[np.argsort(places)])
 
     def choices(self, tokens: Ints, known: Known, *, schedule: str) -> NDArray[np.float32]:
         """(h, w) tokens -> (K, h, w) bits that each code would take in each place."""
@@ -210,7 +211,9 @@ class TokenPrior:
                 if not last:
                     session.reveal(group[0], flat[positions[0]])
         if len(rest) and not full:
-            yield Step(part.positions[rest], session.frequencies(rest), rest=True)
+            freqs = session.frequencies(rest)
+            del session  # its memory, before the other tiles take theirs
+            yield Step(part.positions[rest], freqs, rest=True)
 
     def _uniform(self, count: int) -> NDArray[np.uint32]:
         """(count, K) frequencies as equal as integers can be."""
