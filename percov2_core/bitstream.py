@@ -53,6 +53,7 @@ MAX_FILE_BYTES = 200_000  # 256 x 256 tokens at 16 bits each, the worst case, ar
 MAX_SEED = 2**32 - 1
 
 _MAGIC = 0b1011_0000
+FIRST_BYTE = _MAGIC | VERSION
 _MODE_NAMES = {mode.code: mode.name for mode in FILE_MODES.values()}
 
 
@@ -108,15 +109,9 @@ class Stream:
         tokens: int | None = None,
         seed: int = 0,
     ) -> Stream:
-        """The header of a picture, without payload.
-
-        Args:
-            size: Width and height in pixels.
-            tokens: How many tokens will be sent; None is what the mode says, hybrid: none.
-
-        Raises:
-            ConfigError: if a name or a number is wrong.
-        """
+        """The header of a picture of this width and height in pixels, without payload.
+        So many `tokens` will be sent; None is what the mode says, hybrid: none. ConfigError if a
+        name or a number is wrong."""
         total = _totals(check_choice("mode", mode, FILE_MODES), size)
         count = FILE_MODES[mode].tokens(*_grid_sizes(size))
         if count is None:
@@ -177,13 +172,10 @@ class Stream:
         flags |= square << 2 | (self.seed > 0) << 1
         sides = self.width - 1 if square else self.width - 1 << 12 | self.height - 1
         size = sides.to_bytes(2 if square else 3, "big")
-        parts = [bytes([_MAGIC | VERSION, flags]), size, bytes([self.fingerprint])]
-        parts.append(self.check.to_bytes(2, "big"))
-        if self._fixed is None:
-            parts.append(_pack_varint(self.tokens_sent))
-        if self.seed:
-            parts.append(_pack_varint(self.seed))
-        return b"".join(parts)
+        checks = bytes([self.fingerprint]) + self.check.to_bytes(2, "big")
+        count = _pack_varint(self.tokens_sent) if self._fixed is None else b""
+        seed = _pack_varint(self.seed) if self.seed else b""
+        return bytes([FIRST_BYTE, flags]) + size + checks + count + seed
 
     def to_bytes(self) -> bytes:
         """The file."""
@@ -191,12 +183,8 @@ class Stream:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Stream:
-        """Parse a file.
-
-        Raises:
-            BitstreamError: says which field is wrong, what it holds, and what was expected.
-            ConfigError: if `data` are no bytes.
-        """
+        """Parse a file; the BitstreamError says which field is wrong, what it holds, and what was
+        expected. ConfigError if `data` are no bytes."""
         if not isinstance(data, bytes):
             raise ConfigError(f"file must be bytes, got {type(data).__name__}")
         _check_file_size(len(data))
@@ -228,12 +216,8 @@ class Stream:
 
     @classmethod
     def from_text(cls, text: str) -> Stream:
-        """Parse what `to_text` made; spaces around it are ignored.
-
-        Raises:
-            BitstreamError: if it is not base64url, or not a file inside.
-            ConfigError: if `text` is no text.
-        """
+        """Parse what `to_text` made; spaces around it are ignored. BitstreamError if it is not
+        base64url, or not a file inside; ConfigError if `text` is no text."""
         if not isinstance(text, str):
             raise ConfigError(f"link must be text, got {type(text).__name__}")
         text = text.strip()
@@ -249,12 +233,8 @@ class Stream:
 
 
 def check_value(stream: Stream, caption: str, *, tokens: bytes, model: bytes) -> int:
-    """CRC-16 of all that a decoder must agree on: the header but for its check, and the contents.
-
-    Args:
-        tokens: The sent tokens in the order of the sequence, one fixed width each.
-        model: Whole digest of the model, of which the header holds the first byte.
-    """
+    """CRC-16 of all that a decoder must agree on: the header but for its check, the caption, the
+    sent tokens in the order of the sequence, one fixed width each, and the model's whole digest."""
     header = replace(stream, check=0, payload=b"").header_bytes()
     crc = 0
     for part in (header, caption.encode(), tokens, model):
@@ -279,9 +259,8 @@ def _take(file: BytesIO, name: str, size: int) -> bytes:
     if not part and not file.tell():
         raise BitstreamError("the file is empty")
     if len(part) < size:
-        raise BitstreamError(
-            f"the file is cut short: it ends at byte {file.tell()}, before its {name}"
-        )
+        end = file.tell()
+        raise BitstreamError(f"the file is cut short: it ends at byte {end}, before its {name}")
     return part
 
 
@@ -318,7 +297,7 @@ def _read_start(file: BytesIO) -> tuple[int, str, str]:
     first = _take(file, "magic", 1)[0]
     if first & 0b1111_1000 != _MAGIC:
         raise BitstreamError(f"not a PerCoV2 file: starts with byte {first:02x}, not b0 to b7")
-    if first != _MAGIC | VERSION:
+    if first != FIRST_BYTE:
         found = first ^ _MAGIC
         wrote = ": written by percov2 0.1, which reads it" if found == 1 else ""
         raise BitstreamError(f"format version {found}, this build reads {VERSION}{wrote}")

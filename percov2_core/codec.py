@@ -18,7 +18,7 @@ H x W pixels (padded to whole tokens), D code width, h x w token grid, K codeboo
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -32,7 +32,9 @@ from percov2_core.caption import packing
 from percov2_core.caption.captioner import Captioner
 from percov2_core.config import (
     COARSE,
+    DEFAULT_EFFORT,
     DEFAULT_SCHEDULE,
+    EFFORTS,
     FINE,
     LATENT_STRIDE,
     MAX_GUIDANCE,
@@ -111,6 +113,7 @@ class PerCoV2(FileCodec):
         tokens: int | None = None,
         size: int | None = None,
         captioner: str | None = None,
+        effort: str = DEFAULT_EFFORT,
         seed: int = 0,
     ) -> Stream:
         """Compress a picture: `look` at it and `write` what was found.
@@ -123,6 +126,7 @@ class PerCoV2(FileCodec):
             tokens: Hybrid only: how many tokens to send, 0 (the default) to all of both levels.
             size: Instead of mode and tokens: the most bytes.
             captioner: Key of `caption.captioner.CAPTIONERS`; None takes the model's.
+            effort: One of `config.EFFORTS`: how long to search for tokens; `fast` does not.
             seed: Seed of the decoder's noise; other than 0 it costs bytes.
 
         Raises:
@@ -143,6 +147,7 @@ class PerCoV2(FileCodec):
             picture,
             caption=caption,
             captioner=captioner,
+            effort=effort,
             coarse=size is not None or header.sent.coarse > 0,
             fine=size is not None or header.sent.fine > 0,
         )
@@ -155,32 +160,40 @@ class PerCoV2(FileCodec):
         *,
         caption: str | None = None,
         captioner: str | None = None,
+        effort: str = DEFAULT_EFFORT,
         coarse: bool = True,
         fine: bool = True,
     ) -> Tokens:
         """Find the caption and the tokens of a picture, from which `write` makes files of any size.
 
         Args:
-            caption, captioner: As in `encode`.
+            caption, captioner, effort: As in `encode`.
             coarse, fine: Which levels are wanted.
 
         Raises:
             ImageError: if the picture is outside the limits.
-            ConfigError: if the caption cannot be sent.
+            ConfigError: if the caption cannot be sent, or there is no such effort.
         """
+        check_choice("effort", effort, EFFORTS)
         picture = image_io.normalise(image)
         said = self.describe(picture, captioner=captioner) if caption is None else caption
         text = packing.check_caption(said)
         x = image_io.to_tensor(picture, COARSE.token_stride).to(self.device)  # (1, 3, H, W)
         z = self.vae.encode(x) if coarse or fine else x  # (1, 16, H/8, W/8)
         grids = [
-            self._search(x, z, level, picture.size, text) if wanted else None
+            self._search(x, z, level, picture.size, text, effort) if wanted else None
             for level, wanted in ((COARSE, coarse), (FINE, fine))
         ]
-        return Tokens(picture.size, text, *grids)
+        return Tokens(picture.size, text, *grids, effort)
 
     def _search(
-        self, x: Tensor, z: Tensor, kind: Level, size: tuple[int, int], caption: str
+        self,
+        x: Tensor,
+        z: Tensor,
+        kind: Level,
+        size: tuple[int, int],
+        caption: str,
+        effort: str,
     ) -> Ints:
         """(h, w) the tokens of one level, each found as if the other were not there."""
         level, modules = kind.name, self.levels[kind.name]
@@ -206,8 +219,15 @@ class PerCoV2(FileCodec):
             found = modules.prior.choices(tile.cpu().numpy(), known, schedule=schedule)
             return torch.from_numpy(found).to(tile.device)
 
+        search = modules.search
+        rounds = {"fast": 0, "normal": search.rounds, "best": search.best_rounds}[effort]
         found = search_tokens(
-            nearest, modules.quantizer, decode, x, config=modules.search, bits=bits
+            nearest,
+            modules.quantizer,
+            decode,
+            x,
+            config=replace(search, rounds=rounds),
+            bits=bits if rounds else None,
         )
         tokens: Ints = found[0].cpu().numpy()
         return tokens

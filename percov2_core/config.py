@@ -23,6 +23,7 @@ SCHEDULES = ("uniform", "checkerboard", "quincunx", "qlds", "var")
 DEFAULT_SCHEDULE = "qlds"
 QUOTED_LENGTH = 60
 PRESETS = ("faithful", "balanced", "vivid")
+EFFORTS, DEFAULT_EFFORT = ("fast", "normal", "best"), "normal"  # of the encoder's search
 MAX_STEPS = 100
 MAX_GUIDANCE = 20.0
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from percov2_core.bitstream import MAX_FILE_BYTES, Stream, check_value
 from percov2_core.caption import packing
 from percov2_core.caption.language import CaptionLanguage
-from percov2_core.config import COARSE, DEFAULT_SCHEDULE, FINE, check_whole
+from percov2_core.config import COARSE, DEFAULT_EFFORT, DEFAULT_SCHEDULE, FINE, check_whole
 from percov2_core.entropy.coder import PRECISION, SymbolReader, SymbolWriter
 from percov2_core.entropy.prior import Draws, Known, Step, TokenPrior
 from percov2_core.entropy.schedule import Ints, coding_order, stage_map
@@ -32,6 +32,9 @@ class Bits(NamedTuple):
     tokens: int
 
 
+_COUNT_BYTES = 3  # at most, of how many tokens a file holds
+
+
 class Tokens(NamedTuple):
     """What the encoder found in a picture: files of every size are made from it."""
 
@@ -39,6 +42,7 @@ class Tokens(NamedTuple):
     caption: str
     coarse: Ints | None  # (hp, wp) in [0, K); None if none is wanted
     fine: Ints | None  # (h, w) in [0, K), likewise
+    effort: str = DEFAULT_EFFORT  # with which they were looked for
 
 
 class LevelContents(NamedTuple):
@@ -127,9 +131,12 @@ class FileCodec:
         if tokens.fine is not None:
             alone = blank("fine-only", tokens=total.fine)
             self._check_tokens(alone, tokens)
-            # Ends where the bytes do, long before the whole level if they are few.
-            if self._fitted(alone, tokens, size).tokens_sent == total.fine:
-                return self.write(tokens, "extreme", schedule=schedule, seed=seed)
+            # Ends where the bytes do, long before the whole level if they are few. Its header says
+            # how many tokens there are, which that of `extreme` does not.
+            if self._fitted(alone, tokens, size + _COUNT_BYTES).tokens_sent == total.fine:
+                whole = self.write(tokens, "extreme", schedule=schedule, seed=seed)
+                if len(whole.to_bytes()) <= size:
+                    return whole
         both = blank("hybrid", tokens=total.coarse + (0 if tokens.fine is None else total.fine))
         self._check_tokens(both, tokens)
         return self._fitted(both, tokens, size)

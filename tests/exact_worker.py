@@ -7,8 +7,6 @@ all tokens, a SHA-256 over the bytes of its cuts, the tokens read from them, and
 first picture is cut at every stage, the others at every fifth.
 """
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +25,7 @@ from percov2_core.entropy.prior import TokenPrior
 MODEL = Path(__file__).parents[1] / "percov2_core" / "models" / "embedded"
 
 
-def digest(codec: FileCodec, tokens: Tokens, mode: str, step: int) -> str:
+def digest(codec, tokens, mode, step):
     total = tokens.coarse.size + tokens.fine.size
     whole = codec.write(tokens, mode, count=total if mode == "hybrid" else None)
     parts = []
@@ -39,7 +37,7 @@ def digest(codec: FileCodec, tokens: Tokens, mode: str, step: int) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def main(path: str, *ways: str) -> None:
+def main(path, *ways):
     priors = {n: TokenPrior(ExactModel.load(MODEL / n / "entropy.safetensors")) for n in LEVELS}
     codec = FileCodec(
         name="embedded",
@@ -48,14 +46,10 @@ def main(path: str, *ways: str) -> None:
         levels={name: FileModules(prior=prior) for name, prior in priors.items()},
     )
     with np.load(path) as arrays:
-        size, grids = tuple(arrays["size"].tolist()), (arrays["coarse"], arrays["fine"])
-        jobs = [
-            (codec, Tokens(size, str(caption), coarse, fine), mode, 5 if i else 1)
-            for i, (caption, coarse, fine) in enumerate(
-                zip(arrays["captions"], *grids, strict=True)
-            )
-            for mode in ("extreme", "hybrid")
-        ]
+        size, captions = tuple(arrays["size"].tolist()), map(str, arrays["captions"])
+        found = zip(captions, arrays["coarse"], arrays["fine"], strict=True)
+        pictures = [(Tokens(size, *tokens), 5 if i else 1) for i, tokens in enumerate(found)]
+    jobs = [(codec, p, mode, step) for p, step in pictures for mode in ("extreme", "hybrid")]
     for threads, at_once in (map(int, way.split("x")) for way in ways):
         torch.set_num_threads(threads)
         with ThreadPoolExecutor(at_once) as pool:

@@ -10,17 +10,15 @@ than one damaged file in 10,000 was read (the check value has 16 bits), or if fe
 the files with one changed byte were reported.
 """
 
-from __future__ import annotations
-
 import argparse
 import multiprocessing
 import random
-import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from math import isqrt
 from pathlib import Path
@@ -29,7 +27,6 @@ from tempfile import mkdtemp
 import psutil
 
 from percov2_core.bitstream import Stream
-from percov2_core.codec import PerCoV2
 from percov2_core.config import FILE_MODES, SCHEDULES
 from percov2_core.errors import BitstreamError
 from percov2_core.ui.border import MAX_WORKING_PIXELS
@@ -48,50 +45,27 @@ LIMIT_BYTES = 200 * 2**20
 ONE_BYTE = 3  # the kind of damage that changes a single byte
 
 
-@dataclass
-class Tally:
-    """What became of the files.
-
-    Attributes:
-        rejected: Reported by a `BitstreamError`.
-        intact: Read, and not damaged: the mutation had put back what was there.
-        missed: Read although damaged.
-        one_byte, one_byte_missed: Those with exactly one byte changed, and the missed among them.
-        slowest_s: Processor time of the slowest.
-        grown_bytes: By how much memory grew at most, over what the valid files had taken.
-    """
-
-    rejected: int = 0
-    intact: int = 0
-    missed: int = 0
-    one_byte: int = 0
-    one_byte_missed: int = 0
-    slowest_s: float = 0.0
-    grown_bytes: int = 0
-
-    @classmethod
-    def of_all(cls, parts: Sequence[Tally]) -> Tally:
-        """Counts of all processes together; time and memory are those of the worst."""
-        most = ("slowest_s", "grown_bytes")
-        return cls(
-            **{
-                name: (max if name in most else sum)(getattr(part, name) for part in parts)
-                for name in asdict(parts[0])
-            }
-        )
-
-    @property
-    def passed(self) -> bool:
-        read = self.rejected + self.intact + self.missed
-        return (
-            self.slowest_s <= LIMIT_S
-            and self.grown_bytes <= LIMIT_BYTES
-            and self.missed <= read / 10_000
-            and self.one_byte_missed <= self.one_byte / 1_000
-        )
+def added_up(tallies):
+    """Of several processes; time and memory are those of the worst."""
+    total = Counter()
+    for tally in tallies:
+        total.update(tally)
+    for name in ("slowest_s", "grown_bytes"):
+        total[name] = max(tally[name] for tally in tallies)
+    return total
 
 
-def seeds(codec: PerCoV2) -> list[bytes]:
+def passed(tally):
+    read = tally["rejected"] + tally["intact"] + tally["missed"]
+    return (
+        tally["slowest_s"] <= LIMIT_S
+        and tally["grown_bytes"] <= LIMIT_BYTES
+        and tally["missed"] <= read / 10_000
+        and tally["one_byte_missed"] <= tally["one_byte"] / 1_000
+    )
+
+
+def seeds(codec):
     """Valid files of every mode, schedule and a few sizes."""
     sizes = [(64, 64), (160, 96), (300, 211)]
     found, files = [codec.look(picture(*size)) for size in sizes], []
@@ -101,7 +75,7 @@ def seeds(codec: PerCoV2) -> list[bytes]:
     return [file.to_bytes() for file in files]
 
 
-def mutate(data: bytes, kind: int, dice: random.Random) -> bytes:
+def mutate(data, kind, dice):
     """Flip, cut, extend, splice, or replace by noise."""
     out = bytearray(data)
     if kind == 0:
@@ -117,43 +91,43 @@ def mutate(data: bytes, kind: int, dice: random.Random) -> bytes:
     return bytes(out)
 
 
-def run(codec: PerCoV2, count: int, seed: int) -> Tally:
-    """Feed `count` damaged files to the codec; anything but a BitstreamError gets out."""
-    dice, files, tally = random.Random(seed), seeds(codec), Tally()
+def run(codec, count, seed):
+    """Feed `count` damaged files to the codec; anything but a BitstreamError gets out.
+
+    -> how many were `rejected`, `intact` (the mutation had put back what was there) or `missed`,
+    how many of those with exactly one byte changed; `slowest_s`, processor time; `grown_bytes`, of
+    memory at most, over what the valid files had taken.
+    """
+    dice, files, tally = random.Random(seed), seeds(codec), Counter(rejected=0, intact=0, missed=0)
     for data in files:
         codec.read(Stream.from_bytes(data))
-    before = _peak_bytes()
+    before = fuzz_pictures.peak_bytes()
     for _ in range(count):
         original, kind = dice.choice(files), dice.randrange(6)
         data = mutate(original, kind, dice)
         began = time.process_time()
         readable = _is_read(codec, data)
-        tally.slowest_s = max(tally.slowest_s, time.process_time() - began)
+        tally["slowest_s"] = max(tally["slowest_s"], time.process_time() - began)
         damaged = data != original
-        tally.rejected += not readable
-        tally.intact += readable and not damaged
-        tally.missed += readable and damaged
-        tally.one_byte += kind == ONE_BYTE and damaged
-        tally.one_byte_missed += kind == ONE_BYTE and damaged and readable
-    tally.grown_bytes = _peak_bytes() - before
+        fate = ("missed" if damaged else "intact") if readable else "rejected"
+        tally[fate] += 1
+        one_byte = kind == ONE_BYTE and damaged
+        tally["one_byte"] += one_byte
+        tally["one_byte_missed"] += one_byte and readable
+    tally["grown_bytes"] = fuzz_pictures.peak_bytes() - before
     return tally
 
 
-def claims(model: str | None, count: int, seed: int) -> float:
+def claims(model, count, seed):
     """Processor time of the slowest answer of a real server to files that claim large sizes.
 
     The first are as large as the page reads, and so long that all their tokens are read; it is the
     time of the whole server, whatever else the machine does.
     """
-    dice, codec, slowest_s = random.Random(seed), tiny_codec(), 0.0
-    name = model or tiny_folder()
-    if model:
-        codec = load_codec(model, device="cpu")
-    valid = codec.encode(picture(64, 64), "extreme", caption="a cat")
-    with (
-        serve(name, Path(mkdtemp(prefix="percov2-fuzz-"))) as server,
-        Stranger(server.address) as stranger,
-    ):
+    dice, slowest_s = random.Random(seed), 0.0
+    valid = load(model).encode(picture(64, 64), "extreme", caption="a cat")
+    folder = Path(mkdtemp(prefix="percov2-fuzz-"))
+    with serve(model or tiny_folder(), folder) as server, Stranger(server.address) as stranger:
         process = psutil.Process(server.pid)
         kinds = list(product(FILE_MODES, SCHEDULES))
         for number in range(count):
@@ -177,7 +151,7 @@ def claims(model: str | None, count: int, seed: int) -> float:
     return slowest_s
 
 
-def _is_read(codec: PerCoV2, data: bytes) -> bool:
+def _is_read(codec, data):
     try:
         codec.read(Stream.from_bytes(data))
     except BitstreamError:
@@ -185,16 +159,16 @@ def _is_read(codec: PerCoV2, data: bytes) -> bool:
     return True
 
 
-def _peak_bytes() -> int:
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def load(model):
+    return load_codec(model, device="cpu") if model else tiny_codec()
 
 
-def _load_and_run(model: str | None, count: int, seed: int) -> Tally:
+def _load_and_run(model, count, seed):
     """The share of one process."""
-    return run(load_codec(model, device="cpu") if model else tiny_codec(), count, seed)
+    return run(load(model), count, seed)
 
 
-def main() -> int:
+def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--claims", type=int, default=200)
@@ -207,17 +181,14 @@ def main() -> int:
     # Not forked: a fork shares torch's threads and half of its locks.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.processes, mp_context=context) as pool:
-        jobs = [
-            pool.submit(_load_and_run, args.model, share, args.seed + i)
-            for i, share in enumerate(shares)
-        ]
-        tally = Tally.of_all([job.result() for job in jobs])
-    print(", ".join(f"{name} {value:.6g}" for name, value in asdict(tally).items()))
+        dice = range(args.seed, args.seed + args.processes)
+        tally = added_up([*pool.map(partial(_load_and_run, args.model), shares, dice)])
+    print(", ".join(f"{name} {value:.6g}" for name, value in tally.items()))
     slowest_s = claims(args.model, args.claims, args.seed)
     print(f"{args.claims} large claims, slowest {slowest_s:.3g} s of one core")
     read, faults = fuzz_pictures.run(args.pictures, args.seed)
     print(", ".join(f"{name}: {count}" for name, count in sorted(read.items())), *faults, sep="\n")
-    return int(not tally.passed or slowest_s > LIMIT_S or bool(faults))
+    return int(not passed(tally) or slowest_s > LIMIT_S or bool(faults))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ Ends with status 1 if anything but `ImageError` was raised, if a Python warning 
 picture took more than 2 s of one core, or if memory grew by more than 500 MB.
 """
 
-from __future__ import annotations
-
 import argparse
 import random
 import resource
@@ -15,14 +13,13 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageCms
 
 from percov2_core import image_io
 from percov2_core.errors import ImageError
-from tests.picture_files import saved
+from tests.picture_files import exif, saved
 from tests.tiny import picture
 
 LIMIT_S = 2.0
@@ -30,16 +27,13 @@ LIMIT_BYTES = 500 * 2**20
 FIT_PX = 2048
 
 
-def seeds() -> Iterator[tuple[str, bytes]]:
+def seeds():
     """Whole pictures of every format, with what files have around their pixels."""
     plain = picture(96, 80)
-    exif = Image.Exif()
-    exif[274] = 6
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    frames = [picture(96, 80, seed=k) for k in (1, 2)]
-    moving = {"save_all": True, "append_images": frames}
+    around = {"exif": b"Exif\0\0" + exif(6, "<"), "icc_profile": profile}
+    moving = {"save_all": True, "append_images": [picture(96, 80, seed=k) for k in (1, 2)]}
     deep = Image.fromarray((np.arange(96 * 80, dtype=np.uint16) * 7).reshape(80, 96))
-    around = {"exif": exif, "icc_profile": profile}
     for name, image, format, options in (
         ("jpeg", plain, "JPEG", around),
         ("progressive jpeg", plain, "JPEG", {"progressive": True}),
@@ -61,7 +55,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
         yield name, saved(image, format, **options)
 
 
-def mutate(data: bytes, dice: random.Random) -> bytes:
+def mutate(data, dice):
     """Change a few bytes, most often near the start; cut, repeat or lose a part."""
     out = bytearray(data)
     for _ in range(dice.choice((1, 1, 2, 5, 20))):
@@ -86,14 +80,16 @@ def mutate(data: bytes, dice: random.Random) -> bytes:
     return bytes(out[: dice.randrange(len(out) + 1)] if dice.random() < 0.1 else out)
 
 
-def run(count: int, seed: int) -> tuple[Counter[str], list[str]]:
+def peak_bytes():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def run(count, seed):
     """What became of the pictures, and what should not have happened."""
     wholes = list(seeds())
     for _, data in wholes:
         image_io.load(data, fit=FIT_PX)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    tally: Counter[str] = Counter()
-    faults: list[str] = []
+    before, tally, faults = peak_bytes(), Counter(), []
     for number in range(count):
         dice = random.Random(f"{seed} {number}")
         name, whole = wholes[number % len(wholes)]
@@ -115,14 +111,14 @@ def run(count: int, seed: int) -> tuple[Counter[str], list[str]]:
         faults += [f"{number} {name}: warns {warning.message}" for warning in warned]
         if took_s > LIMIT_S:
             faults.append(f"{number} {name}: took {took_s:.1f} s")
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    grown = peak_bytes() - before
     tally["grown, MB"] = grown // 2**20
     if grown > LIMIT_BYTES:
         faults.append(f"memory grew by {grown / 2**20:.0f} MB")
     return tally, faults
 
 
-def main() -> int:
+def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)

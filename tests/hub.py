@@ -33,25 +33,17 @@ class Space:
 
 @dataclass
 class Hub:
-    """The stand-in's state.
-
-    Attributes:
-        gated: Models that answer for themselves, and for their files only to TOKEN.
-        foreign: Names that are taken by what one may not see.
-        refuse: Part of a path -> the status that it answers with.
-        silent_from: Number of requests after which none is answered any more.
-        asked: Method and path of every request.
-    """
+    """The stand-in's state."""
 
     address: str
     models: dict[str, Files] = field(default_factory=dict)
     spaces: dict[str, Space] = field(default_factory=dict)
     large: Files = field(default_factory=dict)
-    gated: set[str] = field(default_factory=set)
-    foreign: set[str] = field(default_factory=set)
-    refuse: dict[str, int] = field(default_factory=dict)
-    silent_from: int | None = None
-    asked: list[str] = field(default_factory=list)
+    gated: set[str] = field(default_factory=set)  # models whose files need TOKEN
+    foreign: set[str] = field(default_factory=set)  # names taken by what one may not see
+    refuse: dict[str, int] = field(default_factory=dict)  # part of a path -> status of its answer
+    silent_from: int | None = None  # number of requests after which none is answered any more
+    asked: list[str] = field(default_factory=list)  # method and path of every request
     over: threading.Event = field(default_factory=threading.Event)
 
 
@@ -160,8 +152,7 @@ def _create(hub, body):
 
 
 def _model(hub, body, name):
-    siblings = [{"rfilename": path} for path in _files(hub, name)]
-    return {"id": name, "sha": COMMIT, "siblings": siblings}
+    return {"id": name, "sha": COMMIT, "siblings": [{"rfilename": p} for p in _files(hub, name)]}
 
 
 def _tree(hub, body, name):
@@ -181,11 +172,10 @@ def _preupload(hub, body, name):
 
 
 def _batch(hub, body, name):
-    objects = []
-    for wanted in json.loads(body)["objects"]:
-        upload = {"upload": {"href": f"{hub.address}/large/{wanted['oid']}"}}
-        known = wanted["oid"] in hub.large
-        objects.append({**wanted, **({} if known else {"actions": upload})})
+    objects = json.loads(body)["objects"]
+    for wanted in objects:
+        if (oid := wanted["oid"]) not in hub.large:
+            wanted["actions"] = {"upload": {"href": f"{hub.address}/large/{oid}"}}
     return {"transfer": "basic", "objects": objects}
 
 
@@ -196,9 +186,8 @@ def _commit(hub, body, name):
         if item["key"] == "file":
             files[value["path"]] = base64.b64decode(value["content"])
         elif item["key"] == "lfsFile":
-            data = hub.large[value["oid"]]
+            files[value["path"]] = data = hub.large[value["oid"]]
             assert (hashlib.sha256(data).hexdigest(), len(data)) == (value["oid"], value["size"])
-            files[value["path"]] = data
         elif item["key"] == "deletedFile":
             del files[value["path"]]
     commit = hashlib.sha1(body).hexdigest()

@@ -9,8 +9,6 @@ holds a traceback, memory grew by more than 150 MB, or a file outlived its time.
 full is an answer.
 """
 
-from __future__ import annotations
-
 import argparse
 import base64
 import io
@@ -22,23 +20,23 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import httpx
 import numpy as np
-import psutil
 import torch
 from PIL import Image
 
-from percov2_core.codec import PerCoV2
 from percov2_core.config import MODES
 from percov2_core.ui.page import SWEEP_FILES_S
 from percov2_core.ui.settings import LEAST_BYTES
 from percov2_core.ui.text import CANCELLED
 from percov2_core.weights import load_codec
-from tests.hostile.stranger import API, Answer, Visitor
-from tests.ui_server import ROOT, Server, serve
+from tests.hostile.stranger import API, Visitor
+from tests.picture_files import saved
+from tests.ui_server import ROOT, serve
 
 MB = 2**20
 GROWTH_MB = 150
@@ -61,24 +59,24 @@ class Job(NamedTuple):
 class Crowd:
     """Everybody who visits, what they may do, and what became of it."""
 
-    def __init__(self, server: Server, jobs: list[Job], minutes: float) -> None:
+    def __init__(self, server, jobs, minutes):
         self.server, self.jobs = server, jobs
         self.config = httpx.get(f"{server.address}config", timeout=60).json()
         self.ends_s = time.monotonic() + 60 * minutes
         self.lock = threading.Lock()
-        self.counts: Counter[str] = Counter()
-        self.said: Counter[str] = Counter()
-        self.waits_s: list[float] = []
+        self.counts = Counter()
+        self.said = Counter()
+        self.waits_s = []
         self.peak_mb = 0.0
 
-    def visit(self, seed: int) -> None:
+    def visit(self, seed):
         """One visitor after the other, until the end."""
         dice = random.Random(seed)
         while self._thinks(dice):
             doings = (self.press, self.press, self.press, self.program, self.open, self.leave)
             self.do(dice.choice((*doings, self.rubbish)), dice)
 
-    def do(self, doing: Any, dice: random.Random) -> None:
+    def do(self, doing, dice):
         with Visitor(self.server.address, self.config) as visitor:
             visitor.patience_s = ANSWER_S
             visitor.http.timeout = httpx.Timeout(ANSWER_S)
@@ -89,7 +87,7 @@ class Crowd:
             except (httpx.HTTPError, LookupError, ValueError) as error:
                 self._add("lost", f"{doing.__name__}: {error!r}")
 
-    def press(self, visitor: Visitor, dice: random.Random) -> None:
+    def press(self, visitor, dice):
         """Choose, compress, and stay for another mode and another caption."""
         job = dice.choice(self.jobs)
         if not self._choose(visitor, job):
@@ -109,7 +107,7 @@ class Crowd:
             if not self._thinks(dice):
                 return
 
-    def program(self, visitor: Visitor, dice: random.Random) -> None:
+    def program(self, visitor, dice):
         """The end points for programs."""
         job = dice.choice(self.jobs)
         photo, file = visitor.upload("a.png", job.photo), visitor.upload("a.pcv2", job.file)
@@ -123,7 +121,7 @@ class Crowd:
                 got = read(visitor.http.get(answer.data[0]["url"]).content)
                 self._compare(got, expected, f"/{name}")
 
-    def open(self, visitor: Visitor, dice: random.Random) -> None:
+    def open(self, visitor, dice):
         """Somebody else's file."""
         job = dice.choice(self.jobs)
         visitor.put("pc-file", visitor.upload("a.pcv2", job.file))
@@ -131,14 +129,14 @@ class Crowd:
         if self._judged(visitor.fire("pc-file", "upload"), began):
             self._compare(decoded(visitor.shown("pc-decoded-stage")), job.pixels, "open")
 
-    def leave(self, visitor: Visitor, dice: random.Random) -> None:
+    def leave(self, visitor, dice):
         """Press, and close the window after a moment."""
         if self._choose(visitor, dice.choice(self.jobs)):
             visitor.patience_s = dice.uniform(0.1, 3)
             visitor.fire("pc-compress", "click")
             self._add("left in the middle")
 
-    def rubbish(self, visitor: Visitor, dice: random.Random) -> None:
+    def rubbish(self, visitor, dice):
         """No picture, and no file."""
         file = visitor.upload("rubbish.png", dice.randbytes(2000))
         for place, event in (("pc-image", "change"), ("pc-file", "upload")):
@@ -147,15 +145,15 @@ class Crowd:
             right = answer.full or (answer.refused and answer.error)
             self._add("rubbish refused" if right else "lost", "" if right else "rubbish taken")
 
-    def _thinks(self, dice: random.Random) -> bool:
+    def _thinks(self, dice):
         time.sleep(dice.uniform(*THINK_S))
         return time.monotonic() < self.ends_s
 
-    def _choose(self, visitor: Visitor, job: Job) -> bool:
+    def _choose(self, visitor, job):
         visitor.put("pc-image", visitor.upload("a.png", job.photo))
         return self._judged(visitor.fire("pc-image", "change"))
 
-    def _judged(self, answer: Answer, began: float | None = None) -> bool:
+    def _judged(self, answer, began=None):
         """Count what kind of answer came; False if it is of no further use."""
         if answer.full or " full" in (answer.error or ""):
             self._add("the page is full")
@@ -169,46 +167,40 @@ class Crowd:
                 self.waits_s.append(time.monotonic() - began)
         return answer.success
 
-    def _compare(self, got: bytes, expected: bytes, where: str) -> None:
+    def _compare(self, got, expected, where):
         right = got == expected
         self._add("right pictures" if right else "wrong pictures", "" if right else where)
 
-    def _add(self, what: str, said: str = "") -> None:
+    def _add(self, what, said=""):
         with self.lock:
             self.counts[what] += 1
             self.said[f"{what}: {said[:200]}"] += bool(said)
-            self.peak_mb = max(self.peak_mb, memory_mb(self.server))
+            self.peak_mb = max(self.peak_mb, self.server.memory_bytes / MB)
 
 
-def decoded(html: str) -> bytes:
+def decoded(html):
     """RGB of the decoded picture in a piece of the page."""
     found = re.search(r'class="pc-decoded" src="data:image/png;base64,([^"]+)"', html)
     return rgb(base64.b64decode(found[1])) if found else b""
 
 
-def rgb(png: bytes) -> bytes:
+def rgb(png):
     return Image.open(io.BytesIO(png)).convert("RGB").tobytes()
 
 
-def memory_mb(server: Server) -> float:
-    return float(psutil.Process(server.pid).memory_info().rss / MB)
-
-
-def jobs(codec: PerCoV2, side_px: int) -> list[Job]:
+def jobs(codec, side_px):
     """Three pictures in every mode, with each caption."""
     found = []
     for path in sorted((ROOT / "assets" / "examples").glob("*.jpg"))[:3]:
-        photo, buffer = Image.open(path).resize((side_px, side_px * 3 // 4)), io.BytesIO()
-        photo.save(buffer, "PNG")
-        for mode in MODES:
-            for caption in CAPTIONS:
-                stream = codec.encode(photo, mode, caption=caption or None)
-                pixels = codec.decode(stream).tobytes()
-                found.append(Job(buffer.getvalue(), mode, caption, stream.to_bytes(), pixels))
+        photo = Image.open(path).resize((side_px, side_px * 3 // 4))
+        for mode, caption in product(MODES, CAPTIONS):
+            stream = codec.encode(photo, mode, caption=caption or None)
+            pixels = codec.decode(stream).tobytes()
+            found.append(Job(saved(photo, "PNG"), mode, caption, stream.to_bytes(), pixels))
     return found
 
 
-def files_left(server: Server, *, wait_s: float) -> int:
+def files_left(server, *, wait_s):
     """Temporary files that are there after their time."""
     deadline = time.monotonic() + wait_s
     while True:
@@ -218,7 +210,7 @@ def files_left(server: Server, *, wait_s: float) -> int:
         time.sleep(1)
 
 
-def main() -> int:
+def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--visitors", type=int, default=50)
     parser.add_argument("--minutes", type=float, default=10)
@@ -235,11 +227,11 @@ def main() -> int:
             first = Crowd(server, [job for job in expected if job.mode == mode], 0)
             for doing in (first.press, first.program, first.open, first.rubbish):
                 first.do(doing, random.Random(0))
-        before_mb, crowd = memory_mb(server), Crowd(server, expected, args.minutes)
+        before_mb, crowd = server.memory_bytes / MB, Crowd(server, expected, args.minutes)
         with ThreadPoolExecutor(args.visitors) as pool:
             list(pool.map(crowd.visit, range(args.visitors)))
         left = files_left(server, wait_s=args.keep + min(SWEEP_FILES_S, args.keep) + 30)
-        after_mb = memory_mb(server)
+        after_mb = server.memory_bytes / MB
         log = server.log.read_text(encoding="utf-8", errors="replace")
     p50, p95 = np.percentile(crowd.waits_s or [0.0], [50, 95])
     shown = dict.fromkeys(("answers", "right pictures", *FAULTS), 0) | crowd.counts
@@ -254,10 +246,8 @@ def main() -> int:
     for said, count in (+crowd.said).most_common(20):
         print(f"  {count} x {said}")
     print(log[log.index("Traceback") :][:4000] if "Traceback" in log else "")
-    grown = after_mb - before_mb > GROWTH_MB
-    return int(
-        any(crowd.counts[what] for what in FAULTS) or "Traceback" in log or left > 0 or grown
-    )
+    faults = any(crowd.counts[what] for what in FAULTS) or "Traceback" in log
+    return int(faults or left > 0 or after_mb - before_mb > GROWTH_MB)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """A reverse proxy on this machine: a page below a path, as hosts do it, and a frame around it."""
 
 import http.client
-from contextlib import contextmanager
 
 from tests.ui_server import Quiet, listening
 
@@ -14,11 +13,9 @@ _FRAME = (
 )
 
 
-@contextmanager
 def proxy(port):
     """-> the address of this host; the page on `port` is below `PREFIX`, its frame at /frame."""
-    with listening(_Handler, page_port=port) as address:
-        yield address
+    return listening(_Handler, page_port=port)
 
 
 class _Handler(Quiet):

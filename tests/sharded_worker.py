@@ -16,12 +16,10 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from percov2_core.cli import main
 
 
-def use(config):
-    """Set the environment that `accelerate launch --config_file CONFIG` would set."""
-    words = ["--config_file", config, "-m", "percov2_core"]
-    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
-    found = prepare_multi_gpu_env(args)
-    os.environ.update({name: value for name, value in found.items() if "FSDP" in name})
+def launch_arguments(config):
+    """What `accelerate launch --config_file CONFIG` would understand."""
+    words = ["--config_file", config, "-m", "percov2_core", "train"]
+    return _validate_launch_command(launch_command_parser().parse_args(words))[0]
 
 
 def allow_cpus():
@@ -39,6 +37,7 @@ def allow_cpus():
 
 
 if __name__ == "__main__":
-    use(sys.argv[1])
+    found = prepare_multi_gpu_env(launch_arguments(sys.argv[1]))
+    os.environ.update({name: value for name, value in found.items() if "FSDP" in name})
     allow_cpus()
     sys.exit(main(sys.argv[2:]))

@@ -11,7 +11,6 @@ from pathlib import Path
 from percov2_core.deploy.spacefile import ROOT, make_plan, read_manifest
 from tests.ui_server import free_port, running
 
-STOP_S = 60
 CORES = 2
 _NEEDED = "import gradio, torch, diffusers, constriction"
 
@@ -28,11 +27,6 @@ class Space:
     temporary: Path
     log: Path
 
-    def stop(self):
-        """Ask it to stop as the host does; -> its exit status."""
-        self.process.terminate()
-        return self.process.wait(STOP_S)
-
     def errors(self):
         """Tracebacks that pass through our code; some versions of libraries have their own."""
         blocks = self.log.read_text(encoding="utf-8").split("Traceback")[1:]
@@ -40,12 +34,8 @@ class Space:
 
 
 @contextmanager
-def start(folder, *, model, script=None, **extra):
-    """Upload into `folder`, start `app.py` (or `script`) there, wait until it answers.
-
-    Args:
-        extra: More environment variables.
-    """
+def start(folder, *, model, script=(), **environment):
+    """Upload into `folder`, let Python run `app.py` there, or `script`; wait until it answers."""
     manifest, port = read_manifest(), free_port()
     app, temporary, log = folder / "app", folder / "temporary", folder / "log"
     for path in make_plan(manifest, ROOT).files:
@@ -53,10 +43,10 @@ def start(folder, *, model, script=None, **extra):
         shutil.copyfile(ROOT / path, app / path)
     temporary.mkdir()
     home, address = unwritable_home(folder), f"http://127.0.0.1:{port}/"
-    environment = hosted(manifest, home, temporary, port) | {"PERCOV2_MODEL": str(model)} | extra
-    command = [space_python(manifest), str(script or manifest.page.app_file)]
-    how = {"cwd": app, "env": environment, "preexec_fn": _two_cores}
-    with running(command, address, log, **how) as process:
+    environment["PERCOV2_MODEL"] = str(model)
+    how = {"cwd": app, "env": hosted(manifest, home, temporary, port) | environment}
+    command = [space_python(manifest), *(script or [manifest.page.app_file])]
+    with running(command, address, log, preexec_fn=_two_cores, **how) as process:
         yield Space(address, port, process, app, home, temporary, log)
 
 

@@ -79,13 +79,11 @@ def test_the_command_sweeps_its_lists_and_writes_the_table(tmp_path, capsys, mon
     monkeypatch.setattr(bench, "_SIDES", {"cpu": 64})
     options = "--repeats 1 --modes extreme --size 64 --steps 1 2 --guidance 1 3 --out"
     words = ["bench", "--model", "tiny-random", "--device", "cpu", *options.split()]
-    status = main([*words, str(tmp_path)])
+    assert main([*words, str(tmp_path)]) == 0
     found = bench_table.read(tmp_path / "bench.csv")
-    assert status == 0
     assert [(r.steps, r.guidance) for r in found] == [(1, 1.0), (1, 3.0), (2, 1.0), (2, 3.0)]
-    assert {(r.weights, r.kind, r.t5, r.copies) for r in found} == {
-        ("random", "cpu", "yes", "no device")
-    }
+    told = {(r.weights, r.kind, r.t5, r.copies) for r in found}
+    assert told == {("random", "cpu", "yes", "no device")}
     assert "of the matrix product; host-device copies: no device" in capsys.readouterr().out
     assert main(["bench", "--device", "cpu", "--random-weights"]) == 2
     assert "--random-weights: model must be one of sd3-medium" in capsys.readouterr().err

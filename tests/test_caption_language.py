@@ -35,8 +35,7 @@ def test_words_join_to_the_text_they_were_split_from(text):
 @given(weights.map(np.array))
 def test_every_row_is_positive_and_sums_to_the_total(values):
     freqs = ngram.frequencies(values)
-    assert freqs.min() >= 1
-    assert freqs.sum(dtype=np.int64) == ngram.TOTAL
+    assert freqs.min() >= 1 and freqs.sum(dtype=np.int64) == ngram.TOTAL
     table = ngram.mass_table()  # masses halve every eight levels exactly
     assert len(table) == ngram.LEVELS and np.array_equal(table[8:], table[:-8] >> 1)
     assert table[0] == round(2 ** (ngram.SCALE - 1 / 16))
@@ -61,32 +60,24 @@ def test_a_longer_context_decides_over_a_shorter_one_and_pruning_leaves_what_pay
 
 def test_the_fit_matches_kneser_and_ney_by_hand():
     # "1 2" four times and "3 2" once: 2 follows two symbols, 1 and 3 only the start.
-    model = fit_ngrams([[1, 2]] * 4 + [[3, 2]], 8, order=1, least_gain=0.0)
-    assert (
-        model.base[2] == model.base[ngram.BOUNDARY] < model.base[1] < model.base[3] < model.base[7]
-    )
-    model = fit_ngrams([[1, 2]] * 4 + [[3, 2]], 8, order=2, least_gain=0.0)
-    assert model.base[1] == model.base[3]
+    texts = [[1, 2]] * 4 + [[3, 2]]
+    one, two = (fit_ngrams(texts, 8, order=order, least_gain=0.0).base for order in (1, 2))
+    assert one[2] == one[ngram.BOUNDARY] < one[1] < one[3] < one[7]
+    assert two[1] == two[3]
 
 
-def test_saved_tables_are_the_same_after_loading(tmp_path):
-    language = build_language(CAPTIONS, SENTENCES)
-    save_language(language, tmp_path / "one.npz")
-    save_language(load_language(tmp_path / "one.npz"), tmp_path / "two.npz")
-    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
-
-
-def test_a_missing_or_foreign_file_and_a_missing_table_are_named(tmp_path):
-    (tmp_path / "text.npz").write_text("hello")
-    for name in ("none", "text"):
-        with pytest.raises(WeightsError, match=rf"caption model {name}\.npz cannot be read"):
-            load_language(tmp_path / f"{name}.npz")
-    save_language(build_language(CAPTIONS, SENTENCES), tmp_path / "one.npz")
-    arrays = dict(np.load(tmp_path / "one.npz"))
+def test_saved_tables_are_the_same_after_loading_and_a_missing_table_or_file_is_named(tmp_path):
+    one, two, text = (tmp_path / f"{name}.npz" for name in ("one", "two", "text"))
+    save_language(build_language(CAPTIONS, SENTENCES), one)
+    save_language(load_language(one), two)
+    assert one.read_bytes() == two.read_bytes()
+    arrays = dict(np.load(one))
     del arrays["letters.base"]
-    np.savez(tmp_path / "two.npz", **arrays)
-    with pytest.raises(WeightsError, match=r"two\.npz cannot be read: .*letters\.base"):
-        load_language(tmp_path / "two.npz")
+    np.savez(two, **arrays)
+    text.write_text("hello")
+    for path, said in ((two, ": .*letters.base"), (text, ""), (tmp_path / "none.npz", "")):
+        with pytest.raises(WeightsError, match=f"caption model {path.name} cannot be read{said}"):
+            load_language(path)
 
 
 def test_tables_that_do_not_fit_together_are_refused():
@@ -106,8 +97,6 @@ def test_tables_that_do_not_fit_together_are_refused():
     ],
 )
 def test_a_table_out_of_range_is_refused(ends, symbols, levels, message):
-    order = ngram.Successors(
-        np.array([0]), np.array(ends), np.array(symbols), np.array(levels, dtype=np.uint8)
-    )
+    order = ngram.Successors(*map(np.array, ([0], ends, symbols)), np.array(levels, np.uint8))
     with pytest.raises(WeightsError, match=message):
         ngram.NGram(np.zeros(4, np.uint8), [order])

@@ -4,7 +4,6 @@ import argparse
 import io
 import json
 import os
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -16,9 +15,7 @@ from percov2_core.bitstream import Stream
 from percov2_core.cli import build_parser, main, terminal
 from percov2_core.cli.files import Output
 from percov2_core.errors import BitstreamError, ConfigError
-from tests.tiny import picture, tiny_codec, tiny_folder
-
-ROOT = Path(__file__).parents[1]
+from tests.tiny import ROOT, picture, run, tiny_codec, tiny_folder
 
 
 @pytest.fixture(scope="session")
@@ -147,24 +144,32 @@ WRONG_USE = [
     ("evaluate DATA -o a --modes extreme --steps 0", "steps must be in [1, 100], got 0"),
     ("evaluate DATA -o a --modes extreme --guidance nan", "guidance must be in [1, 20], got nan"),
 ]
+WHAT_IS_MISSING = [
+    ("compress missing.png -o a.pcv2", "missing.png: No such file or directory"),
+    ("decompress missing.pcv2 -o a.png", "missing.pcv2: No such file or directory"),
+    ("compress . -o a.pcv2", ".: Is a directory"),
+    ("compress IN --model ./no/model -o -", "no/model"),
+    ("inspect PACKED --model ./no/model", "no/model"),
+    ("weights --device cpu --model ./no/model", "no/model"),
+]
+PROBLEMS = [*((*row, 2) for row in WRONG_USE), *((*row, 1) for row in WHAT_IS_MISSING)]
 
 
-@pytest.mark.parametrize(("words", "message"), WRONG_USE)
-def test_wrong_use_is_one_line_and_status_2(
-    words, message, photo, packed, model, tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize(("words", "message", "status"), PROBLEMS)
+def test_wrong_use_is_one_line_and_status_2_and_what_is_missing_status_1(
+    words, message, status, photo, packed, model, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     data = str(Path(photo).parent)
     names = {"IN": photo, "PACKED": packed, "OUT": "a.pcv2", "DATA": data}
     argv = [names.get(word, word) for word in words.split()]
-    argv += ["--model", model] if "-o" in argv else []
+    argv += ["--model", model] if "-o" in argv and "--model" not in argv else []
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         sys.exit(main(argv))
     (line,) = capsys.readouterr().err.splitlines()
-    assert (caught.value.code, line.startswith("percov2")) == (2, True)
-    assert message in line
-    assert not list(tmp_path.iterdir())
+    assert (caught.value.code, line.startswith("percov2")) == (status, True)
+    assert message in line and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -191,22 +196,10 @@ def test_bad_data_is_one_line_status_1_and_no_file(
     assert line.startswith(message) and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", ["compress", "inspect", "weights"])
-def test_a_missing_model_is_named(command, photo, packed, tmp_path, capsys):
-    words = {"compress": [photo, "-o", "-"], "inspect": [packed], "weights": ["--device", "cpu"]}
-    assert main([command, *words[command], "--model", str(tmp_path / "none")]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert str(tmp_path / "none") in line
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-@pytest.mark.parametrize(("stderr", "shown"), [(Terminal, True), (io.StringIO, False)])
-def test_progress_is_shown_on_a_terminal_only_and_goes(stderr, shown, monkeypatch):
-    monkeypatch.setattr(sys, "stderr", stderr())
+@pytest.mark.parametrize("shown", [True, False])
+def test_progress_is_shown_on_a_terminal_only_and_goes(shown, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: shown)
     monkeypatch.setattr(terminal, "PATIENCE_S", 0.01)
     with terminal.Progress("decompress") as progress:
         progress.what = "decompress, step 1 of 2"
@@ -234,9 +227,6 @@ def test_an_end_in_the_middle_shows_no_traceback_or_warning(
     assert capsys.readouterr().err == f"percov2: {line}\n"
 
 
-LOST = "percov2: output: "
-
-
 @pytest.mark.parametrize("link", [None, Path.symlink_to, Path.hardlink_to])
 def test_the_picture_itself_is_never_written_to(link, photo, tmp_path, capsys):
     other = tmp_path / "other.pcv2"
@@ -245,7 +235,7 @@ def test_the_picture_itself_is_never_written_to(link, photo, tmp_path, capsys):
     if link:
         link(other, mine)
     assert main(["compress", str(mine), "-o", str(other), "--force"]) == 2
-    assert capsys.readouterr().err == f"{LOST}{str(other)!r} is the file to read\n"
+    assert capsys.readouterr().err == f"percov2: output: {str(other)!r} is the file to read\n"
     assert mine.read_bytes() == Path(photo).read_bytes()
 
 
@@ -261,7 +251,8 @@ def test_a_file_that_is_there_is_replaced_by_force_only(photo, model, tmp_path, 
     linked.symlink_to(file)
     argv = ["compress", photo, "-o", str(linked), "--model", model]
     assert main(argv) == 2
-    assert capsys.readouterr().err == f"{LOST}{str(linked)!r} exists; --force replaces it\n"
+    said = f"percov2: output: {str(linked)!r} exists; --force replaces it\n"
+    assert capsys.readouterr().err == said
     assert file.read_bytes() == b"precious"
     assert main([*argv, "--force"]) == 0
     assert Stream.from_bytes(file.read_bytes()).width == 161
@@ -296,31 +287,20 @@ def test_a_large_picture_is_refused_with_the_way_out_which_works(model, tmp_path
     assert capsys.readouterr().out.startswith("128x64: ")
 
 
-def run(*words, cwd):
-    return subprocess.run(
-        words, cwd=cwd, capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ("compress - -o a.pcv2 <&-", "standard input: is closed"),
         ("compress IN -o - >&-", "standard output: is closed"),
         ("--version >&-", "standard output: is closed"),
-        ("compress missing.png -o a.pcv2", "missing.png: No such file or directory"),
-        ("decompress missing.pcv2 -o a.png", "missing.pcv2: No such file or directory"),
-        ("compress . -o a.pcv2", ".: Is a directory"),
     ],
 )
-def test_every_end_is_one_sentence_and_status_1(words, message, photo, tmp_path):
+def test_a_closed_input_or_output_is_one_sentence_and_status_1(words, message, photo, tmp_path):
     line = f"{sys.executable} -m percov2_core {words.replace('IN', photo)}"
-    done = run("bash", "-c", line, cwd=tmp_path)
+    done = run("bash", "-c", line, cwd=tmp_path, PYTHONPATH=str(ROOT))
     (line,) = done.stderr.splitlines()
     assert (done.returncode, line.startswith("percov2: ")) == (1, True)
-    assert message in line
-    assert not list(tmp_path.iterdir())
+    assert message in line and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("command", ["inspect", "compress"])
@@ -391,7 +371,7 @@ print(status, os.environ["OMP_WAIT_POLICY"], *sys.modules, file=sys.stderr)
 def test_a_command_loads_only_what_it_needs(words, status, unwanted, packed, model, tmp_path):
     names = {"PACKED": packed, "MODEL": model}
     argv = [names.get(word, word) for word in words.split()]
-    done = run(sys.executable, "-c", LOADED, *argv, cwd=tmp_path)
+    done = run(sys.executable, "-c", LOADED, *argv, cwd=tmp_path, PYTHONPATH=str(ROOT))
     found, waiting, *modules = done.stderr.splitlines()[-1].split()
     assert int(found) == status
     assert waiting == "passive"  # of threads, which torch asks for when it is imported

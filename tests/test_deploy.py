@@ -1,6 +1,5 @@
 """The Spacefile, the plan, and publishing to a stand-in of the Hub with the Hub's own client."""
 
-import tomllib
 from functools import partial
 
 import huggingface_hub
@@ -15,7 +14,7 @@ from percov2_core.deploy import publish
 from percov2_core.deploy.spacefile import MAX_TOTAL_BYTES, make_plan, read_manifest, update_readme
 from percov2_core.errors import ConfigError
 from tests.hub import OWNER, TOKEN, Space, stand_in
-from tests.test_house import listed
+from tests.test_house import PROJECT, listed
 from tests.ui_server import ROOT, free_port
 
 SPACE = f"{OWNER}/percov2"
@@ -83,8 +82,7 @@ def test_front_matter_spacefile_requirements_and_readme_agree():
     (pin,) = listed("constraints.txt")["gradio"].specifier
     assert pin.version == manifest.page.sdk_version
     assert listed("requirements.txt")["gradio"].specifier.contains(manifest.page.sdk_version)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert SpecifierSet(project["requires-python"]).contains(manifest.page.python_version)
+    assert SpecifierSet(PROJECT["requires-python"]).contains(manifest.page.python_version)
     torch = listed("requirements.txt")["torch"].specifier
     assert all(torch.contains(f"2.{minor}.0") for minor in range(8, 12))
 
@@ -93,8 +91,7 @@ def test_a_dry_run_lists_what_runs_and_nothing_else(deploy, plan, monkeypatch):
     paths = set(plan.files)
     assert {"app.py", "requirements.txt", "README.md", "Spacefile", "LICENSE"} <= paths
     assert {"percov2_core/ui/page.css", "percov2_core/models/embedded/model.json"} <= paths
-    folders = {path.split("/")[0] for path in paths if "/" in path}
-    assert folders == {"percov2_core", "assets"}
+    assert {path.split("/")[0] for path in paths if "/" in path} == {"percov2_core", "assets"}
     assert not any("__pycache__" in path or "/." in f"/{path}" for path in paths)
     assert plan.files == {path: (ROOT / path).stat().st_size for path in sorted(paths)}
     assert plan.total_bytes < MAX_TOTAL_BYTES == 100_000_000
@@ -182,9 +179,7 @@ def test_a_refusal_says_what_to_do(hub, refusal, part, status, words):
 )
 def test_a_wrong_field_of_the_spacefile_is_named(tmp_path, place, key, value, words):
     changed = content()
-    group = changed[place] if place else changed
-    assert isinstance(group, dict)
-    group[key] = value
+    (changed[place] if place else changed)[key] = value
     (tmp_path / "Spacefile").write_text(yaml.safe_dump(changed), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"^Spacefile: ") as caught:
         read_manifest(tmp_path)

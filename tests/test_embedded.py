@@ -1,8 +1,6 @@
 """The shipped model on the Kodak pictures: what its users were promised."""
 
-import csv
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +11,7 @@ from percov2_core.caption.describer import TERMS
 from percov2_core.cli import main
 from percov2_core.config import MODES, SCHEDULES
 from percov2_core.evaluation.protocol import centre_square
-
-SENT = (0, 4, 16, 40, 144, 500)
-ROOT = Path(__file__).parents[1]
+from tests.tiny import ROOT, rows
 
 
 @pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.slow)])
@@ -59,11 +55,11 @@ def test_mean_rates_stay_within_what_is_promised(codec, full, found):
     if full:
         sizes = {m: [len(codec.write(t, m).to_bytes()) for t in found] for m in modes}
     else:  # what is published of this model and the pictures in full size
-        with (ROOT / "assets" / "results" / "presets.csv").open() as file:
-            rows = [row for row in csv.DictReader(file) if row["codec"] == "percov2"]
-        models = {row["description"].split(", ")[1] for row in rows}
+        published = rows(ROOT / "assets" / "results" / "presets.csv")
+        ours = [row for row in published if row["codec"] == "percov2"]
+        models = {row["description"].split(", ")[1] for row in ours}
         assert models == {f"model {codec.fingerprint:02x}"}
-        sizes = {m: [int(x["size_bytes"]) for x in rows if x["mode"] == m] for m in modes}
+        sizes = {m: [int(row["size_bytes"]) for row in ours if row["mode"] == m] for m in modes}
     assert 8 * np.mean(sizes["extreme"]) / 512**2 <= 0.027
     assert np.mean(sizes["ultra-low"]) <= 124
     assert np.mean(sizes["hybrid"]) <= 40
@@ -73,7 +69,7 @@ def test_a_cut_file_is_what_encoding_gives_and_bits_fall_with_k(codec, squares, 
     for picture, tokens in zip(squares, found, strict=True):
         total, sizes = tokens.coarse.size + tokens.fine.size, []
         stream = codec.write(tokens, count=total)
-        for k in [k for k in SENT if k < total]:
+        for k in [k for k in (0, 4, 16, 40, 144, 500) if k < total]:
             shorter = codec.truncate(stream, tokens=k)
             assert codec.encode(picture, "hybrid", tokens=k) == shorter
             contents = codec.read(Stream.from_bytes(shorter.to_bytes()))

@@ -213,43 +213,38 @@ def test_frequencies_of_fixed_tables_are_frozen():
 
 
 def integer_tables(ratio=0):
-    rng = np.random.Generator(np.random.PCG64(5))
-    width, hidden, code, words = CONFIG.width, CONFIG.hidden, CONFIG.code_width, 6
+    rng, tables = np.random.Generator(np.random.PCG64(5)), {}
+    width, hidden, code = CONFIG.width, CONFIG.hidden, CONFIG.code_width
 
-    def ints(*shape, most):
-        return torch.from_numpy(rng.integers(-most, most + 1, shape).astype(np.int32))
+    def draw(name, *shape, most=127):
+        tables[name] = torch.from_numpy(rng.integers(-most, most + 1, shape).astype(np.int32))
 
     def product(name, rows, columns, scale):
-        return {
-            f"{name}.weight": ints(rows, columns, most=127),
-            f"{name}.scale": torch.full((columns,), scale),
-            f"{name}.offset": torch.full((columns,), 0.5),
-        }
+        draw(f"{name}.weight", rows, columns)
+        tables[f"{name}.scale"] = torch.full((columns,), scale)
+        tables[f"{name}.offset"] = torch.full((columns,), 0.5)
 
-    tables = {
-        "codes": ints(18, code, most=127),
-        "words": ints(words, code, most=127),
-        "rows": ints(32, width, most=500),
-        "columns": ints(32, width, most=500),
-        "word_places": ints(8, width, most=500),
-        "exponential": torch.tensor([2**30 >> (i // 64) for i in range(1280)] + [0]),
-        **product("mix_codes", 25 * code, width, 2.0**-6),
-        **product("mix_words", 5 * code, width, 2.0**-6),
-        **product("out", width, 16, 2.0**-11),
-    }
+    tables["exponential"] = torch.tensor([2**30 >> (i // 64) for i in range(1280)] + [0])
+    draw("codes", 18, code)
+    draw("words", 6, code)
+    for name, count in (("rows", 32), ("columns", 32), ("word_places", 8)):
+        draw(name, count, width, most=500)
+    product("mix_codes", 25 * code, width, 2.0**-6)
+    product("mix_words", 5 * code, width, 2.0**-6)
+    product("out", width, 16, 2.0**-11)
     for tower in ("content", "queries"):
-        tables |= {f"{tower}.bias": ints(2, 63 * 63, most=2**15)}
-        tables |= {f"{tower}.word_bias": ints(2, most=2**15)}
+        draw(f"{tower}.bias", 2, 63 * 63, most=2**15)
+        draw(f"{tower}.word_bias", 2, most=2**15)
         for i in range(2):
-            name = f"{tower}.{i}"
-            tables |= {f"{name}.bits": torch.tensor([8, 7])}
+            tables[f"{tower}.{i}.bits"] = torch.tensor([8, 7])
             for part in ("query", "key", "value", "out"):
-                tables |= product(f"{name}.{part}", width, width, 2.0**-10)
-            tables |= product(f"{name}.up", width, hidden, 2.0**-10)
-            tables |= product(f"{name}.down", hidden, width, 2.0**-8)
+                product(f"{tower}.{i}.{part}", width, width, 2.0**-10)
+            product(f"{tower}.{i}.up", width, hidden, 2.0**-10)
+            product(f"{tower}.{i}.down", hidden, width, 2.0**-8)
     if ratio:
-        tables |= {"parents": ints(18, code, most=127), "below": ints(ratio**2, width, most=500)}
-        tables |= product("mix_parents", 25 * code, width, 2.0**-6)
+        draw("parents", 18, code)
+        draw("below", ratio**2, width, most=500)
+        product("mix_parents", 25 * code, width, 2.0**-6)
     return tables
 
 

@@ -32,9 +32,10 @@ def test_the_stages_of_an_8_by_8_grid_have_the_published_sizes(name, sizes):
     assert stage_sizes(name, (8, 8)) == sizes
 
 
-def test_qlds_cuts_follow_the_power_law():
-    ends = np.cumsum(stage_sizes("qlds", (32, 32)))
-    assert np.array_equal(ends, np.ceil(1024 * (np.arange(1, 13) / 12) ** 2.2))
+def test_qlds_cuts_follow_the_power_law_and_each_quincunx_stage_doubles_the_lattice_so_far():
+    qlds, quincunx = (np.cumsum(stage_sizes(n, (32, 32))).tolist() for n in ("qlds", "quincunx"))
+    assert qlds == np.ceil(1024 * (np.arange(1, 13) / 12) ** 2.2).tolist()
+    assert quincunx == [4, 8, 16, 32, 64, 128, 256, 512, 1024]
 
 
 def test_qlds_starts_along_the_r2_sequence():
@@ -49,12 +50,6 @@ def test_checkerboard_stages_touch_only_each_other():
     assert np.all(np.diff(stage, axis=0) != 0) and np.all(np.diff(stage, axis=1) != 0)
 
 
-def test_each_quincunx_stage_doubles_the_lattice_so_far():
-    assert np.cumsum(stage_sizes("quincunx", (32, 32))).tolist() == [
-        4, 8, 16, 32, 64, 128, 256, 512, 1024,
-    ]  # fmt: skip
-
-
 def test_var_levels_are_squares_that_contain_each_other():
     stage = stages("var", (8, 8))
     for level, side in enumerate((2, 4, 6, 8)):
@@ -63,11 +58,13 @@ def test_var_levels_are_squares_that_contain_each_other():
         assert seen.any(1).sum() == seen.any(0).sum() == side
 
 
-def test_the_orders_are_frozen():
+def test_the_orders_and_where_larger_grids_are_cut_are_frozen():
     # Files hold tokens in this order.
     assert order("qlds", (3, 4)).tolist() == [6, 0, 2, 8, 7, 1, 3, 9, 4, 11, 5, 10]
     assert order("var", (3, 4)).tolist() == [6, 0, 2, 4, 3, 7, 8, 10, 11, 1, 5, 9]
     assert order("quincunx", (3, 4)).tolist() == [0, 2, 8, 10, 5, 7, 1, 3, 4, 6, 9, 11]
+    tiles = [(23, 16), (23, 17), (23, 16), (23, 17), (24, 16), (24, 17)]
+    assert [part.grid for part in Tile.all_of((70, 33))] == tiles
 
 
 @given(st.tuples(st.integers(1, 256), st.integers(1, 256)))
@@ -79,10 +76,3 @@ def test_tiles_cover_the_grid_once_and_are_nearly_equal(grid):
     assert all(part.grid[0] * part.grid[1] == len(part.positions) for part in parts)
     assert max(heights | widths) <= 32
     assert max(heights) - min(heights) <= 1 and max(widths) - min(widths) <= 1
-
-
-def test_where_larger_grids_are_cut_is_frozen():
-    # Files hold tokens in this order.
-    assert [part.grid for part in Tile.all_of((70, 33))] == [
-        (23, 16), (23, 17), (23, 16), (23, 17), (24, 16), (24, 17),
-    ]  # fmt: skip

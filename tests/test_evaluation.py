@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-from dataclasses import replace
 
 import pandas as pd
 import psutil
@@ -18,12 +17,7 @@ from percov2_core.evaluation.judge import Judge
 from percov2_core.evaluation.protocol import find_pictures, load_512, to_tensor
 from percov2_core.evaluation.rows import read_log, summarise
 from percov2_core.evaluation.runner import Plan, Worker, evaluate, make_units
-from percov2_core.evaluation.settings import (
-    Setting,
-    budget_settings,
-    classic_settings,
-    our_settings,
-)
+from percov2_core.evaluation.settings import budget_settings, classic_settings, our_settings
 from percov2_core.metrics.swd import set_swd
 from tests.tiny import picture, tiny_folder
 
@@ -135,12 +129,6 @@ def test_our_files_hold_the_chosen_caption_and_every_bit_is_told(folder, tmp_pat
     assert (parts == 8 * frame["size_bytes"]).all()
     texts = frame[frame["picture"] == "a.png"].groupby("caption")["caption_text"].last()
     assert texts["none"] == "" and texts["fixed"] == "a red door" and texts["describer"]
-    # Equal bytes are those of our file of the same picture.
-    budgets = {"a.png": {"extreme": 200}, "b.png": {"extreme": 10}}
-    chosen, settings = plan(tmp_path, budgets=budgets), [Setting(codec="webp", match="extreme")]
-    frame = evaluate(pictures, settings, replace(chosen, out=tmp_path / "b")).set_index("picture")
-    assert 0 < frame.loc["a.png", "size_bytes"] <= 200
-    assert frame.loc["b.png", "error"] == "webp cannot do it in 10 bytes"
 
 
 def test_settings_with_different_meaning_have_different_keys(folder):
@@ -203,18 +191,17 @@ def test_a_broken_picture_is_named_and_the_others_are_measured(folder, tmp_path,
     assert pd.read_csv(tmp_path / "out" / "rows.csv")["psnr"].count() == 6
 
 
-def test_a_study_writes_rows_means_and_the_command(folder, tmp_path, capsys):
+def test_a_study_writes_rows_means_and_the_command(folder, tmp_path):
     words = ["classic", "--data", str(folder), "-o", str(tmp_path / "results")]
     words += ["--work", str(tmp_path / "work"), "--codecs", "jpeg", "--budgets", "900", "10"]
     (folder / "broken.png").unlink()
     assert studies.main(words) == 0  # that JPEG cannot do 10 bytes is a result
     rows = pd.read_csv(tmp_path / "results" / "classic.csv")
     assert rows["size_bytes"].max() <= 900 and rows["error"].count() == 3
+    assert set(rows["error"].dropna()) == {"jpeg cannot do it in 10 bytes"}
     report = json.loads((tmp_path / "results" / "classic.json").read_text())
     assert report["command"].endswith("classic --data KODAK --codecs jpeg --budgets 900 10")
     assert [row["pictures"] for row in report["means"]] == [0, 3]
     assert str(tmp_path) not in json.dumps(report)
     assert studies.deflate_bits("") == 16 and studies.deflate_bits("abab" * 50) < 8 * 20
     assert studies.deflate_bits(float("nan")) is None
-    assert studies.main(["equal", *words[1:]]) == 1
-    assert "run the study presets first" in capsys.readouterr().err

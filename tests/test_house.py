@@ -2,24 +2,18 @@
 
 import ast
 import re
-import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import percov2_core
+from tests.tiny import ROOT, run
 
-ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-
-
-def run(*words):
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def by_name(requirements):
@@ -66,8 +60,7 @@ def test_every_listed_library_is_pinned_to_a_version_in_its_range():
     assert set(pins) == set(ranges) == set(wanted(*users))
     for name, requirement in ranges.items():
         (pin,) = pins[name].specifier
-        assert pin.operator == "=="
-        assert requirement.specifier.contains(pin.version), name
+        assert pin.operator == "==" and requirement.specifier.contains(pin.version), name
 
 
 def test_the_targets_of_the_makefile_are_phony_set_up_first_and_are_those_of_the_readme():
@@ -76,14 +69,11 @@ def test_the_targets_of_the_makefile_are_phony_set_up_first_and_are_those_of_the
     (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
     assert sorted(phony.split()) == sorted(names)
     named = re.findall(r"(?:^|`)make (?:[A-Z]+=\S+ )*([a-z]+)", readme, re.MULTILINE)
-    assert named
-    assert set(named) <= set(names)
+    assert named and set(named) <= set(names)
     for name in names:
         plan = run("make", "--dry-run", "--always-make", name).stdout
         first, second, *rest = [line for line in plan.splitlines() if ".venv/bin/" in line]
-        assert "-m venv .venv" in first
-        assert "pip install" in second
-        assert rest
+        assert "-m venv .venv" in first and "pip install" in second and rest
 
 
 def test_the_repository_stays_under_its_size_and_every_marker_marks_something():

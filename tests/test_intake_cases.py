@@ -31,9 +31,8 @@ def quadrants(width=160, height=128):
 LEVELS = np.asarray(quadrants())
 
 
-def lying():
-    """What a camera that was held upright stores, to be turned by orientation 6."""
-    return quadrants().transpose(Image.Transpose.ROTATE_90)
+# What a camera that was held upright stores, to be turned by orientation 6.
+LYING = quadrants().transpose(Image.Transpose.ROTATE_90)
 
 
 def jpeg(image, **options):
@@ -46,9 +45,7 @@ def corners(image):
 
 
 def grey(level):
-    levels = np.full((128, 160, 1), level, np.uint16)
-    levels[64:] = 0x8000
-    return levels
+    return np.array([level, 0x8000], np.uint16).repeat(64)[:, None, None].repeat(160, 1)
 
 
 class Seen(Exception):
@@ -90,14 +87,14 @@ def read(request, tmp_path, monkeypatch, capsys):
 
 
 def animation():
-    def control(number):
-        return chunk(b"fcTL", struct.pack(">5I2H2B", number, 160, 128, 0, 0, 1, 10, 0, 0))
+    def frame(number, pixels):
+        control = struct.pack(">5I2H2B", number, 160, 128, 0, 0, 1, 10, 0, 0)
+        data = struct.pack(">I", number + 1) + zlib.compress(pixels)
+        return chunk(b"fcTL", control) + chunk(b"fdAT", data)
 
     rows = b"".join(bytes(1) + row.tobytes() for row in LEVELS)
-    frame = chunk(b"fdAT", struct.pack(">I", 1) + zlib.compress(rows))
-    other = chunk(b"fdAT", struct.pack(">I", 3) + zlib.compress(bytes(len(rows))))
     before = chunk(b"acTL", struct.pack(">2I", 2, 0))
-    after = control(0) + frame + control(2) + other
+    after = frame(0, rows) + frame(2, bytes(len(rows)))
     return png(np.full((128, 160, 3), 128, np.uint8), 2, 8, before=before, after=after)
 
 
@@ -112,6 +109,7 @@ LINEAR = [(150, 4, 4), (4, 91, 10), (4, 14, 134), (185, 150, 10)]
 WHOLE_JPEG, WHOLE_PNG = jpeg(quadrants()), png(LEVELS, 2, 8)
 MEGABYTES = b"a\0\0" + zlib.compress(bytes(3_000_000))
 KEY = chunk(b"tRNS", b"\x58\x01")
+WRONG_TEXT = chunk(b"tEXt", b"Title\0x")[:-1] + b"\0"
 
 
 def behind(name, body):
@@ -126,11 +124,11 @@ def greys(top, bottom=128):
 def with_exif(container, data):
     if container == "JPEG":
         body = b"Exif\0\0" + data
-        whole = jpeg(lying())
+        whole = jpeg(LYING)
         return whole[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(body)) + body + whole[2:]
     if container == "PNG":
-        return png(np.asarray(lying()), 2, 8, before=chunk(b"eXIf", data))
-    return saved(lying(), "WEBP", lossless=True, exif=data)
+        return png(np.asarray(LYING), 2, 8, before=chunk(b"eXIf", data))
+    return saved(LYING, "WEBP", lossless=True, exif=data)
 
 
 READ = {
@@ -140,10 +138,7 @@ READ = {
     "an end that is missing, progressive": (jpeg(quadrants(), progressive=True)[:-2], UPRIGHT),
     "half an end": (WHOLE_JPEG[:-1], UPRIGHT),
     "no end of a PNG": (WHOLE_PNG[:-12], UPRIGHT),
-    "a wrong check value of a text": (
-        png(LEVELS, 2, 8, before=chunk(b"tEXt", b"Title\0x")[:-1] + b"\0"),
-        UPRIGHT,
-    ),
+    "a wrong check value of a text": (png(LEVELS, 2, 8, before=WRONG_TEXT), UPRIGHT),
     "a wrong check value around right pixels": (WHOLE_PNG[:-13] + b"\0" + WHOLE_PNG[-12:], UPRIGHT),
     "an animation without its first picture": (animation(), UPRIGHT),
     "coded Display P3": (coded(P3, chunk(b"cICP", bytes((12, 13, 0, 1)))), UPRIGHT),
@@ -214,7 +209,7 @@ def test_an_orientation_is_read_whatever_stands_beside_it(container, fault):
             # A tag on which pixels depend cannot be wrong there.
             tag = MALFORMED[fault]
             tags = ((274, 3, 1, 6), *([tag] if tag[0] not in (256, 513) else []))
-            data = tiff(np.asarray(lying()), 8, order=order, tags=tags)
+            data = tiff(np.asarray(LYING), 8, order=order, tags=tags)
         else:
             data = with_exif(container, exif(6, order, MALFORMED[fault]))
         image = image_io.load(data)

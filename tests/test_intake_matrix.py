@@ -14,12 +14,10 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image, ImageCms
-from playwright.sync_api import sync_playwright
 
 from percov2_core import image_io
 from tests.picture_files import CHANNELS, chunk, exif, png, saved, tiff
 from tests.tiny import picture
-from tests.ui_browser import launch
 
 WIDTH, HEIGHT = 75, 66
 KINDS = [
@@ -48,6 +46,7 @@ def gamma(value):
     return chunk(b"gAMA", struct.pack(">I", value))
 
 
+PROFILE = chunk(b"iCCP", b"p3\0\0" + zlib.compress(p3_profile()))
 COLOURS = {
     "linear": gamma(100_000),
     "gamma 2": gamma(50_000),
@@ -60,9 +59,8 @@ COLOURS = {
     "coded wide": chunk(b"cICP", bytes((9, 1, 0, 1))),
     "coded linear": chunk(b"cICP", bytes((1, 8, 0, 1))),
     "coded with 16 to 235": chunk(b"cICP", bytes((12, 13, 0, 0))),
-    "profile": chunk(b"iCCP", b"p3\0\0" + zlib.compress(p3_profile())),
-    "code before profile": chunk(b"cICP", bytes((1, 13, 0, 1)))
-    + chunk(b"iCCP", b"p3\0\0" + zlib.compress(p3_profile())),
+    "profile": PROFILE,
+    "code before profile": chunk(b"cICP", bytes((1, 13, 0, 1))) + PROFILE,
 }
 
 
@@ -73,13 +71,12 @@ def levels(colour_type, depth):
 
 def around(colour_type, depth, *, transparent):
     """Palette and transparency; the transparent colour occurs in the picture."""
-    palette = np.random.default_rng(3).integers(0, 256, 3 * 2 ** min(depth, 8), np.uint8)
-    before = chunk(b"PLTE", palette.tobytes()) if colour_type == 3 else b""
-    if not transparent:
-        return before
     if colour_type == 3:
-        return before + chunk(b"tRNS", bytes((0, 100)))
-    return chunk(b"tRNS", levels(colour_type, depth)[7, 9].astype(">u2").tobytes())
+        palette = np.random.default_rng(3).integers(0, 256, 3 * 2**depth, np.uint8)
+        key = chunk(b"tRNS", bytes((0, 100))) if transparent else b""
+        return chunk(b"PLTE", palette.tobytes()) + key
+    colour = levels(colour_type, depth)[7, 9].astype(">u2")
+    return chunk(b"tRNS", colour.tobytes()) if transparent else b""
 
 
 def turned(orientation):
@@ -153,19 +150,16 @@ _DECODE = """async (data) => {
 
 
 @pytest.fixture(scope="module")
-def shown():
+def shown(browser):
     """(H, W, 3) as Chromium shows it."""
-    with sync_playwright() as playwright:
-        browser = launch(playwright)
-        page = browser.new_page()
+    page = browser.new_page()
 
-        def look(data):
-            width, height, text = page.evaluate(_DECODE, base64.b64encode(data).decode())
-            flat = np.frombuffer(base64.b64decode(text), np.uint8)
-            return flat.reshape(height, width, 4)[..., :3]
+    def look(data):
+        width, height, text = page.evaluate(_DECODE, base64.b64encode(data).decode())
+        flat = np.frombuffer(base64.b64decode(text), np.uint8)
+        return flat.reshape(height, width, 4)[..., :3]
 
-        yield look
-        browser.close()
+    return look
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -174,10 +168,6 @@ def test_a_picture_is_read_as_a_browser_shows_it(name, shown):
     got = np.asarray(image_io.load(CASES[name])).astype(int)
     assert got.shape == expected.shape
     assert np.abs(got - expected).max() <= (6 if name.startswith(("avif", "webp", "jpeg")) else 2)
-
-
-def test_the_matrix_has_at_least_150_kinds():
-    assert len(CASES) + len(TIFFS) >= 150
 
 
 TIFFS = list(itertools.product((8, 12, 16), "<>", (False, True), (1, 3), (1, 5, 8)))
@@ -203,15 +193,9 @@ def test_a_tiff_is_read_as_another_library_reads_it(depth, order, white_is_zero,
 @pytest.mark.parametrize("depth", [8, 16])
 def test_a_big_tiff_is_read_as_it_was_written(depth, order, compression):
     stored, file = levels(0 if depth == 16 else 2, depth).squeeze(), io.BytesIO()
-    tifffile.imwrite(
-        file,
-        stored.astype(f"u{depth // 8}"),
-        bigtiff=True,
-        byteorder=order,
-        compression=compression,
-        photometric="rgb" if depth == 8 else "minisblack",
-        extratags=[(274, 3, 1, 6, True)],
-    )
+    how = {"photometric": "rgb" if depth == 8 else "minisblack", "compression": compression}
+    how |= {"bigtiff": True, "byteorder": order, "extratags": [(274, 3, 1, 6, True)]}
+    tifffile.imwrite(file, stored.astype(f"u{depth // 8}"), **how)
     expected = np.rot90(stored.astype(int) * 255 / (2**depth - 1), -1)
     got = np.asarray(image_io.load(file.getvalue())).astype(int)
     assert np.abs(got - (expected if depth == 8 else expected[..., None])).max() <= 1

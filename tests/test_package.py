@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 import venv
@@ -12,9 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.tiny import picture
+from tests.tiny import ROOT, picture, run
 
-ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "percov2_core" / "models" / "embedded"
 
 # Runs commands and prints where the package is, and for which libraries its modules ask themselves.
@@ -40,10 +38,6 @@ sys.exit(status)
 CORE = {"PIL", "constriction", "diffusers", "numpy", "safetensors"}
 CORE |= {"tokenizers", "torch", "transformers"}
 HUB = {"httpx2", "huggingface_hub"}  # diffusers brings them
-
-
-def run(*words, cwd):
-    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")

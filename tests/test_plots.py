@@ -13,14 +13,9 @@ from percov2_core.metrics import Scores
 from tests.tiny import picture
 
 
-def row(name, setting, **values):
-    if "error" in values:
-        return Row(picture=name, setting=setting, **values).flat()
-    size = values.pop("size_bytes", 100)
-    scores = Scores(**{k: values.pop(k) for k in ("psnr", "picorank") if k in values})
-    return Row(
-        picture=name, setting=setting, size_bytes=size, bpp=size / 32768, scores=scores, **values
-    ).flat()
+def row(name, setting, *, psnr, picorank, size_bytes=100, **values):
+    values |= {"scores": Scores(psnr=psnr, picorank=picorank), "bpp": size_bytes / 32768}
+    return Row(picture=name, setting=setting, size_bytes=size_bytes, **values).flat()
 
 
 def ours(mode="extreme", **changes):
@@ -40,7 +35,8 @@ def frame():
         for quality, size in ((1, 90), (10, 300)):
             setting = Setting(codec="jpeg", quality=quality)
             rows.append(row(name, setting, psnr=20.0 + quality, picorank=1.0, size_bytes=size))
-    rows.append(row("broken.png", Setting(codec="jpeg", quality=1), error="not a picture"))
+    setting = Setting(codec="jpeg", quality=1)
+    rows.append(Row(picture="broken.png", setting=setting, error="not a picture").flat())
     return to_frame(rows)
 
 

@@ -36,10 +36,6 @@ def pipeline():
     return StableDiffusion3Pipeline.from_pretrained(tiny_sd3_folder(), local_files_only=True)
 
 
-def numbers(module):
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def test_captions_are_embedded_as_published_and_without_t5_by_the_first_part(pipeline):
     base = load_base(tiny_sd3_folder(), residency=CPU, t5_tokens=24)
     ours = base.text.encode([CAPTION, ""])
@@ -107,8 +103,8 @@ def test_the_published_size_differs_in_the_patch_embedding_alone(name, millions)
         plain = SD3Transformer2DModel(**model.transformer)
         wide = extend_patch_embedding(SD3Transformer2DModel(**model.transformer), 32)
         vae = AutoencoderKL(**model.vae)
-    assert round(numbers(plain) / 1e6) == millions
-    assert round(numbers(vae) / 1e6) == 84
+    assert round(plain.num_parameters() / 1e6) == millions
+    assert round(vae.num_parameters() / 1e6) == 84
     shapes = {n: p.shape for n, p in plain.named_parameters()}
     changed = {n: tuple(p.shape) for n, p in wide.named_parameters() if p.shape != shapes[n]}
     assert changed == {"pos_embed.proj.weight": (1536, 48, 2, 2)}

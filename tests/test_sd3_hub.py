@@ -20,11 +20,6 @@ CHECKPOINT = "somebody/percov2-sd3"
 WEIGHTS = ["weights", "--model", "sd3-medium", "--device", "cpu"]
 
 
-@pytest.fixture
-def checkpoint():
-    return tiny_checkpoint(2)
-
-
 def point_to(monkeypatch, address):
     """What HF_ENDPOINT does where the library is loaded later."""
     template = address + "/{repo_id}/resolve/{revision}/{filename}"
@@ -59,9 +54,9 @@ def refusal():
     return message
 
 
-def test_base_and_checkpoint_are_fetched_and_then_work_offline(hub, checkpoint, monkeypatch):
+def test_base_and_checkpoint_are_fetched_and_then_work_offline(hub, monkeypatch):
     monkeypatch.setenv("PERCOV2_ALLOW_DOWNLOAD", "1")
-    hub.models[CHECKPOINT] = files_of(checkpoint)
+    hub.models[CHECKPOINT] = files_of(tiny_checkpoint(2))
     data = load_codec(f"sd3-medium:{CHECKPOINT}", device="cpu").encode(picture()).to_bytes()
     asked = len(hub.asked)
     monkeypatch.delenv("PERCOV2_ALLOW_DOWNLOAD")
@@ -71,9 +66,16 @@ def test_base_and_checkpoint_are_fetched_and_then_work_offline(hub, checkpoint, 
     assert asked > 0 and len(hub.asked) == asked
 
 
-def test_neither_second_copies_of_weights_nor_an_unwanted_encoder_are_fetched(hub):
+def test_nothing_is_fetched_unasked_nor_second_copies_of_weights_nor_an_unwanted_encoder(hub):
     spare = ["text_encoder/model.fp16.safetensors", "sd3_medium.safetensors", "text_encoder/x.bin"]
     hub.models[BASE] |= dict.fromkeys(spare, b"large")
+    with pytest.raises(WeightsError) as caught:
+        find_base("sd3-medium", t5=True)
+    assert str(caught.value) == (
+        f"'sd3-medium': '{BASE}' is not in the Hub's cache: run `python -m percov2_core weights "
+        "--model sd3-medium --download`, or set PERCOV2_SD3_BASE to its folder"
+    )
+    assert hub.asked == []
     client.download(BASE, base_files(t5=False), probe="model_index.json")
     assert not (find_base("sd3-medium", t5=False) / "text_encoder_3").exists()
     with pytest.raises(WeightsError, match="is not in the Hub's cache"):
@@ -82,22 +84,10 @@ def test_neither_second_copies_of_weights_nor_an_unwanted_encoder_are_fetched(hu
     assert files_of(find_base("sd3-medium", t5=True)) == files_of(tiny_sd3_folder())
 
 
-def test_nothing_is_fetched_unless_it_is_asked_for(hub):
-    with pytest.raises(WeightsError) as caught:
-        find_base("sd3-medium", t5=True)
-    assert str(caught.value) == (
-        f"'sd3-medium': '{BASE}' is not in the Hub's cache: run `python -m percov2_core weights "
-        "--model sd3-medium --download`, or set PERCOV2_SD3_BASE to its folder"
-    )
-    assert hub.asked == []
-
-
 def test_what_stands_in_the_way_is_said_in_one_line(hub, monkeypatch, capsys):
     hub.gated.add(BASE)
-    message = (
-        f"'{BASE}' is gated: accept its licence at {hub.address}/{BASE}, then set HF_TOKEN to a "
-        "token of that account"
-    )
+    message = f"'{BASE}' is gated: accept its licence at {hub.address}/{BASE}, then set HF_TOKEN to"
+    message += " a token of that account"
     assert refusal() == message
     assert main([*WEIGHTS, "--download"]) == 1
     assert capsys.readouterr().err == f"percov2: {message}\n"
@@ -114,9 +104,8 @@ def test_what_stands_in_the_way_is_said_in_one_line(hub, monkeypatch, capsys):
         point_to(patch, f"{hub.address}/elsewhere")
         assert refusal() == f"'{BASE}': {hub.address}/elsewhere answers 404: check HF_ENDPOINT"
         point_to(patch, address := f"http://127.0.0.1:{free_port()}")
-        assert (
-            refusal() == f"'{BASE}': {address} cannot be reached: check the network or HF_ENDPOINT"
-        )
+        why = "cannot be reached: check the network or HF_ENDPOINT"
+        assert refusal() == f"'{BASE}': {address} {why}"
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
         assert refusal() == f"'{BASE}' cannot be fetched while HF_HUB_OFFLINE is set: unset it"
     fetch()
@@ -130,28 +119,21 @@ def test_a_hub_that_falls_silent_is_given_up_on(hub, monkeypatch, answered):
     assert len(hub.asked) == answered + 1
 
 
-def test_a_checkpoint_survives_the_way_to_the_hub_and_back(hub, checkpoint, monkeypatch):
-    hub.models[CHECKPOINT] = {}
+def test_a_checkpoint_survives_the_way_to_the_hub_and_back(hub, monkeypatch, capsys):
+    checkpoint, hub.models[CHECKPOINT] = tiny_checkpoint(2), {}
     with pytest.raises(WeightsError, match=rf"^'{CHECKPOINT}'.*set HF_TOKEN"):
         client.upload(checkpoint, CHECKPOINT)
     del hub.models[CHECKPOINT]
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert client.upload(checkpoint, CHECKPOINT) == f"{hub.address}/{CHECKPOINT}"
-    assert hub.models[CHECKPOINT] == files_of(checkpoint)
-    monkeypatch.setenv("PERCOV2_SD3_BASE", str(tiny_sd3_folder()))
-    monkeypatch.setenv("PERCOV2_ALLOW_DOWNLOAD", "1")
-    back = load_codec(f"sd3-medium:{CHECKPOINT}", device="cpu")
-    here = load_codec(checkpoint, device="cpu")
-    assert back.encode(picture()).to_bytes() == here.encode(picture()).to_bytes()
-
-
-def test_the_weights_command_sends_a_checkpoint(hub, checkpoint, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("PERCOV2_SD3_BASE", str(tiny_sd3_folder()))
     words = ["weights", "--model", f"sd3-medium:{checkpoint}", "--device", "cpu"]
     assert main([*words, "--upload", CHECKPOINT]) == 0
     assert f"sent to {hub.address}/{CHECKPOINT}\n" in capsys.readouterr().out
-    assert hub.models[CHECKPOINT].keys() == files_of(checkpoint).keys()
+    assert hub.models[CHECKPOINT] == files_of(checkpoint)
+    monkeypatch.setenv("PERCOV2_ALLOW_DOWNLOAD", "1")
+    back = load_codec(f"sd3-medium:{CHECKPOINT}", device="cpu")
+    here = load_codec(checkpoint, device="cpu")
+    assert back.encode(picture()).to_bytes() == here.encode(picture()).to_bytes()
 
 
 def test_the_weights_command_tells_what_is_missing_and_fetches_it(hub, capsys):

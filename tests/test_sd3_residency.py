@@ -17,11 +17,6 @@ from tests.tiny_sd3 import tiny_checkpoint, tiny_sd3_folder
 pytestmark = pytest.mark.usefixtures("sd3_base")
 
 
-@pytest.fixture
-def checkpoint():
-    return tiny_checkpoint(0)
-
-
 def test_every_setting_can_be_set_and_nothing_set_means_half_precision_on_a_gpu():
     assert Residency.from_environment({}) == Residency()
     assert Residency(device="cpu").precision == torch.float32
@@ -67,8 +62,8 @@ def test_visiting_text_encoders_say_the_same_and_leave_nothing_behind(monkeypatc
         assert left == {"meta"}
 
 
-def test_large_networks_run_in_half_precision_and_ours_do_not(checkpoint):
-    codec = load_codec(checkpoint, residency=Residency(device="cpu", dtype="bfloat16"))
+def test_large_networks_run_in_half_precision_and_ours_do_not():
+    codec = load_codec(tiny_checkpoint(0), residency=Residency(device="cpu", dtype="bfloat16"))
     painter, levels = codec.painter, codec.levels.values()
     large = [painter.flow.transformer, codec.vae.vae, *painter.text.models]
     assert {p.dtype for module in large for p in module.parameters()} == {torch.bfloat16}
@@ -79,13 +74,10 @@ def test_large_networks_run_in_half_precision_and_ours_do_not(checkpoint):
 
 # Torch's own, from what it imports to compile.
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
-def test_the_networks_are_compiled_only_where_that_is_asked_for_and_allowed(
-    checkpoint, monkeypatch
-):
+def test_the_networks_are_compiled_only_where_that_is_asked_for_and_allowed(monkeypatch):
     def compiled():
-        codec = load_codec(checkpoint, residency=Residency(device="cpu", compile=True))
-        transformer = codec.painter.flow.transformer
-        return transformer._compiled_call_impl is not None
+        codec = load_codec(tiny_checkpoint(0), residency=Residency(device="cpu", compile=True))
+        return codec.painter.flow.transformer._compiled_call_impl is not None
 
     assert compiled()
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
@@ -111,12 +103,12 @@ def told(capsys, *arguments):
     return capsys.readouterr().out.splitlines()
 
 
-def test_the_weights_command_tells_sizes_and_places(capsys, checkpoint):
-    lines = told(capsys, "--model", f"sd3-medium:{checkpoint}")
-    size = sum(p.stat().st_size for p in (tiny_sd3_folder() / "vae").iterdir())
+def test_the_weights_command_tells_sizes_and_places(capsys):
+    lines = told(capsys, "--model", f"sd3-medium:{tiny_checkpoint(0)}")
+    vae = tiny_sd3_folder() / "vae"
+    size = sum(path.stat().st_size for path in vae.iterdir())
     assert lines[0].endswith(", float32 on cpu")
-    where = str(tiny_sd3_folder() / "vae")
-    assert lines[1].split() == ["vae", f"{size / 1e3:.1f}", "kB", "cpu", where]
+    assert lines[1].split() == ["vae", f"{size / 1e3:.1f}", "kB", "cpu", str(vae)]
     names = [line.split()[0] for line in lines[1:-2]]
     parts = ["vae", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3"]
     assert names == [*parts, "coarse", "fine", "painter", "captioner"]
@@ -124,12 +116,12 @@ def test_the_weights_command_tells_sizes_and_places(capsys, checkpoint):
     assert names == ["embedded,", "vae", "coarse", "fine", "painter", "together"]
 
 
-def test_the_weights_command_names_a_missing_part(capsys, checkpoint, monkeypatch, tmp_path):
+def test_the_weights_command_names_a_missing_part(capsys, monkeypatch, tmp_path):
     broken = shutil.copytree(tiny_sd3_folder(), tmp_path / "base")
     shutil.rmtree(broken / "transformer")
     monkeypatch.setenv("PERCOV2_SD3_BASE", str(broken))
     monkeypatch.setenv("PERCOV2_OFFLOAD", "t5")
-    lines = told(capsys, "--model", f"sd3-medium:{checkpoint}")
+    lines = told(capsys, "--model", f"sd3-medium:{tiny_checkpoint(0)}")
     missing = next(line for line in lines if line.startswith("transformer"))
     assert missing.split(None, 3)[1:] == ["missing", "cpu", "no such folder"]
     assert lines[-1].startswith("base: accept its licence at https://huggingface.co/stabilityai/")

@@ -4,7 +4,6 @@ import gc
 import json
 import os
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -21,6 +20,7 @@ from percov2_core.ui.host import HEADERS, Door, trim
 from tests import space
 from tests.prefix_proxy import FRAME_PX, PREFIX, proxy
 from tests.tiny import tiny_codec, tiny_folder
+from tests.ui_server import eventually
 
 pytestmark = [
     pytest.mark.ui,
@@ -30,21 +30,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 STAND_IN = Path(__file__).parent / "spaces_stand_in"
-
-# `app.py` as it is, except that painting waits while a file is there.
-HELD = """
-import runpy, sys, time
-from pathlib import Path
-from percov2_core.codec import PerCoV2
-paint = PerCoV2.paint
-def held(*arguments, **options):
-    Path({begun!r}).touch()
-    while Path({hold!r}).exists():
-        time.sleep(0.01)
-    return paint(*arguments, **options)
-PerCoV2.paint = held
-runpy.run_path("app.py", run_name="__main__")
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -58,13 +43,6 @@ def same(one, other):
     in the last bit of a sum. A wrong seed, file or setting differs by far more."""
     assert one.size == other.size
     return all(most <= 1 for _, most in ImageChops.difference(one, other).getextrema())
-
-
-def wait_for(true):
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def there_and_back(address, photo, mode):
@@ -86,17 +64,17 @@ def test_the_hosted_page_works_writes_nowhere_and_stops(tmp_path, photo):
         if page.home.parent == tmp_path / "space":
             assert space.listing(page.home) == set()
         assert any(page.temporary.rglob("*.pcv2"))
-        assert page.stop() == 0 and page.errors() == []
+        page.process.terminate()  # as the host does
+        assert page.process.wait(60) == 0 and page.errors() == []
 
 
 @pytest.fixture(scope="module")
 def held(tmp_path_factory):
     """A page on shared GPU hardware, behind a path prefix, whose painting can be held."""
     folder = tmp_path_factory.mktemp("held")
-    script, here = folder / "held.py", folder / "space"
-    script.write_text(HELD.format(begun=str(folder / "begun"), hold=str(folder / "hold")))
+    here, script = folder / "space", ["-m", "tests.held_page", str(folder), "0"]
     environment = {
-        "PYTHONPATH": f"{STAND_IN}{os.pathsep}{here / 'app'}",
+        "PYTHONPATH": os.pathsep.join(map(str, (STAND_IN, here / "app", space.ROOT))),
         "SPACES_ZERO_GPU": "true",
         "SPACES_STAND_IN_LOG": str(folder / "calls"),
         "GRADIO_ROOT_PATH": PREFIX,
@@ -105,11 +83,16 @@ def held(tmp_path_factory):
         yield page
 
 
+def borrowed(held):
+    """Every call that has borrowed the GPU."""
+    log = (held.app.parents[1] / "calls").read_text()
+    return [json.loads(line) for line in log.splitlines()]
+
+
 def test_on_shared_hardware_each_call_borrows_the_gpu(held, photo):
     with proxy(held.port) as outside:
         there_and_back(f"{outside}{PREFIX}/", photo, "ultra-low")
-    log = (held.app.parents[1] / "calls").read_text()
-    calls = [json.loads(line) for line in log.splitlines()]
+    calls = borrowed(held)
     assert [call["task"] for call in calls] == ["call", "call", "paint"]
     assert all(0 < call["seconds"] <= 120 for call in calls)
 
@@ -144,17 +127,17 @@ def test_the_page_works_in_a_dark_frame_and_its_links_open(held):
 
 def test_what_runs_is_answered_after_the_host_says_stop(held, photo):
     # The last one of this module to use the page.
-    folder = held.app.parents[1]
+    hold = held.app.parents[1] / "hold"
     with proxy(held.port) as outside:
         client, path = there_and_back(f"{outside}{PREFIX}/", photo, "extreme")
-        (folder / "begun").unlink()
-        (folder / "hold").touch()
+        before = len(borrowed(held))
+        hold.touch()
         running = client.submit(handle_file(path), api_name="/decompress")
-        wait_for((folder / "begun").exists)
+        eventually(lambda: [call["task"] for call in borrowed(held)[before:]][-1:] == ["paint"])
         held.process.terminate()
-        wait_for(lambda: refused(f"{outside}{PREFIX}"))
+        eventually(lambda: refused(f"{outside}{PREFIX}"))
         assert held.process.poll() is None and not running.done()
-        (folder / "hold").unlink()
+        hold.unlink()
         decoded = Image.open(running.result(60))
     assert same(decoded, tiny_codec().decode(Stream.from_bytes(Path(path).read_bytes())))
     assert held.process.wait(60) == 0

@@ -26,28 +26,17 @@ from percov2_core.weights import load_codec
 from percov2_core.weights.files import ENTROPY_FILE, load_part
 from percov2_core.weights.find import EMBEDDED_DIR
 from percov2_core.weights.sizes import Sizes
-from tests.tiny import (
-    TINY_MASKED,
-    TINY_VAE,
-    drawing_within,
-    picture,
-    rows,
-    tiny_codec,
-    tiny_folder,
-    tiny_sizes,
-)
+from tests import tiny
+from tests.hub import files_of
+from tests.tiny import TINY_MASKED, drawing_within, picture, rows, tiny_codec, tiny_folder
 
 CPU = torch.device("cpu")
 PLAN = {"sides": [64, 128], "weights": [1.0, 1.0], "batch_px": 128 * 128}
-AE_RECIPE = {"model": TINY_VAE, "plan": PLAN}
+AE_RECIPE = {"model": tiny.TINY_VAE, "plan": PLAN}
 
 
 def job(photos, out, **values):
     return recipes.RunOptions(data=photos, out=out, device="cpu", **values)
-
-
-def losses(out):
-    return [float(row["loss"]) for row in rows(out / "losses.csv")]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +46,7 @@ def vae(photos, tmp_path_factory):
     return out / "vae"
 
 
-TINY = {f.name: getattr(tiny_sizes(), f.name) for f in dataclasses.fields(Sizes)}
+TINY = {f.name: getattr(tiny.tiny_sizes(), f.name) for f in dataclasses.fields(Sizes)}
 RECIPE = {"plan": PLAN, "loop": {"save_every_s": 0.0}}
 RECIPES = {"tokens": {**RECIPE, "model": TINY}, "painter": RECIPE}
 
@@ -92,31 +81,29 @@ def test_a_resumed_run_ends_at_the_loss_of_an_unbroken_one(
         patch.setattr(PhotoCrops, "draw", drawing_within(0, 2, PhotoCrops.draw))
         recipes.STAGES[stage](job(photos, broken, **how))
     recipes.STAGES[stage](job(photos, broken, resume=True, **how))
-    assert losses(whole) == losses(broken)
+    a, b = ([row["loss"] for row in rows(f / "losses.csv")] for f in (whole, broken))
+    assert a == b
     a, b = (load_part(kind, f / "parts" / part, CPU) for f in (whole, broken))
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
-
-
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_the_painter_learns_while_the_levels_stay_and_all_together_are_a_model(
     photos, vae, levels, tmp_path
 ):
-    before, first, then = contents(levels), tmp_path / "first", tmp_path / "then"
+    before, first, then = files_of(levels), tmp_path / "first", tmp_path / "then"
     how = {"vae": vae, "parts": levels, "recipe": RECIPE, "steps": 2}
     recipes.STAGES["painter"](job(photos, first, **how))
     recipes.STAGES["painter"](job(photos, then, init=first, **how))
-    assert contents(levels) == before
+    assert files_of(levels) == before
     assert [path.name for path in (then / "parts").iterdir()] == ["painter"]
     average = checkpoint.load_average(then)
     for name in LEVELS:
-        for kind, part in ((HyperEncoder, "encoder"), (VectorQuantizer, "quantizer")):
-            place = "hyper_encoder" if part == "encoder" else part
+        for kind, place, inside in (
+            (HyperEncoder, "hyper_encoder", f"encoders.{name}"),
+            (VectorQuantizer, "quantizer", f"quantizers.{name}.quantizer"),
+        ):
             own = load_part(kind, levels / name / place, CPU).state_dict()
-            inside = f"{part}s.{name}." + "quantizer." * (part == "quantizer")
-            assert all(torch.equal(average[inside + key], value) for key, value in own.items())
+            assert all(torch.equal(average[f"{inside}.{k}"], value) for k, value in own.items())
     decoders = [f / "painter" / "hyper_decoder" for f in (levels, first / "parts", then / "parts")]
     found = [load_part(HyperDecoder, f, CPU).state_dict() for f in decoders]
     for a, b in pairwise(found):
@@ -132,9 +119,8 @@ def test_the_painter_learns_while_the_levels_stay_and_all_together_are_a_model(
 
 def test_training_shows_what_a_file_says():
     codec, rng = tiny_codec(), np.random.default_rng(0)
-    tokens = Tokens(
-        (128, 64), "blue sky", rng.integers(0, 256, (1, 2)), rng.integers(0, 256, (4, 8))
-    )
+    grids = [rng.integers(0, 256, shape) for shape in ((1, 2), (4, 8))]
+    tokens = Tokens((128, 64), "blue sky", *grids)
     # One stage: training tells all that is known at once.
     contents = codec.read(codec.write(tokens, count=11, schedule="uniform"))
     modules, unknown = codec.levels["fine"], ~contents.fine.sent
@@ -214,17 +200,14 @@ class Line(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.slow = torch.nn.Parameter(torch.zeros(1))
-        self.fast = torch.nn.Parameter(torch.zeros(1))
+        self.slow, self.fast = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
 
     def forward(self, batch, progress):
         return StepLoss((self.slow + self.fast).sum(), {})
 
 
 def test_a_group_learns_at_its_own_multiple_of_the_rate(tmp_path):
-    config = LoopConfig(steps=1, lr=1e-3, warmup_steps=1, device="cpu", ema=0.0)
-
-    line = Line()
+    config, line = LoopConfig(steps=1, lr=1e-3, warmup_steps=1, device="cpu", ema=0.0), Line()
     groups = [{"params": [line.slow]}, {"params": [line.fast], "lr_scale": 10.0}]
     run(line, lambda step: None, tmp_path, config=config, groups=groups)
     assert line.slow.item() == pytest.approx(-1e-3) and line.fast.item() == pytest.approx(-1e-2)
@@ -251,7 +234,9 @@ def test_a_checkpoint_of_another_module_is_refused(change, message):
         checkpoint.fill(Line(), state)
 
 
-def test_a_recipe_with_an_unknown_setting_is_refused(tmp_path):
+def test_a_folder_without_pictures_and_a_recipe_with_an_unknown_setting_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="holds no picture"):
+        Photos(tmp_path)
     with pytest.raises(ConfigError, match=r"recipe loop: expected .* got 'speed'"):
         job(tmp_path, tmp_path, recipe={"loop": {"speed": 1}}).loop()
     (tmp_path / "recipe.json").write_text(json.dumps([1]))
@@ -267,17 +252,11 @@ def test_the_command_line_says_how_long_before_the_recipe_does(tmp_path):
     assert job(tmp_path, tmp_path, recipe=recipe, steps=9).loop().steps == 9
 
 
-def test_a_folder_without_pictures_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="holds no picture"):
-        Photos(tmp_path)
-
-
-SHIPPED = sorted((EMBEDDED_DIR / "recipes").glob("*.json"))
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_the_recipes_of_the_model_card_can_be_read(path):
-    options = job(path, path, recipe=recipes.read_recipe(path))
+def test_the_recipes_of_the_model_card_can_be_read():
     kinds = {"plan": CropPlan, "loss": Stage1Loss, "shown": Shown}
-    assert set(options.recipe) <= {"loop", *kinds} and options.loop()
-    assert all(options.settings(kind, key) for key, kind in kinds.items())
+    paths = sorted((EMBEDDED_DIR / "recipes").glob("*.json"))
+    assert paths
+    for path in paths:
+        options = job(path, path, recipe=recipes.read_recipe(path))
+        assert set(options.recipe) <= {"loop", *kinds} and options.loop(), path.stem
+        assert all(options.settings(kind, key) for key, kind in kinds.items())

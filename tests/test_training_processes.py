@@ -1,23 +1,21 @@
 """Several processes: the shipped configs of Accelerate, and training on two CPU processes."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 import torch
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
 from percov2_core.training.cache import Cache
 from percov2_core.training.checkpoint import load_average
-from tests.tiny import rows
+from tests.sharded_worker import launch_arguments
+from tests.tiny import ROOT, rows, run
 from tests.tiny_sd3 import tiny_checkpoint, tiny_sd3_folder
 from tests.ui_server import free_port
 
-ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "assets" / "training"
 SHARDED = CONFIGS / "eight-gpus-fsdp.yaml"
 RECIPE = {
@@ -37,8 +35,7 @@ RECIPE = {
     ],
 )
 def test_accelerate_reads_the_shipped_configs(name, processes, machines, sharded):
-    words = ["--config_file", str(CONFIGS / f"{name}.yaml"), "-m", "percov2_core", "train"]
-    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    args = launch_arguments(str(CONFIGS / f"{name}.yaml"))
     assert (args.num_processes, args.num_machines, args.use_fsdp) == (processes, machines, sharded)
     assert args.mixed_precision == "bf16"
     if sharded:
@@ -50,11 +47,8 @@ def test_accelerate_reads_the_shipped_configs(name, processes, machines, sharded
 def launch(entry, *words):
     command = ["torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
     command += ["--master_port", str(free_port()), *entry, "train", *words, "--device", "cpu"]
-    environment = os.environ | {"PERCOV2_SD3_BASE": str(tiny_sd3_folder()), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
+    environment = {"PERCOV2_SD3_BASE": str(tiny_sd3_folder()), "PYTHONPATH": str(ROOT)}
+    done = run(sys.executable, "-m", *command, **environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -70,9 +64,8 @@ def work(photos, tmp_path_factory):
 
 
 def stage1(entry, work, out, *, rank, steps=4, more=()):
-    model = work / f"model-{rank}"
-    if not model.exists():
-        shutil.copytree(tiny_checkpoint(rank, t5_tokens=0), model)
+    """Train a copy of the model: each run ends by writing its average into it."""
+    model = shutil.copytree(tiny_checkpoint(rank, t5_tokens=0), Path(mkdtemp()) / "model")
     words = ["tokens", "--model", f"sd3-medium:{model}", "--cache", str(work / "cache")]
     words += ["--config", str(work / "recipe.json"), "--out", str(out), "--steps", str(steps)]
     return launch(entry, *words, *more)
@@ -95,25 +88,14 @@ def test_two_processes_cache_their_halves_and_train_a_low_rank_difference(work, 
 def test_sharded_training_resumes_to_the_same_loss_and_a_checkpoint_for_any_count(work, tmp_path):
     worker = [str(ROOT / "tests" / "sharded_worker.py"), str(SHARDED)]
     whole, broken, plain = tmp_path / "whole", tmp_path / "broken", tmp_path / "plain"
-    # Each ends by writing its average into the model, so that all start from a copy of their own.
-    stage1(worker, _copy(work, "a"), whole, rank=0)
-    stage1(worker, _copy(work, "b"), broken, rank=0, steps=2)
-    stage1(worker, _copy(work, "c"), broken, rank=0, more=["--resume"])
+    stage1(worker, work, whole, rank=0)
+    stage1(worker, work, broken, rank=0, steps=2)
+    stage1(worker, work, broken, rank=0, more=["--resume"])
     assert last_loss(whole) == last_loss(broken)
     a, b = (load_average(out) for out in (whole, broken))
     assert all(torch.equal(a[k], b[k]) for k in a)
     # The same without sharding, whose weights are not rounded before they are gathered.
-    stage1(["-m", "percov2_core"], _copy(work, "d"), plain, rank=0)
+    stage1(["-m", "percov2_core"], work, plain, rank=0)
     c = load_average(plain)
     assert {k: v.shape for k, v in c.items()} == {k: v.shape for k, v in a.items()}
     assert last_loss(plain) == pytest.approx(last_loss(whole), rel=0.02)
-
-
-def _copy(work, name):
-    """A folder like `work` with models of its own."""
-    folder = work / name
-    folder.mkdir(exist_ok=True)
-    for shared in ("cache", "recipe.json"):
-        if not (folder / shared).exists():
-            (folder / shared).symlink_to(work / shared)
-    return folder

@@ -1,12 +1,8 @@
 """What the page lets in: nothing but uploads, nothing too large, and plain words about the rest."""
 
-from __future__ import annotations
-
 import os
 import unicodedata
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import gradio as gr
 import pytest
@@ -19,7 +15,7 @@ from tests.tiny import picture, tiny_codec
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path, monkeypatch):
     """The upload folder."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "files"))
     (tmp_path / "files").mkdir()
@@ -27,7 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "files"
 
 
-def test_only_an_uploaded_file_is_taken(folder: Path, tmp_path: Path) -> None:
+def test_only_an_uploaded_file_is_taken(folder, tmp_path):
     inside = folder / "a b.png"
     picture().save(inside)
     (folder / "link.png").symlink_to(tmp_path / "private.png")
@@ -48,14 +44,14 @@ def test_only_an_uploaded_file_is_taken(folder: Path, tmp_path: Path) -> None:
                 border.checked({"value": [payload]})
     with pytest.raises(ImageError, match="did not arrive"):
         border.checked({"url": "http://127.0.0.1/"})
-    nested: Any = 1
+    nested = 1
     for _ in range(1000):
         nested = [nested]
     with pytest.raises(ImageError, match="inside many others"):
         border.checked(nested)
 
 
-def test_what_is_said_is_short_plain_text() -> None:
+def test_what_is_said_is_short_plain_text():
     said = plain("<img src=x> & \u202eevil\u200b\x1b\ud800 \u3164\nb" + "\U0001f600" * 1000)
     assert said.startswith("&lt;img src=x&gt; &amp;  evil") and said.endswith("…")
     assert len(said) <= MAX_SAID
@@ -67,7 +63,7 @@ def test_what_is_said_is_short_plain_text() -> None:
     assert "&lt;b&gt;" in caught.value.message and "\u202e" not in caught.value.message
 
 
-def test_a_file_that_claims_too_much_is_refused_unread(folder: Path) -> None:
+def test_a_file_that_claims_too_much_is_refused_unread(folder):
     stream, file = tiny_codec().encode(picture(), "extreme"), folder / "a.pcv2"
     claimed = replace(stream, mode="hybrid", tokens_sent=0, width=2048, height=1024)
     file.write_bytes(claimed.to_bytes())
@@ -75,15 +71,13 @@ def test_a_file_that_claims_too_much_is_refused_unread(folder: Path) -> None:
     assert border.read_link(border.link_to(claimed, "http://a/")) == claimed
     large = replace(claimed, width=4096)
     file.write_bytes(large.to_bytes())
-    for read, given in (
-        (border.read_file, {"path": str(file)}),
-        (border.read_link, large.to_text()),
-    ):
+    ways = {border.read_file: {"path": str(file)}, border.read_link: large.to_text()}
+    for read, given in ways.items():
         with pytest.raises(BitstreamError, match=r"at most 2.6 megapixels, got 4096x1024"):
             read(given)
 
 
-def test_numbers_and_texts_of_a_wrong_kind_get_a_sentence() -> None:
+def test_numbers_and_texts_of_a_wrong_kind_get_a_sentence():
     assert border.whole("n", 2.0, 0, 5) == 2
     for value in (None, "3", [1], {}, True, 2.5, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match="n must be a whole number in"):
@@ -99,27 +93,21 @@ def test_numbers_and_texts_of_a_wrong_kind_get_a_sentence() -> None:
         border.check_work(2048, 2048, 100)
 
 
-def test_requests_are_bounded_and_the_page_needs_few() -> None:
+def test_requests_are_bounded_and_the_page_needs_few():
     for path in ("/", "/assets/index.js", "/gradio_api/queue/data", "/gradio_api/mcp/schema"):
         assert allowed_bytes("GET", path) == border.MAX_BODY_BYTES or "mcp" in path
     assert allowed_bytes("POST", "/gradio_api/upload") > MAX_UPLOAD_BYTES
     assert allowed_bytes("POST", "/gradio_api/queue/join") == border.MAX_BODY_BYTES
-    for method, path in (
-        ("GET", "/gradio_api/file=http://127.0.0.1/"),
-        ("GET", "/gradio_api/proxy=http://127.0.0.1/"),
-        ("GET", "/gradio_api/deep_link"),
-        ("GET", "/gradio_api/runs"),
-        ("GET", "/monitoring"),
-        ("POST", "/gradio_api/component_server"),
-        ("POST", "/gradio_api/process_recording"),
-        ("POST", "/login"),
-        ("PUT", "/"),
-    ):
+    for path in ("file=http://127.0.0.1/", "proxy=http://127.0.0.1/", "deep_link", "runs"):
+        assert allowed_bytes("GET", f"/gradio_api/{path}") < 0
+    for path in ("component_server", "process_recording"):
+        assert allowed_bytes("POST", f"/gradio_api/{path}") < 0
+    for method, path in (("GET", "/monitoring"), ("POST", "/login"), ("PUT", "/")):
         assert allowed_bytes(method, path) < 0
 
 
-def test_a_picture_of_a_wrong_size_is_refused_in_words(folder: Path) -> None:
-    def said(name: str) -> str:
+def test_a_picture_of_a_wrong_size_is_refused_in_words(folder):
+    def said(name):
         with pytest.raises(ImageError) as caught:
             border.read_picture({"path": str(folder / name)})
         return str(caught.value)
@@ -133,7 +121,7 @@ def test_a_picture_of_a_wrong_size_is_refused_in_words(folder: Path) -> None:
     assert "20.0 MB; the page takes at most 20 MB" in said("big.png")
 
 
-def test_a_large_picture_is_offered_smaller_if_the_format_holds_it(folder: Path) -> None:
+def test_a_large_picture_is_offered_smaller_if_the_format_holds_it(folder):
     picture(3000, 1500).save(folder / "wide.jpg")
     chosen = border.read_picture({"path": str(folder / "wide.jpg"), "orig_name": "../a/sea.jpg"})
     assert chosen.large and chosen.kind == "JPEG" and chosen.name == "sea"

@@ -4,14 +4,10 @@ import base64
 
 import pytest
 
-pytest.importorskip("playwright", reason="needs playwright")
-
-from playwright.sync_api import expect
-
 from percov2_core.ui.border import MAX_UPLOAD_BYTES
 from tests.picture_files import saved
 from tests.tiny import picture
-from tests.ui_browser import choose_example, compress, open_tab, pixels
+from tests.ui_browser import choose_example, compress, expect, open_tab, pixels
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(600)]
 

@@ -4,22 +4,8 @@ import re
 
 import pytest
 
-pytest.importorskip("playwright", reason="needs playwright")
-
-from playwright.sync_api import expect
-
-from tests.ui_browser import (
-    choose_example,
-    choose_mode,
-    compress,
-    download,
-    open_tab,
-    painted,
-    pixels,
-    resize,
-    set_steps,
-    starts,
-)
+from tests import ui_browser
+from tests.ui_browser import choose_example, compress, expect, open_tab, pixels, set_steps
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(600)]
 
@@ -29,9 +15,9 @@ def test_the_headline_says_the_size_of_the_downloaded_file(page):
     open_tab(page, "File and QR")
     compress(page)
     for mode in ("Hybrid (any size)", "Ultra-low", "Extreme"):
-        size_bytes = choose_mode(page, mode)
+        size_bytes = ui_browser.choose_mode(page, mode)
         expect(page.locator("#pc-download")).to_contain_text(f"({size_bytes:,} bytes)")
-        assert download(page).stat().st_size == size_bytes
+        assert ui_browser.download(page).stat().st_size == size_bytes
     page.locator("#pc-caption-box textarea").fill("x" * 60)
     expect(page.locator("#pc-cost")).to_contain_text("bits")
     assert compress(page) > size_bytes
@@ -41,23 +27,23 @@ def test_the_headline_says_the_size_of_the_downloaded_file(page):
 
 def test_another_size_is_another_picture_of_the_same_encoding(page, server):
     choose_example(page, 5)
-    first, looks = compress(page), server.looks
+    first, looks = compress(page), server.work.looks
     decoded, slider = page.locator("#pc-stage .pc-decoded"), page.locator("#pc-size [type=range]")
     shown = [pixels(decoded)]
     for size in (60, 400, 200):
-        assert size - 2 <= resize(page, size) <= size
+        assert size - 2 <= ui_browser.resize(page, size) <= size
         shown.append(pixels(decoded))
     assert len(set(shown)) == 4
-    assert 197 <= painted(page, lambda: slider.press("ArrowLeft")) <= 199
+    assert 197 <= ui_browser.painted(page, lambda: slider.press("ArrowLeft")) <= 199
     assert page.locator("#pc-mode input:checked").get_attribute("value") == "hybrid"
     expect(page.locator("#pc-bits .pc-total")).to_contain_text(re.compile("19[789]"))
-    assert resize(page, 13) > 13
+    assert ui_browser.resize(page, 13) > 13
     expect(page.locator("#pc-head")).to_contain_text("13 cannot be reached")
-    assert choose_mode(page, "Ultra-low") == first and pixels(decoded) == shown[0]
+    assert ui_browser.choose_mode(page, "Ultra-low") == first and pixels(decoded) == shown[0]
     expect(slider).to_have_value(str(first))
-    assert server.looks == looks
+    assert server.work.looks == looks
     page.locator("#pc-caption-box textarea").fill("the sea")
-    assert compress(page) and server.looks == looks + 1
+    assert compress(page) and server.work.looks == looks + 1
 
 
 def test_the_result_fits_moves_zooms_and_fills_the_screen(page):
@@ -98,7 +84,7 @@ def test_a_run_is_cancelled_in_the_middle_of_a_step_and_nothing_jumps(page, hold
     empty = below()
     choose_example(page, 6)
     assert below() == empty
-    starts(page, "Step 1 of 3")
+    ui_browser.starts(page, "Step 1 of 3")
     assert below() == empty
     page.locator("#pc-cancel").click()
     expect(page.locator("#pc-head")).to_contain_text("Cancelled")
@@ -115,7 +101,7 @@ def test_the_file_and_the_link_open_to_the_same_pixels(page, visit, server):
     painted = pixels(page.locator("#pc-stage .pc-decoded"))
     open_tab(page, "File and QR")
     link = page.locator("#pc-link").input_value()
-    file = download(page)
+    file = ui_browser.download(page)
 
     visitor = visit(link.removeprefix(server.address))
     shown = visitor.locator("#pc-decoded-stage .pc-tools button >> nth=0")
@@ -135,37 +121,27 @@ def test_the_file_and_the_link_open_to_the_same_pixels(page, visit, server):
         assert (shown == painted) == bool(sent)
 
 
-def test_two_visitors_at_once_see_their_own_pictures(visit):
-    visitors = [visit() for _ in range(2)]
-    for number, visitor in enumerate(visitors):
-        choose_example(visitor, number)
-    for visitor in visitors:
-        visitor.locator("#pc-compress").click()
-    for visitor in visitors:
-        visitor.wait_for_selector("#pc-stage .pc-range")
-    originals = [pixels(visitor.locator("#pc-stage .pc-original")) for visitor in visitors]
-    assert originals[0] != originals[1]
-
-
-def test_a_waiting_run_is_cancelled_at_once(page, visit, hold):
+def test_a_waiting_run_is_cancelled_at_once_and_visitors_see_their_own_pictures(page, visit, hold):
     first = visit()
-    for visitor, number in ((first, 0), (page, 1)):
+    for number, visitor in enumerate((first, page)):
         choose_example(visitor, number)
         set_steps(visitor, 2)
-    starts(first, "Step 1 of 2")
-    starts(page, "Waiting")
+    ui_browser.starts(first, "Step 1 of 2")
+    ui_browser.starts(page, "Waiting")
     page.locator("#pc-cancel").click()
     expect(page.locator("#pc-head")).to_contain_text("Cancelled")
-    starts(page, "Waiting")
+    ui_browser.starts(page, "Waiting")
     hold.unlink()
     for visitor in (first, page):
         visitor.wait_for_selector("#pc-stage .pc-range")
+    one, other = (pixels(visitor.locator("#pc-stage .pc-original")) for visitor in (first, page))
+    assert one != other
 
 
 def test_pressing_again_replaces_the_run_under_way(page, hold):
     choose_example(page, 2)
     set_steps(page, 2)
-    starts(page, "Step 1 of 2")
+    ui_browser.starts(page, "Step 1 of 2")
     page.get_by_label("Extreme", exact=True).check()
     page.locator("#pc-compress").click()
     hold.unlink()

@@ -7,12 +7,9 @@ import re
 
 import pytest
 
-pytest.importorskip("playwright", reason="needs playwright")
-
-from playwright.sync_api import TimeoutError, expect
-
 from percov2_core.ui import text
-from tests.ui_browser import choose_example, choose_mode, compress, open_plot, open_tab, pixels
+from tests import ui_browser
+from tests.ui_browser import choose_example, compress, expect, open_plot, open_tab, pixels
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(600)]
 
@@ -103,7 +100,7 @@ def test_every_codec_is_one_click_away_and_the_runs_download(page, tmp_path):
 def test_a_click_on_a_run_in_the_plot_brings_its_picture_back(page):
     choose_example(page, 4)
     painted, decoded = page.locator("#pc-stage .pc-decoded"), []
-    for act in (compress, lambda page: choose_mode(page, "Extreme")):
+    for act in (compress, lambda page: ui_browser.choose_mode(page, "Extreme")):
         act(page)
         decoded.append(pixels(painted))
     slider = page.get_by_role("slider", name="Compare")
@@ -149,7 +146,7 @@ def click_until(page, where, shown):
     for _ in range(30):
         if place := where():
             page.mouse.click(*place)
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(ui_browser.sync_api.TimeoutError):
             page.wait_for_selector(shown, timeout=2000)
             return
     pytest.fail(f"no click brought {shown}")

@@ -2,10 +2,10 @@
 
 import json
 import re
-import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,17 +15,14 @@ from PIL import Image
 from percov2_core.bitstream import Stream
 from percov2_core.ui import page
 from tests.tiny import picture, tiny_codec, tiny_folder
-from tests.ui_server import serve
+from tests.ui_server import eventually, serve
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(600)]
 README = Path(__file__).parents[1] / "README.md"
 
 
-@contextmanager
 def client_of(server):
-    client = Client(server.address, verbose=False)
-    yield client
-    client.close()
+    return closing(Client(server.address, verbose=False))
 
 
 @pytest.fixture
@@ -63,10 +60,8 @@ def test_twenty_runs_of_five_clients_all_come_back_right(server, tmp_path):
         path = tmp_path / f"{number}.png"
         picture(seed=number).save(path)
         with client_of(server) as client:
-            jobs = [
-                client.submit(handle_file(path), "ultra-low", f"run {i}", api_name="/compress")
-                for i in range(4)
-            ]
+            submit = partial(client.submit, handle_file(path), "ultra-low", api_name="/compress")
+            jobs = [submit(f"run {i}") for i in range(4)]
             return [Path(job.result()).read_bytes() for job in jobs]
 
     with ThreadPoolExecutor(5) as pool:
@@ -89,9 +84,4 @@ def test_the_documented_snippet_runs(server, photo, monkeypatch, capsys):
 def test_temporary_files_are_removed(tmp_path, photo):
     with serve(tiny_folder(), tmp_path, keep_files_s=2) as server, client_of(server) as client:
         client.predict(handle_file(photo), api_name="/compress")
-        for _ in range(120):
-            left = [path for path in server.files.rglob("*") if path.is_file()]
-            if not left:
-                break
-            time.sleep(0.5)
-        assert left == []
+        eventually(lambda: not any(path.is_file() for path in server.files.rglob("*")))

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -23,8 +26,9 @@ from percov2_core.training.autoencoder import EMBEDDED
 from percov2_core.training.caption_language import build_language
 from percov2_core.weights import load_codec, parts
 from percov2_core.weights.files import ENTROPY_FILE, PAINTER_DIR
-from percov2_core.weights.sizes import LevelSizes, Sizes
+from percov2_core.weights.sizes import TINY
 
+ROOT = Path(__file__).parents[1]
 TINY_VAE = {
     **EMBEDDED,
     "encoder_block_out_channels": (16, 16, 16, 16),
@@ -32,8 +36,6 @@ TINY_VAE = {
     "encoder_layers_per_block": (0, 1, 1, 1),
     "decoder_layers_per_block": (0, 1, 1, 1),
 }
-
-
 # Settings of a masked model of toy size, for its training.
 TINY_MASKED = {
     "model": {
@@ -43,6 +45,14 @@ TINY_MASKED = {
     "loop": {"save_every_s": 0.0, "evaluate_every_s": 0.0},
     "tuning": {"batch_tokens": 64, "held_out": 2, "min_crop": 1},
 }  # fmt: skip
+
+
+def run(*words, cwd=ROOT, **environment):
+    """The end of a program: its status, and what it said."""
+    return subprocess.run(
+        words, cwd=cwd, capture_output=True, text=True, check=False,
+        env={**os.environ, **environment},
+    )  # fmt: skip
 
 
 def picture(width=160, height=96, *, seed=0):
@@ -91,18 +101,14 @@ def drawing_within(first, end, draw):
 
 
 def tiny_sizes():
-    search = SearchConfig(rounds=2, curvature=60.0)
-    return Sizes(
-        coarse=LevelSizes(encoder_widths=(8,) * 3, encoder_depths=(1,) * 3, search=search),
-        fine=LevelSizes(encoder_widths=(8,), encoder_depths=(1,), search=search),
-        coarse_widths=(8,) * 3,
-        coarse_depths=(1,) * 3,
-        decoder_widths=(8,),
-        decoder_depths=(1,),
+    toy, search = TINY.sizes, SearchConfig(rounds=2, curvature=60.0)
+    return replace(
+        toy,
+        coarse=replace(toy.coarse, search=search),
+        fine=replace(toy.fine, search=search),
+        start="codes",
+        tile=64,
         noise_scale=0.5,
-        text_guidance=1.0,
-        code_dim=4,
-        features=4,
         heads=1,
         head_dim=32,
         layers=1,
@@ -112,12 +118,9 @@ def tiny_sizes():
     )
 
 
-def tiny_masked_model(ratio=0):
-    config = MaskedModelConfig(
-        width=16, heads=2, content_layers=1, query_layers=1, hidden=16,
-        code_width=8, vocabulary=VOCABULARY, ratio=ratio,
-    )  # fmt: skip
-    return _shaken(MaskedImageModel(config).eval())
+def tiny_masked_model(**changes):
+    config = {**TINY_MASKED["model"], "vocabulary": VOCABULARY, **changes}
+    return _shaken(MaskedImageModel(MaskedModelConfig(**config)).eval())
 
 
 def write_tiny_model(folder):
@@ -133,7 +136,7 @@ def write_tiny_model(folder):
         for ratio, name in zip((0, PARENT_RATIO), LEVELS, strict=True):
             _shaken(levels[name].encoder)
             parts.save_level(levels[name], folder / name, packed=True)
-            export(tiny_masked_model(ratio)).save(folder / name / ENTROPY_FILE)
+            export(tiny_masked_model(ratio=ratio)).save(folder / name / ENTROPY_FILE)
     captions = ["a red house by the sea", "two dogs play on the green grass"] * 3
     sentences = [describe(picture(seed=seed)) for seed in range(8)]
     save_language(build_language(captions, sentences), folder / "caption_language.npz")

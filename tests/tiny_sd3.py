@@ -10,16 +10,9 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import torch
+import transformers
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    T5Config,
-    T5EncoderModel,
-    T5Tokenizer,
-)
 
 from percov2_core.weights.fresh import write_fresh_checkpoint
 from percov2_core.weights.sizes import SHIFT, TINY
@@ -46,9 +39,9 @@ def write_tiny_sd3(folder):
         SD3Transformer2DModel(**TINY.transformer).save_pretrained(folder / "transformer")
         words, pieces = len(_clip_tokenizer()), len(_t5_tokenizer())
         for name, settings in (("text_encoder", TINY.clip_l), ("text_encoder_2", TINY.clip_g)):
-            config = CLIPTextConfig(**{**settings, "vocab_size": words})
-            CLIPTextModelWithProjection(config).save_pretrained(folder / name)
-        t5 = T5EncoderModel(T5Config(**{**TINY.t5, "vocab_size": pieces}))
+            config = transformers.CLIPTextConfig(**{**settings, "vocab_size": words})
+            transformers.CLIPTextModelWithProjection(config).save_pretrained(folder / name)
+        t5 = transformers.T5EncoderModel(transformers.T5Config(**{**TINY.t5, "vocab_size": pieces}))
         t5.save_pretrained(folder / "text_encoder_3")
     _clip_tokenizer().save_pretrained(folder / "tokenizer")
     # The larger CLIP model was trained with another filling than the smaller one.
@@ -79,16 +72,12 @@ def _clip_tokenizer(pad_token=END):
     """Every byte alone and at the end of a word, as in CLIP's vocabulary; no merges."""
     letters = sorted(ByteLevel.alphabet())
     names = [*letters, *(f"{letter}</w>" for letter in letters), START, END]
-    return CLIPTokenizer(
-        vocab={name: i for i, name in enumerate(names)},
-        merges=[],
-        pad_token=pad_token,
-        model_max_length=77,
-    )
+    how = {"pad_token": pad_token, "merges": [], "model_max_length": 77}
+    return transformers.CLIPTokenizer(vocab={name: i for i, name in enumerate(names)}, **how)
 
 
 def _t5_tokenizer():
     letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     pieces += [(letter, -3.0) for letter in letters]
-    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
+    return transformers.T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)

@@ -7,7 +7,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Error, expect
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+expect = sync_api.expect
 
 WAIT_MS = 90_000
 expect.set_options(timeout=WAIT_MS)
@@ -24,7 +26,7 @@ def launch(playwright):
     path = str(SYSTEM_CHROMIUM) if SYSTEM_CHROMIUM.exists() else None
     try:
         return playwright.chromium.launch(executable_path=path, args=_QUIET)
-    except Error:
+    except sync_api.Error:
         pytest.skip("needs Chromium: install it, or run `playwright install chromium`")
 
 

@@ -6,14 +6,16 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
+
+from tests.held_page import Work
 
 ROOT = Path(__file__).parents[1]
 START_S = 480  # generous: a busy machine takes its time to import everything
@@ -30,9 +32,13 @@ class Server:
     pid: int = 0
 
     @property
-    def looks(self):
-        """How many pictures the encoder has seen, where the page is held."""
-        return self.hold.with_name("looks").stat().st_size
+    def work(self):
+        """What the model has done so far, where the page is held."""
+        return Work.read(self.hold.with_name("counts"))
+
+    @property
+    def memory_bytes(self):
+        return psutil.Process(self.pid).memory_info().rss
 
     def errors(self):
         text = self.log.read_text(encoding="utf-8")
@@ -40,24 +46,22 @@ class Server:
 
 
 @contextmanager
-def serve(model, folder, *, held=False, keep_files_s=0, threads=1, script=("app.py",)):
+def serve(model, folder, *, held=False, keep_files_s=0, threads=1):
     """Start `app.py`, wait until it answers, and stop it at the end.
 
-    `held` heeds `Server.hold`; `keep_files_s` over 0 removes files sooner than the page does;
-    `script` is what Python runs.
+    `held` heeds `Server.hold`; `keep_files_s` over 0 removes files sooner than the page does.
     """
     port = free_port()
     address = f"http://127.0.0.1:{port}/"
     server = Server(address, folder / "server.log", folder / "files", folder / "hold")
-    if held or keep_files_s:
-        script = ["-m", "tests.held_page", str(server.hold), str(keep_files_s)]
+    watched = ["-m", "tests.held_page", str(folder), str(keep_files_s)]
     environment = os.environ | {
         "PERCOV2_MODEL": str(model),
         "GRADIO_SERVER_PORT": str(port),
         "GRADIO_TEMP_DIR": str(server.files),
         "OMP_NUM_THREADS": str(threads),
     }
-    command = [sys.executable, *script]
+    command = [sys.executable, *(watched if held or keep_files_s else ["app.py"])]
     with running(command, address, server.log, cwd=ROOT, env=environment) as process:
         yield replace(server, pid=process.pid)
 
@@ -73,6 +77,26 @@ def running(command, address, log, **options):
         finally:
             process.terminate()
             process.wait(60)
+
+
+def wait_for(address, process, log):
+    """Return once the page answers."""
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"the page did not start:\n{log.read_text(encoding='utf-8')}")
+
+
+def eventually(true, limit_s=60):
+    """Return once it is so."""
+    deadline = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.1)
 
 
 class Quiet(BaseHTTPRequestHandler):
@@ -101,15 +125,3 @@ def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
-
-
-def wait_for(address, process, log):
-    """Return once the page answers."""
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(address, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    pytest.fail(f"the page did not start:\n{log.read_text(encoding='utf-8')}")

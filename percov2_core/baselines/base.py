@@ -38,10 +38,8 @@ def resized(codec: Baseline, factor: int) -> Baseline:
 
     def decode(data: bytes) -> Image.Image:
         if not data or max(data[-1] & 15, data[-1] >> 4) >= factor:
-            raise BitstreamError(
-                f"{name}: the last byte must hold two numbers below {factor}, "
-                f"got {data[-1:].hex() or 'an empty file'}"
-            )
+            wanted, got = f"two numbers below {factor}", data[-1:].hex() or "an empty file"
+            raise BitstreamError(f"{name}: the last byte must hold {wanted}, got {got}")
         small = codec.decode(data[:-1])
         extra_w, extra_h = data[-1] & 15, data[-1] >> 4
         size = (small.width * factor - extra_w, small.height * factor - extra_h)

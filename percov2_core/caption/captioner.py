@@ -73,20 +73,16 @@ def load_blip(source: str, device: str) -> Captioner:
     It computes in bfloat16 on a GPU, in float32 elsewhere. UnavailableError if it is not there, or
     a library is missing."""
     local_only = os.environ.get(DOWNLOAD_VARIABLE) != "1"
+    where, dtype = {"local_files_only": local_only}, "float32" if device == "cpu" else "bfloat16"
     try:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        where, dtype = (
-            {"local_files_only": local_only},
-            "float32" if device == "cpu" else "bfloat16",
-        )
         # The PIL backend on every machine: the other one resizes to other pixels.
         processor = AutoProcessor.from_pretrained(source, backend="pil", **where)
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **where)
     except (ImportError, OSError, ValueError) as error:
         hint = f" (set {DOWNLOAD_VARIABLE}=1 to fetch it)" if local_only else ""
         reason = str(error).strip().split("\n")[0]
-        raise UnavailableError(
-            f"captioner 'blip': {source!r} is not here{hint}: {reason}"
-        ) from error
+        problem = f"captioner 'blip': {source!r} is not here{hint}: {reason}"
+        raise UnavailableError(problem) from error
     return Captioner("blip", Blip(processor, model.to(device).eval()))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect
+from operator import itemgetter
 from types import MappingProxyType
 
 import numpy as np
@@ -126,16 +127,13 @@ def term_costs(total: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 
 def _span(band: NDArray[np.int64]) -> tuple[int, ...]:
     """Choose one, two or three colours for (4, 12, 3) cells by error plus a price per colour."""
-    best: tuple[int, ...] = ()
-    best_cost = 0
+    choices = []
     for count in (1, 2, 3):
-        terms, cost = [], count * _SPLIT_GAIN
-        for part in np.split(band, count, axis=1):
-            costs = term_costs(part.sum(axis=(0, 1)), part[..., 0].size)
-            terms.append(int(costs.argmin()))
-            cost += int(costs.min())
-        if not best or cost < best_cost:
-            best, best_cost = tuple(terms), cost
+        parts = np.split(band, count, axis=1)
+        costs = [term_costs(part.sum(axis=(0, 1)), part[..., 0].size) for part in parts]
+        cost = count * _SPLIT_GAIN + sum(int(one.min()) for one in costs)
+        choices.append((cost, tuple(int(one.argmin()) for one in costs)))
+    best = min(choices, key=itemgetter(0))[1]  # of equal ones the shortest
     return best if len(set(best)) > 1 else best[:1]
 
 
@@ -161,6 +159,5 @@ def _accent(cells: NDArray[np.int64], error: NDArray[np.int64]) -> str:
 
 def _roughness(grey: NDArray[np.int64]) -> int:
     """Hundred times the mean step between neighbouring pixels of a grey picture."""
-    across = np.abs(np.diff(grey, axis=1))
-    down = np.abs(np.diff(grey, axis=0))
+    across, down = (np.abs(np.diff(grey, axis=axis)) for axis in (1, 0))
     return int(100 * (across.sum() + down.sum())) // (across.size + down.size)

@@ -62,9 +62,8 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if missing := _MARKS - set(self.words):
-            raise WeightsError(
-                f"caption model: the marks {sorted(missing)} are not among its words"
-            )
+            problem = f"the marks {sorted(missing)} are not among its words"
+            raise WeightsError(f"caption model: {problem}")
 
     def __len__(self) -> int:
         """How many symbols there are, the reserved ones included."""
@@ -93,11 +92,10 @@ class Lexicon:
     model: NGram
 
     def __post_init__(self) -> None:
-        if len(self.model.base) != len(self.vocabulary):
-            raise WeightsError(
-                f"caption model: tables for {len(self.model.base)} symbols, "
-                f"the vocabulary has {len(self.vocabulary)}"
-            )
+        found, wanted = len(self.model.base), len(self.vocabulary)
+        if found != wanted:
+            problem = f"tables for {found} symbols, the vocabulary has {wanted}"
+            raise WeightsError(f"caption model: {problem}")
 
 
 @dataclass(frozen=True)

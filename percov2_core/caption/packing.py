@@ -20,7 +20,6 @@ from percov2_core.errors import BitstreamError, ConfigError
 
 MAX_BYTES = 1000
 
-
 # Where symbols go and come from: (N,) symbols with their (N, K) frequencies.
 Write = Callable[[NDArray[np.integer], NDArray[np.uint32]], None]
 Read = Callable[[NDArray[np.uint32]], NDArray[np.int32]]
@@ -104,9 +103,8 @@ def check_caption(text: str) -> str:
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
-        raise ConfigError(
-            f"caption must be valid Unicode text, got half a character at place {error.start + 1}"
-        ) from error
+        problem = f"got half a character at place {error.start + 1}"
+        raise ConfigError(f"caption must be valid Unicode text, {problem}") from error
     if size > MAX_BYTES:
         raise ConfigError(f"caption must be at most {MAX_BYTES} UTF-8 bytes, got {size}")
     return text
@@ -114,9 +112,8 @@ def check_caption(text: str) -> str:
 
 def _possible_forms(text: str) -> Iterator[Form]:
     """Those that take away as much as they can, and the plain ones."""
-    stop = text.endswith(".")
-    first = text[:1]
-    capital = first.lower() != first and first.lower().upper() == first and len(first.lower()) == 1
+    first, low, stop = text[:1], text[:1].lower(), text.endswith(".")
+    capital = low != first and low.upper() == first and len(low) == 1
     for form in FORMS:
         if form.lexicon != "free" or (form.stop, form.capital) == (stop, capital):
             yield form

@@ -11,7 +11,16 @@ from pathlib import Path
 from percov2_core.bitstream import MAX_FILE_BYTES, MAX_SEED
 from percov2_core.cli.files import STANDARD, Output, add_output, read_stream, standard_input
 from percov2_core.cli.terminal import GUIDANCE, SIDE, STEPS, Commands, Progress, add_model, within
-from percov2_core.config import DEFAULT_SCHEDULE, LEVELS, MAX_SIDE_PX, MODES, PRESETS, SCHEDULES
+from percov2_core.config import (
+    DEFAULT_EFFORT,
+    DEFAULT_SCHEDULE,
+    EFFORTS,
+    LEVELS,
+    MAX_SIDE_PX,
+    MODES,
+    PRESETS,
+    SCHEDULES,
+)
 from percov2_core.errors import ConfigError
 from percov2_core.metrics import bits_per_pixel
 
@@ -34,6 +43,7 @@ def add_compress(commands: Commands) -> None:
     add("--tokens", type=_TOKENS, metavar="K", help="hybrid: tokens to send (default: 0)")
     add("--size", type=within(1, MAX_FILE_BYTES), metavar="N", help="instead: at most N bytes")
     add("--schedule", choices=SCHEDULES, default=DEFAULT_SCHEDULE, help="order of the tokens")
+    add("--effort", choices=EFFORTS, default=DEFAULT_EFFORT, help="how long to look for tokens")
     add("--caption", metavar="TEXT", help="your own words for the picture (default: a captioner's)")
     add("--captioner", choices=CAPTIONERS, help="who describes the picture (default: the model's)")
     add_model(parser)
@@ -60,7 +70,7 @@ def compress(args: argparse.Namespace) -> None:
     with Progress("compress"):
         from percov2_core.weights import load_codec
 
-        names = ("caption", "schedule", "tokens", "size", "captioner")
+        names = ("caption", "schedule", "tokens", "size", "captioner", "effort")
         options = {name: getattr(args, name) for name in names}
         stream = load_codec(args.model).encode(image, mode=mode, **options)
     data = stream.to_bytes()

@@ -52,24 +52,17 @@ class SymbolWriter:
         self.ideal_bits += float(np.sum(PRECISION - np.log2(chosen)))
 
     def finish(self) -> bytes:
-        """The stream of what was written so far, at most one byte over the information it holds.
-
-        Writing may go on.
-        """
+        """The stream so far, at most one byte over the information it holds; writing may go on."""
         words, (lower, width) = self._coder.pos()
-        emitted: NDArray[np.uint32] = self._coder.get_compressed().astype(_WORD)
-        back = 2  # words: what stands before them stays, unless a carry runs through all of them
+        emitted: bytes = self._coder.get_compressed().astype(_WORD).tobytes()
+        total, back = int(words) * _WORD.itemsize, 2 * _WORD.itemsize
         while True:
-            first = max(0, int(words) - back)
-            tail = _shortest(
-                emitted[first:].tobytes(),
-                int(lower),
-                int(width),
-                size=(int(words) - first) * _WORD.itemsize + _STATE_BITS // 8,
-                least=self.floor_bytes - first * _WORD.itemsize,
-            )
+            # What stands before `first` stays, unless a carry runs through all that is behind it.
+            first = max(0, total - back)
+            size, least = total - first + _STATE_BITS // 8, self.floor_bytes - first
+            tail = _shortest(emitted[first:], int(lower), int(width), size=size, least=least)
             if tail is not None:
-                return emitted[:first].tobytes() + tail
+                return emitted[:first] + tail
             back *= 2
 
 
@@ -92,10 +85,7 @@ class SymbolReader:
 
     def read(self, freqs: NDArray[np.uint32]) -> NDArray[np.int32]:
         """(N, K) frequencies, those that were written with -> (N,) symbols in [0, K).
-
-        Raises:
-            BitstreamError: if the data is impossible, or too short for so many symbols.
-        """
+        BitstreamError if the data is impossible, or too short for so many symbols."""
         blocks = [self._read(freqs[i : i + _AT_ONCE]) for i in range(0, len(freqs), _AT_ONCE)]
         return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.int32)
 
@@ -106,51 +96,34 @@ class SymbolReader:
             raise BitstreamError("coded section does not fit this model") from error
         self._mirror.write(symbols, freqs)
         if self._mirror.floor_bytes > len(self._data):
-            raise BitstreamError(
-                f"coded section is {len(self._data)} bytes, its symbols so far need "
-                f"at least {self._mirror.floor_bytes}"
-            )
+            raise self._misfit(f"its symbols so far need at least {self._mirror.floor_bytes}")
         return symbols
 
     def expect(self, count: int, bits: float) -> None:
-        """Say that `count` symbols follow which take at least so many bits, all together.
-
-        Raises:
-            BitstreamError: if the data are too short for them.
-        """
+        """Say that `count` symbols follow which take at least so many bits, all together;
+        BitstreamError if the data are too short for them."""
         least = self._mirror.floor_bytes + int(bits // 8)
         if least > len(self._data):
-            raise BitstreamError(
-                f"coded section is {len(self._data)} bytes, the {count} tokens that the file "
-                f"claims need at least {least}"
-            )
+            raise self._misfit(f"the {count} tokens that the file claims need at least {least}")
 
     def close(self) -> None:
-        """Check that the data is exactly what a writer makes of the symbols that were read.
-
-        Raises:
-            BitstreamError: if bytes are missing, changed or left over.
-        """
+        """Check that the data is exactly what a writer makes of the symbols that were read;
+        BitstreamError if bytes are missing, changed or left over."""
         # Necessary, not sufficient: a drifted model passes whenever it decodes to something
         # that encodes to the same bytes. The check value of the file is what catches that.
         expected = self._mirror.finish()
         if expected != self._data:
-            raise BitstreamError(
-                f"coded section is {len(self._data)} bytes, the symbols in it take "
-                f"{len(expected)}: bytes are missing, changed or left over"
-            )
+            wrong = "bytes are missing, changed or left over"
+            raise self._misfit(f"the symbols in it take {len(expected)}: {wrong}")
+
+    def _misfit(self, problem: str) -> BitstreamError:
+        return BitstreamError(f"coded section is {len(self._data)} bytes, {problem}")
 
 
 def _shortest(data: bytes, lower: int, width: int, *, size: int, least: int) -> bytes | None:
-    """First bytes, at least `least`, of the roundest number in the coder's interval.
-
-    None if it has more digits than `size` bytes, or less than none.
-
-    Args:
-        data: The first bytes of a number of `size` bytes that lies in the interval.
-        lower: The interval's start modulo 2**64.
-        width: Its length.
-    """
+    """First bytes, at least `least`, of the roundest number in the coder's interval, which starts
+    at `lower` modulo 2**64 and is `width` long; `data` are the first bytes of a number of `size`
+    bytes in it. None if the number has more digits than `size` bytes, or less than none."""
     inside = int.from_bytes(data, "big") << 8 * (size - len(data))
     start = inside - (inside - lower) % (1 << _STATE_BITS)
     count = least

@@ -130,25 +130,17 @@ class ExactModel:
         _prove("attention outputs", (WEIGHT_TOTAL + 1) * VALUE_LIMIT, FLOAT32_EXACT)
         _prove("sum of squares", config.width * RESIDUAL_LIMIT**2, FLOAT64_EXACT)
         self._normed = (2**NORM_BITS + 0.5) * config.width**0.5 + 1  # length of a normed vector
-        self.mix_codes, self.mix_words = (
-            Window.of(self._product(f"mix_{name}", most=CODE_LIMIT), self.table(name))
-            for name in ("codes", "words")
-        )
-        self.mix_parents: Window | None = None
-        if config.ratio:
-            product = self._product("mix_parents", most=CODE_LIMIT)
-            self.mix_parents = Window.of(product, self.table("parents"))
+        self.mix_codes, self.mix_words = self._window("codes"), self._window("words")
+        self.mix_parents = self._window("parents") if config.ratio else None
         self.out = self._product("out", length=self._normed)
         self.content = [self._layer(f"content.{i}") for i in range(config.content_layers)]
         self.queries = [self._layer(f"queries.{i}") for i in range(config.query_layers)]
         self.query_memory = Product.beside([layer.memory for layer in self.queries])
         # (A, S) scores by relative position, that of words last
-        self.biases = {
-            name: torch.cat(
-                [self.table(f"{name}.bias"), self.table(f"{name}.word_bias")[:, None]], 1
-            )
-            for name in ("content", "queries")
-        }
+        self.biases: dict[str, Tensor] = {}
+        for name in ("content", "queries"):
+            by_place, of_words = self.table(f"{name}.bias"), self.table(f"{name}.word_bias")
+            self.biases[name] = torch.cat([by_place, of_words[:, None]], 1)
 
     def table(self, name: str) -> Tensor:
         """One table of integers, in float32 or, for the exponential, int64."""
@@ -167,11 +159,8 @@ class ExactModel:
 
     @classmethod
     def load(cls, path: Path, *, device: str = "cpu") -> ExactModel:
-        """Read what `save` wrote and prove its bounds again.
-
-        Raises:
-            WeightsError: if the file is absent, of another format, or not provable.
-        """
+        """Read what `save` wrote and prove its bounds again; WeightsError if the file is absent, of
+        another format, or not provable."""
         if not path.is_file():
             raise WeightsError(f"entropy model {path.name} is missing")
         try:
@@ -180,11 +169,9 @@ class ExactModel:
                 tables = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise WeightsError(f"entropy model {path.name} cannot be read: {error}") from error
-        if found.get("format") != FORMAT:
-            raise WeightsError(
-                f"entropy model {path.name}: format {found.get('format')!r}, "
-                f"this build reads {FORMAT!r}"
-            )
+        if (kind := found.get("format")) != FORMAT:
+            problem = f"format {kind!r}, this build reads {FORMAT!r}"
+            raise WeightsError(f"entropy model {path.name}: {problem}")
         settings = json.loads(found["config"])
         settings["vocabulary"] = tuple(settings["vocabulary"])
         return cls(mm.MaskedModelConfig(**settings), tables, device=device)
@@ -194,23 +181,27 @@ class ExactModel:
         weight = self.table(f"{name}.weight")
         wide = weight.double()
         # A partial sum is at most max|x| sum|w|, and at most |x| |w| by Cauchy and Schwarz.
-        bound = min(
-            most * float(wide.abs().sum(0).max()), length * float(wide.square().sum(0).sqrt().max())
-        )
+        longest = float(wide.square().sum(0).sqrt().max())
+        bound = min(most * float(wide.abs().sum(0).max()), length * longest)
         _prove(name, bound, FLOAT64_EXACT)
         scale, offset = self.table(f"{name}.scale"), self.table(f"{name}.offset")
         return Product(weight, scale, offset, bound >= FLOAT32_EXACT)
 
+    def _window(self, name: str) -> Window:
+        return Window.of(self._product(f"mix_{name}", most=CODE_LIMIT), self.table(name))
+
     def _layer(self, name: str) -> ExactLayer:
         mixed_bits, hidden_bits = (int(b) for b in self.table(f"{name}.bits"))
         mixed_limit, hidden_limit = mm.VALUE_CLIP * 2**mixed_bits, mm.HIDDEN_CLIP * 2**hidden_bits
+        query, key, value, up = (
+            self._product(f"{name}.{part}", length=self._normed)
+            for part in ("query", "key", "value", "up")
+        )
         return ExactLayer(
-            query=self._product(f"{name}.query", length=self._normed),
-            memory=Product.beside(
-                [self._product(f"{name}.{part}", length=self._normed) for part in ("key", "value")]
-            ),
+            query=query,
+            memory=Product.beside([key, value]),
             out=self._product(f"{name}.out", most=mixed_limit + 1),
-            up=self._product(f"{name}.up", length=self._normed),
+            up=up,
             down=self._product(f"{name}.down", most=hidden_limit),
             mixed_scale=2.0**mixed_bits / (WEIGHT_TOTAL * 2**VALUE_BITS),
             hidden_limit=hidden_limit,
@@ -218,10 +209,8 @@ class ExactModel:
 
 
 def _in_order(data: bytes) -> bytes:
-    """The same safetensors file with its header sorted, whose order the library leaves to chance.
-
-    A model's digest, and with it the fingerprint in every file, is taken over these bytes.
-    """
+    """The same safetensors file with its header sorted, whose order the library leaves to chance:
+    a model's digest, and with it the fingerprint in every file, is taken over these bytes."""
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8:start]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
@@ -230,6 +219,5 @@ def _in_order(data: bytes) -> bytes:
 
 def _prove(name: str, bound: float, limit: float) -> None:
     if not bound < limit:
-        raise WeightsError(
-            f"exact model: sums of {name} must stay below {limit:.0f}, they can reach {bound:.0f}"
-        )
+        problem = f"must stay below {limit:.0f}, they can reach {bound:.0f}"
+        raise WeightsError(f"exact model: sums of {name} {problem}")

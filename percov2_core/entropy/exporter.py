@@ -24,25 +24,18 @@ EXPONENTIAL_RANGE = 20  # bits below the likeliest token at which the probabilit
 
 @torch.no_grad()
 def export(model: mm.MaskedImageModel) -> exact.ExactModel:
-    """Make the integer twin of a trained model.
-
-    Raises:
-        WeightsError: if a sum cannot be proven to be exact.
-    """
-    codes, code_step = _to_int8(model.codes.weight)
-    words, word_step = _to_int8(model.words.weight)
+    """Make the integer twin of a trained model; WeightsError if a sum cannot be proven exact."""
     tables = {
-        "codes": codes,
-        "words": words,
+        **_mixed(model, "codes"),
+        **_mixed(model, "words"),
         "rows": _to_grid(model.rows.weight, _RESIDUAL),
         "columns": _to_grid(model.columns.weight, _RESIDUAL),
         "word_places": _to_grid(model.word_places.weight, _RESIDUAL),
         "exponential": _exponential(),
-        **_product("mix_codes", model.mix_codes, step=code_step, unit=_RESIDUAL),
-        **_product("mix_words", model.mix_words, step=word_step, unit=_RESIDUAL),
-        **_parents(model),
         **_product("out", model.out, step=_NORMED, unit=_LOGIT_UNIT, gain=model.norm.gain),
     }
+    if model.config.ratio:
+        tables |= _mixed(model, "parents") | {"below": _to_grid(model.below.weight, _RESIDUAL)}
     for name, tower in (("content", model.content), ("queries", model.queries)):
         tables |= {f"{name}.bias": _bias(tower.bias), f"{name}.word_bias": _bias(tower.word_bias)}
         for i, layer in enumerate(tower.layers):
@@ -53,10 +46,8 @@ def export(model: mm.MaskedImageModel) -> exact.ExactModel:
 
 @torch.no_grad()
 def restore(twin: exact.ExactModel, config: mm.MaskedModelConfig) -> mm.MaskedImageModel:
-    """A floating-point model that a twin could come from, to train on.
-
-    `config` may add to the twin's a coarser level: it changes nothing at first.
-    """
+    """A floating-point model that a twin could come from, to train on. `config` may add to the
+    twin's a coarser level: it changes nothing at first."""
     model, t = mm.MaskedImageModel(config), twin.tables
     code_step = 4 / exact.CODE_LIMIT  # embeddings of about unit variance
     model.codes.weight.copy_(t["codes"] * code_step)
@@ -67,9 +58,8 @@ def restore(twin: exact.ExactModel, config: mm.MaskedModelConfig) -> mm.MaskedIm
     _fill(model.mix_words, t, "mix_words", step=code_step, unit=_RESIDUAL)
     _fill(model.out, t, "out", step=_NORMED, unit=_LOGIT_UNIT)
     if config.ratio and not twin.config.ratio:
-        nn.init.zeros_(model.mix_parents.weight)
-        nn.init.zeros_(model.mix_parents.bias)
-        nn.init.zeros_(model.below.weight)
+        for parameter in (*model.mix_parents.parameters(), model.below.weight):
+            nn.init.zeros_(parameter)
     elif config.ratio:
         model.parents.weight.copy_(t["parents"] * code_step)
         model.below.weight.copy_(t["below"] * _RESIDUAL)
@@ -119,22 +109,18 @@ def _layer(name: str, layer: mm.Layer) -> dict[str, Tensor]:
     return tables
 
 
-def _parents(model: mm.MaskedImageModel) -> dict[str, Tensor]:
-    """Tables of the coarser level, if there is one."""
-    if not model.config.ratio:
-        return {}
-    parents, step = _to_int8(model.parents.weight)
-    mixed = _product("mix_parents", model.mix_parents, step=step, unit=_RESIDUAL)
-    return {"parents": parents, "below": _to_grid(model.below.weight, _RESIDUAL), **mixed}
+def _mixed(model: mm.MaskedImageModel, name: str) -> dict[str, Tensor]:
+    """Tables of embeddings, and of the matrix that mixes those of a neighbourhood."""
+    embeddings, step = _to_int8(getattr(model, name).weight)
+    mix = getattr(model, f"mix_{name}")
+    return {name: embeddings, **_product(f"mix_{name}", mix, step=step, unit=_RESIDUAL)}
 
 
 def _product(
     name: str, linear: nn.Linear, *, step: float, unit: float, gain: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Tables of one matrix, with (in,) factors `gain` folded into it.
-
-    One unit of its integer input stands for `step`, one of its integer output for `unit`.
-    """
+    """Tables of one matrix, with (in,) factors `gain` folded into it. One unit of its integer input
+    stands for `step`, one of its integer output for `unit`."""
     weight, scale = _quantised(linear.weight if gain is None else linear.weight * gain)
     return {
         f"{name}.weight": weight.T.contiguous(),

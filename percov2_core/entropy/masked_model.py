@@ -260,8 +260,7 @@ class MaskedImageModel(nn.Module):
             parents: (B, hp, wp) int64 in [0, K], K where the parent is not known; None if none is.
         """
         grid = (tokens.shape[1], tokens.shape[2])
-        stage = stage_map.flatten()
-        flat = tokens.flatten(1)
+        stage, flat = stage_map.flatten(), tokens.flatten(1)
         phrase = self.read_words(words)  # (B, W, D)
         above = self.read_parents(parents, grid)  # (B or 1, N, D)
         seen = stage[None, :] <= stage[:, None]  # (N, N), looking position first
@@ -296,14 +295,12 @@ class MaskedImageModel(nn.Module):
         """(B, hp, wp) parents of the tokens of a grid -> (B, N, D), each with its neighbours."""
         if not self.config.ratio:
             return 0.0
-        above, place = (
-            torch.from_numpy(i).to(self.below.weight.device)
-            for i in parent_indices(grid, self.config.ratio)
-        )
-        shape = tuple(-(-side // self.config.ratio) for side in grid)
+        device, ratio = self.below.weight.device, self.config.ratio
+        above, place = (torch.from_numpy(i).to(device) for i in parent_indices(grid, ratio))
+        shape = tuple(-(-side // ratio) for side in grid)
         if parents is None:
-            parents = torch.full((1, *shape), self.config.mask_id, device=above.device)
-        index = torch.from_numpy(neighbour_indices(shape)).to(above.device)
+            parents = torch.full((1, *shape), self.config.mask_id, device=device)
+        index = torch.from_numpy(neighbour_indices(shape)).to(device)
         ids = F.pad(parents.flatten(1), (0, 1), value=self.config.outside_id)[:, index]
         mixed: Tensor = self.mix_parents(self.parents(ids).flatten(2))  # (B, hp wp, D)
         placed: Tensor = mixed[:, above] + self.below(place)
@@ -312,8 +309,7 @@ class MaskedImageModel(nn.Module):
     def _start(self, flat: Tensor, stage: Tensor, grid: Grid, *, upto_own: bool) -> Tensor:
         """(B, N) tokens -> (B, N, D) from the known part of each neighbourhood."""
         index = torch.from_numpy(neighbour_indices(grid)).to(flat.device)
-        inside = index < len(stage)
-        index = index.clamp(max=len(stage) - 1)
+        inside, index = index < len(stage), index.clamp(max=len(stage) - 1)
         own = stage[:, None] + int(upto_own)
         ids = flat[:, index].masked_fill(stage[index] >= own, self.config.mask_id)
         ids = ids.masked_fill(~inside, self.config.outside_id)  # (B, N, R)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from math import log2
 from typing import NamedTuple
 
@@ -69,7 +70,7 @@ class TokenPrior:
 
     def compress(self, tokens: Ints, known: Known, *, schedule: str, sent: int) -> Iterator[Step]:
         """Frequencies of the first `sent` tokens of a grid, (h, w) in [0, K), stage by stage."""
-        yield from self._walk(tokens, known, schedule=schedule, sent=sent, full=True)
+        return self._walk(tokens, known, schedule=schedule, sent=sent, full=True)
 
     def decompress(
         self,
@@ -81,15 +82,9 @@ class TokenPrior:
         sent: int,
         draws: Draws | None,
     ) -> Decompressed:
-        """Read the tokens that were sent and find the others.
-
-        Args:
-            draws: The others are drawn by these, stage by stage. None guesses them, all at once:
-                each gets its likeliest token, and `guesses` says how sure that is.
-
-        Raises:
-            BitstreamError: if the stream is damaged or too short.
-        """
+        """Read the tokens that were sent and find the others; BitstreamError if the stream is
+        damaged or too short. The others are drawn by `draws`, stage by stage; None guesses them,
+        all at once: each gets its likeliest token, and `guesses` says how sure that is."""
         tokens, bits = np.zeros(grid, dtype=np.int64), np.zeros(grid)
         # No token takes less than the likeliest one can: what cannot hold so many is not begun.
         likeliest = TOTAL - self.codebook_size + 1
@@ -98,9 +93,8 @@ class TokenPrior:
         reader.expect(sent, sent * (PRECISION - log2(likeliest)))
         flat, flat_bits, done = tokens.reshape(-1), bits.reshape(-1), 0
         guessed: list[tuple[Ints, NDArray[np.uint16]]] = []
-        for positions, freqs, rest in self._walk(
-            tokens, known, schedule=schedule, sent=sent, draw=draws is not None
-        ):
+        steps = self._walk(tokens, known, schedule=schedule, sent=sent, draw=draws is not None)
+        for positions, freqs, rest in steps:
             count = 0 if rest else min(len(positions), sent - done)
             here, others = positions[:count], positions[count:]
             flat[here] = reader.read(freqs[:count])
@@ -121,9 +115,8 @@ class TokenPrior:
     def choices(self, tokens: Ints, known: Known, *, schedule: str) -> NDArray[np.float32]:
         """(h, w) tokens -> (K, h, w) bits that each code would take in each place."""
         bits = np.empty((self.codebook_size, tokens.size), dtype=np.float32)
-        for positions, freqs, _ in self.compress(
-            tokens, known, schedule=schedule, sent=tokens.size
-        ):
+        steps = self.compress(tokens, known, schedule=schedule, sent=tokens.size)
+        for positions, freqs, _ in steps:
             bits[:, positions] = _bits(freqs.T)
         return bits.reshape(-1, *tokens.shape)
 
@@ -137,12 +130,9 @@ class TokenPrior:
         full: bool = False,
         draw: bool = False,
     ) -> Iterator[Step]:
-        """Yield the stages of what is sent, then those to be drawn, or else the rest at once.
-
-        The encoder brings all tokens (`full`) and asks for nothing that is not sent. The decoder
-        fills them in: `tokens` must hold those of a step before the next is asked for. Both see
-        the same frequencies.
-        """
+        """Yield the stages of what is sent, then those to be drawn, or else the rest at once. Both
+        sides see the same frequencies: the encoder brings all tokens (`full`) and asks for nothing
+        that is not sent; the decoder fills in those of a step before it asks for the next."""
         parts, first = Tile.all_of(tokens.shape), None
         if schedule == "uniform":
             positions = np.concatenate([part.positions for part in parts])[:sent]
@@ -157,19 +147,8 @@ class TokenPrior:
         within[asked] = True
         words = word_ids(known.caption, self.model.config)
         above = read_parents(self.model, known.parents, tokens.shape)
-        walks = [
-            self._walk_tile(
-                tokens,
-                part,
-                words,
-                None if above is None else above[part.positions],
-                schedule=schedule,
-                first=first,
-                within=within,
-                full=full,
-            )
-            for part in parts
-        ]
+        walk_tile = partial(self._walk_tile, tokens, words, above, within=within, full=full)
+        walks = [walk_tile(part, schedule=schedule, first=first) for part in parts]
         while walks:
             # A tile takes no memory before its first turn: a short file that claims a large grid
             # is found out before most of them.
@@ -182,9 +161,9 @@ class TokenPrior:
     def _walk_tile(
         self,
         tokens: Ints,
-        part: Tile,
         words: list[int],
         above: Tensor | None,
+        part: Tile,
         *,
         schedule: str,
         first: NDArray[np.bool_] | None,
@@ -193,7 +172,8 @@ class TokenPrior:
     ) -> Iterator[Step]:
         """Yield the stages of one tile as far as `within` goes, less what is known `first`."""
         flat, plan = tokens.reshape(-1), part.stages(schedule, known=first)
-        session, wanted = Session(self.model, part.grid, words, above), within[part.positions]
+        here = None if above is None else above[part.positions]
+        session, wanted = Session(self.model, part.grid, words, here), within[part.positions]
         if first is not None:
             session.reveal(plan[0], flat[part.positions[plan[0]]])
             plan = plan[1:]
@@ -224,11 +204,8 @@ class TokenPrior:
 
 
 class Draws:
-    """The random numbers of the format: the same tokens are drawn on every machine.
-
-    SplitMix64 (Steele, Lea and Flood 2014), seeded by SHA-256 over the seed, the caption and the
-    tokens sent.
-    """
+    """The random numbers of the format, the same on every machine: SplitMix64 (Steele, Lea and
+    Flood 2014), seeded by SHA-256 over the seed, the caption and the tokens sent."""
 
     def __init__(self, seed: int, caption: str) -> None:
         self._seed, self._caption = seed, caption

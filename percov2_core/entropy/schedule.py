@@ -42,10 +42,8 @@ def stages(name: str, grid: Grid) -> Ints:
 
 @lru_cache(maxsize=64)
 def order(name: str, grid: Grid) -> Ints:
-    """(N,) the flat indices of one tile in the order in which they are coded; read-only.
-
-    Stage by stage; inside a stage row by row, but along the low-discrepancy sequence for `qlds`.
-    """
+    """(N,) the flat indices of one tile in the order in which they are coded; read-only. Stage by
+    stage; inside a stage row by row, but along the low-discrepancy sequence for `qlds`."""
     inside = _r2_rank(*grid) if name == "qlds" else np.arange(grid[0] * grid[1])
     sequence = np.lexsort((inside.ravel(), stages(name, grid).ravel())).astype(np.int64)
     sequence.setflags(write=False)
@@ -82,10 +80,8 @@ class Tile(NamedTuple):
 
 
 def coding_order(schedule: str, grid: Grid) -> Ints:
-    """(N,) flat positions in the order in which tokens stand in a file, tiles included.
-
-    A file that holds k tokens holds the first k of this order.
-    """
+    """(N,) flat positions in the order in which tokens stand in a file, tiles included: one of k
+    tokens holds the first k."""
     parts = Tile.all_of(grid)
     if schedule == "uniform":
         return np.concatenate([part.positions for part in parts])
@@ -132,9 +128,8 @@ def _r2_rank(h: int, w: int) -> Ints:
     while True:
         number = np.arange(count, dtype=np.uint64)
         y, x = ((_R2_START + number * np.uint64(step)) % 2**32 for step in _R2_STEPS)
-        cells = (y * np.uint64(h) >> np.uint64(32)) * np.uint64(w) + (
-            x * np.uint64(w) >> np.uint64(32)
-        )
+        row, column = (v * np.uint64(n) >> np.uint64(32) for v, n in ((y, h), (x, w)))
+        cells = row * np.uint64(w) + column
         visited, first = np.unique(cells, return_index=True)
         if len(visited) == h * w:
             return np.argsort(np.argsort(first)).reshape(h, w).astype(np.int64)
@@ -148,17 +143,16 @@ def _var(h: int, w: int) -> Ints:
 
 def _axis_levels(n: int) -> Ints:
     """(n,) level of each coordinate: level k has visited ceil(n (k + 1) / 4) of them, spread out.
-
     The first level visits the centres of as many equal parts; after that the coordinate farthest
-    from those visited comes next, of several the one farthest from the last, then the lowest.
-    """
+    from those visited comes next, of several the one farthest from the last, then the lowest."""
     sizes = [-(-n * (k + 1) // VAR_LEVELS) for k in range(VAR_LEVELS)]
     visited = [(2 * i + 1) * n // (2 * sizes[0]) for i in range(sizes[0])]
+
+    def remoteness(i: int) -> tuple[int, int, int]:
+        return min(abs(i - v) for v in visited), abs(i - visited[-1]), -i
+
     while len(visited) < n:
-        left = [i for i in range(n) if i not in visited]
-        visited.append(
-            max(left, key=lambda i: (min(abs(i - v) for v in visited), abs(i - visited[-1]), -i))
-        )
+        visited.append(max(set(range(n)) - set(visited), key=remoteness))
     level = np.empty(n, dtype=np.int64)
     level[visited] = np.searchsorted(sizes, np.arange(n), side="right")
     return level

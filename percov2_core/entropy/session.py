@@ -39,11 +39,9 @@ class _Layout(NamedTuple):
 
 
 class Session:
-    """One tile while its stages become known. Each position is computed once.
-
-    Use: `frequencies` of a stage, then `reveal` its tokens, then the next stage. Who knows the
-    tokens beforehand may take several stages at once: `foresee`.
-    """
+    """One tile while its stages become known. Each position is computed once. Use: `frequencies` of
+    a stage, then `reveal` its tokens, then the next stage. Who knows the tokens beforehand may take
+    several stages at once: `foresee`."""
 
     def __init__(
         self, model: ExactModel, grid: Grid, words: Sequence[int], above: Tensor | None = None
@@ -93,10 +91,8 @@ class Session:
     def foresee(
         self, stages: Sequence[NDArray[np.int64]], tokens: NDArray[np.integer]
     ) -> list[NDArray[np.uint32]]:
-        """`frequencies` and `reveal` of several stages, each (n,) flat positions, in one pass.
-
-        `tokens` are those of all these stages one after another, in [0, K).
-        """
+        """`frequencies` and `reveal` of several stages, each (n,) flat positions, in one pass;
+        `tokens` in [0, K) are those of all these stages one after another."""
         sizes, filled = [len(stage) for stage in stages], len(self._looked_at)
         at = self._index(np.concatenate(stages))
         when = self._index(np.repeat(np.arange(len(sizes)), sizes))
@@ -125,11 +121,8 @@ class Session:
     def _hide(
         self, tower: str, at: Tensor, around: Tensor, when: Tensor, *, before: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Of (n,) positions in the stages `when`, hide from each what is not `before` its own.
-
-        Returns:
-            (n, R) codes around them, whose stages are `around`, and (A, n, M) biases.
-        """
+        """Of (n,) positions in the stages `when`, hide from each what is not `before` its own ->
+        (n, R) codes around them, whose stages are `around`, and (A, n, M) biases."""
         ids = self._known[self._layout.neighbours[at]]
         ids = ids.masked_fill(around >= before[:, None], self.model.config.mask_id)
         bias = self._biases(tower, at)
@@ -195,14 +188,8 @@ class Session:
 
 
 def read_parents(model: ExactModel, parents: Ints | None, grid: Grid) -> Tensor | None:
-    """What the tokens of a whole grid see of the coarser level.
-
-    Args:
-        parents: (hp, wp) in [0, K); None if they are not known.
-
-    Returns:
-        (h * w, D) residual integers, or None for a model without a coarser level.
-    """
+    """What the tokens of a whole grid see of the coarser level, (hp, wp) in [0, K) or None if it is
+    not known -> (h * w, D) residual integers, or None for a model without a coarser level."""
     if model.mix_parents is None:
         return None
     ratio, device = model.config.ratio, model.device
@@ -242,9 +229,8 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
 def _weights(q: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
     """(A, n, d), (A, M, d), (A, n, M) -> (A, n, M) weights that add up to at most 16000."""
     score = torch.baddbmm(bias.to(q.dtype), q, keys.transpose(1, 2)).clamp_(min=0.0)
-    total = score.sum(-1, keepdim=True, dtype=torch.float64).add_(
-        mm.SUM_OFFSET * 2**exact.SCORE_BITS
-    )
+    offset = mm.SUM_OFFSET * 2**exact.SCORE_BITS
+    total = score.sum(-1, keepdim=True, dtype=torch.float64).add_(offset)
     return score.mul_(_divide(exact.WEIGHT_TOTAL, total).float()).floor_()
 
 
@@ -286,10 +272,8 @@ def _plain(device: torch.device) -> Iterator[None]:
     """No autograd, no autocast."""
     # To leave autocast costs as much as a product.
     on = torch.is_autocast_enabled(device.type)
-    with (
-        torch.inference_mode(),
-        torch.autocast(device.type, enabled=False) if on else nullcontext(),
-    ):
+    off = torch.autocast(device.type, enabled=False) if on else nullcontext()
+    with torch.inference_mode(), off:
         yield
 
 

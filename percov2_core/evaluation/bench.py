@@ -28,8 +28,7 @@ from percov2_core import codec as figure
 from percov2_core.bitstream import Stream
 from percov2_core.caption import packing
 from percov2_core.codec import PerCoV2
-from percov2_core.config import COARSE, FINE
-from percov2_core.errors import ConfigError
+from percov2_core.config import COARSE, FINE, check_choice
 from percov2_core.evaluation.bench_table import NO_DEVICE, BenchRow
 from percov2_core.flow.sampler import draw_noise, sample, sigmas
 from percov2_core.flow.transformer import Conditions, guidance_features
@@ -61,18 +60,14 @@ def open_codec(name: str, *, random: bool, t5: bool, device: str | None) -> PerC
     if not random and name != TINY.name:
         return load_codec(name, residency=home if t5 else replace(home, t5=False))
     known = {**BASES, TINY.name: TINY}
-    if name not in known:
-        raise ConfigError(
-            f"--random-weights: model must be one of {', '.join(known)}, got {name!r}"
-        )
+    check_choice("--random-weights: model", name, known)
     return random_codec(known[name], residency=home, t5_tokens=T5_TOKENS if t5 else 0)
 
 
 def points(codec: PerCoV2, args: argparse.Namespace) -> Iterator[BenchRow]:
     """Every combination of the command's lists (by default steps and guidance of the preset
     `balanced`), with only the product measured."""
-    modules = codec.painter
-    t5 = "-"
+    modules, t5 = codec.painter, "-"
     if isinstance(modules.text, SD3TextEncoder):
         t5 = "yes" if modules.text.t5_tokens else "no"
     row = partial(
@@ -110,12 +105,8 @@ def measure(codec: PerCoV2, point: BenchRow, image: Image.Image, *, repeats: int
     boxes = {box: statistics.median(run[box] for run in runs[1:]) for box in runs[0]}
     encode_s, decode_s = (boxes.pop(f"{call} {_WHOLE}") for call in ("encode", "decode"))
     run = sampling(codec, point)
-    flops, loop = counted_flops(run), []
-    for _ in range(1 + repeats):
-        began = _clock(codec.device)
-        run()
-        loop.append(_clock(codec.device) - began)
-    loop_s = statistics.median(loop[1:])
+    flops = counted_flops(run)
+    loop_s = statistics.median(_seconds(run, codec.device, repeats))
     return replace(
         point,
         encode_s=encode_s,
@@ -172,21 +163,9 @@ def _timed(codec: PerCoV2, mode: str, call: Callable[[], Any]) -> tuple[Any, dic
 
 def _boxes(codec: PerCoV2) -> list[tuple[str, Any, str]]:
     """Label, owner and name of every call that is a box of the figure."""
-    levels = [
-        box
-        for m in codec.levels.values()
-        for box in (
-            ("hyper-encoder", m.encoder, "forward"),
-            ("quantiser", m.quantizer, "tokens"),
-            ("quantiser", m.quantizer, "lookup"),
-            ("token coding", m.prior, "compress"),
-            ("token coding", m.prior, "decompress"),
-        )
-    ]
-    return [
+    boxes = [
         ("captioner", codec, "describe"),
         ("autoencoder", codec.vae, "encode"),
-        *levels,
         ("search", figure, "search_tokens"),
         ("caption coding", packing, "write_caption"),
         ("caption coding", packing, "read_caption"),
@@ -195,6 +174,15 @@ def _boxes(codec: PerCoV2) -> list[tuple[str, Any, str]]:
         ("flow", figure, "sample"),
         ("autoencoder", codec.vae, "decode"),
     ]
+    for level in codec.levels.values():
+        boxes += [
+            ("hyper-encoder", level.encoder, "forward"),
+            ("quantiser", level.quantizer, "tokens"),
+            ("quantiser", level.quantizer, "lookup"),
+            ("token coding", level.prior, "compress"),
+            ("token coding", level.prior, "decompress"),
+        ]
+    return boxes
 
 
 @torch.inference_mode()
@@ -214,12 +202,13 @@ def sampling(codec: PerCoV2, point: BenchRow) -> Callable[[], None]:
     null = modules.text.encode([""])
     noise = draw_noise(tuple(start.shape), 0, start.device)
     times, guidance = sigmas(point.steps, codec.shift), point.guidance
+    steps = partial(
+        sample, modules.flow, conditions, null, times=times, guidance=guidance, noise=noise
+    )
 
     @torch.inference_mode()
     def run() -> None:
-        for _ in sample(
-            modules.flow, conditions, null, times=times, guidance=guidance, noise=noise
-        ):
+        for _ in steps():
             pass
 
     return run
@@ -247,13 +236,12 @@ def matmul_flops(device: torch.device) -> float:
     """FLOP/s of a square bf16 matrix product on this device: the fastest of a few timings."""
     n = _SIDES[device.type]
     a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
-    seconds = []
-    for _ in range(1 + _TIMINGS):
-        began = _clock(device)
+
+    def multiply() -> None:
         for _ in range(_PRODUCTS):
             torch.mm(a, b)
-        seconds.append(_clock(device) - began)
-    return 2 * n**3 * _PRODUCTS / min(seconds[1:])
+
+    return 2 * n**3 * _PRODUCTS / min(_seconds(multiply, device, _TIMINGS))
 
 
 def count_copies(run: Callable[[], object], device: torch.device) -> str:
@@ -265,6 +253,16 @@ def count_copies(run: Callable[[], object], device: torch.device) -> str:
         torch.cuda.synchronize(device)
     # Copies within the GPU do not count.
     return str(sum(e.name.lower().startswith(_COPIES) for e in trace.events() or ()))
+
+
+def _seconds(run: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
+    """What each run takes, after a first one that warms up."""
+    seconds = []
+    for _ in range(1 + repeats):
+        began = _clock(device)
+        run()
+        seconds.append(_clock(device) - began)
+    return seconds[1:]
 
 
 def _clock(device: torch.device) -> float:

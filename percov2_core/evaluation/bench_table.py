@@ -127,10 +127,8 @@ _MISSING += " not measured |" * 8 + "  |"
 
 def headline(row: BenchRow) -> str:
     """One line about model and machine."""
-    return (
-        f"{row.model}, {row.weights} weights, {row.dtype}, on {row.device}; "
-        f"bf16 matrix product {row.matmul_tflops:.3g} TFLOP/s"
-    )
+    where = f"{row.model}, {row.weights} weights, {row.dtype}, on {row.device}"
+    return f"{where}; bf16 matrix product {row.matmul_tflops:.3g} TFLOP/s"
 
 
 def as_text(row: BenchRow) -> str:

@@ -96,12 +96,9 @@ def _build(name: str, device: torch.device) -> _Metric:
         network = load_network().to(device)
         compare = label_kept if name == "label_kept" else cosine
         return _Metric(lambda x: network.see(_signed(x)), compare)
-    weights = os.environ.get(SQUEEZENET_ENVIRONMENT)
-    if not weights:
-        raise UnavailableError(
-            f"feature_distance is unavailable: name squeezenet1_1_features.safetensors in "
-            f"{SQUEEZENET_ENVIRONMENT}"
-        )
+    if not (weights := os.environ.get(SQUEEZENET_ENVIRONMENT)):
+        wanted = f"name squeezenet1_1_features.safetensors in {SQUEEZENET_ENVIRONMENT}"
+        raise UnavailableError(f"feature_distance is unavailable: {wanted}")
     squeezenet = SqueezeNetFeatures(Path(weights)).to(device)
     return _Metric(lambda x: squeezenet(_signed(x)), feature_distance)
 
@@ -118,8 +115,7 @@ def compare_sets(
     lines = []
     for key in sorted(set(frame["key"])):
         files = [(picture, out / decoded_path(key, picture.name)) for picture in pictures]
-        pairs = [(picture, file) for picture, file in files if file.is_file()]
-        if not pairs:
+        if not (pairs := [(picture, file) for picture, file in files if file.is_file()]):
             continue
         line: dict[str, Any] = {"key": key, "pictures": len(pairs)}
         if "set_swd" in names:
@@ -159,10 +155,8 @@ def fid_kid(
         fid = FrechetInceptionDistance(feature=_INCEPTION_FEATURES)
         kid = KernelInceptionDistance(feature=_INCEPTION_FEATURES, subset_size=count // 2)
     except (ImportError, OSError) as error:
-        raise UnavailableError(
-            f"FID and KID are unavailable: pip install torchmetrics torch-fidelity, which "
-            f"fetches Inception's weights ({error})"
-        ) from error
+        wanted = "pip install torchmetrics torch-fidelity, which fetches Inception's weights"
+        raise UnavailableError(f"FID and KID are unavailable: {wanted} ({error})") from error
     for pictures, real in ((references, True), (others, False)):
         for picture in pictures:
             fid.update(picture.byte(), real=real)

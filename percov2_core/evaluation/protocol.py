@@ -62,15 +62,12 @@ class Picture:
 
 def find_pictures(folder: Path, *, square: bool = True) -> list[Picture]:
     """The pictures of a folder as the protocol takes them (or `square=False`: native size)."""
-    return [
+    pictures = []
+    for path in list_pictures(folder):
         # A name can be written into any table, whatever bytes it has.
-        Picture(
-            name=os.fsencode(path.relative_to(folder)).decode("utf-8", "backslashreplace"),
-            path=path,
-            square=square,
-        )
-        for path in list_pictures(folder)
-    ]
+        name = os.fsencode(path.relative_to(folder)).decode("utf-8", "backslashreplace")
+        pictures.append(Picture(name=name, path=path, square=square))
+    return pictures
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -48,7 +48,6 @@ class Plan:
     device: str = "cpu"
     metrics: tuple[str, ...] = METRICS
     captions: Mapping[str, str] = field(default_factory=dict)  # picture stem -> text, for `fixed`
-    budgets: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # name -> mode -> bytes
     thumbnails: bool = True  # reduced pictures for the report
     keep: bool = False  # every decoded picture as PNG, for set metrics
 
@@ -78,7 +77,7 @@ class Worker:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.judge = Judge(plan.metrics, device=plan.device)
-        self._looked: tuple[tuple[str, str | None], tuple[float, Tokens]] | None = None
+        self._looked: dict[tuple[str, str | None], tuple[float, Tokens]] = {}
 
     @cached_property
     def codec(self) -> PerCoV2:
@@ -101,7 +100,7 @@ class Worker:
             setting = row.setting
             rows[i] = row = replace(row, width=image.width, height=image.height)
             try:
-                if setting.has_budget and not families:
+                if setting.codec != OURS and setting.budget_bytes is not None and not families:
                     families = [remembered(c) for c in family_at_all_sizes(setting.codec)]
                 if setting.encoding not in files:
                     files[setting.encoding] = self._encode(setting, image, unit.picture, families)
@@ -116,8 +115,7 @@ class Worker:
         if setting.codec == OURS:
             return self._ours(setting, picture, image)
         begun, chosen = time.perf_counter(), None
-        if setting.has_budget:
-            budget = self._budget(setting, picture)
+        if (budget := setting.budget_bytes) is not None:
             fit = best_within(families, image, size_bytes=budget)
             if fit is None:
                 raise ImageError(f"{setting.codec} {table.UNMET} {budget} bytes")
@@ -125,47 +123,33 @@ class Worker:
         else:
             codec = find_baseline(setting.codec)
             data = codec.encode(image, setting.quality or 0)
-        return _File(
-            data=data,
-            decode=lambda _: codec.decode(data),
-            encode_s=time.perf_counter() - begun,
-            columns={"description": codec.describe(), "chosen": chosen},
-        )
+        took = time.perf_counter() - begun
+        columns = {"description": codec.describe(), "chosen": chosen}
+        return _File(data=data, decode=lambda _: codec.decode(data), encode_s=took, columns=columns)
 
     def _look(
         self, picture: Picture, image: Image.Image, caption: str | None
     ) -> tuple[float, Tokens]:
         """Seconds, and the tokens of a picture; those of the last one are kept for its files."""
-        if self._looked is None or self._looked[0] != (picture.name, caption):
+        if (key := (picture.name, caption)) not in self._looked:
             codec, begun = self.codec, time.perf_counter()  # the model is loaded before the clock
             found = codec.look(image, caption=caption)
-            self._looked = (picture.name, caption), (time.perf_counter() - begun, found)
-        return self._looked[1]
+            self._looked = {key: (time.perf_counter() - begun, found)}
+        return self._looked[key]
 
     def _ours(self, setting: Setting, picture: Picture, image: Image.Image) -> _File:
-        caption = self._caption(setting, picture)
         assert setting.mode is not None and setting.schedule is not None
-        codec = self.codec
-        look_s, found = self._look(picture, image, caption)
+        codec, schedule = self.codec, setting.schedule
+        look_s, found = self._look(picture, image, self._caption(setting, picture))
         begun = time.perf_counter()
         stream = codec.write(
-            found,
-            setting.mode,
-            count=setting.tokens,
-            size=setting.budget_bytes,
-            schedule=setting.schedule,
+            found, setting.mode, count=setting.tokens, size=setting.budget_bytes, schedule=schedule
         )
         encoded = time.perf_counter()
         contents = codec.read(stream)
-        header, text, tokens = contents.bits
-        about = f"PerCoV2 {codec.name}, model {codec.fingerprint:02x}, {setting.schedule}"
-        columns = {
-            "description": about,
-            "caption_text": contents.caption,
-            "header_bits": header,
-            "caption_bits": text,
-            "token_bits": tokens,
-        }
+        bits = dict(zip(("header_bits", "caption_bits", "token_bits"), contents.bits, strict=True))
+        about = f"PerCoV2 {codec.name}, model {codec.fingerprint:02x}, {schedule}"
+        columns = {"description": about, "caption_text": contents.caption, **bits}
 
         def decode(at: Setting) -> Image.Image:
             preset = at.preset or "balanced"
@@ -173,27 +157,13 @@ class Worker:
             assert last.picture is not None
             return last.picture
 
-        return _File(
-            data=stream.to_bytes(),
-            decode=decode,
-            encode_s=look_s + encoded - begun,
-            read_s=time.perf_counter() - encoded,
-            columns=columns,
-        )
-
-    def _budget(self, setting: Setting, picture: Picture) -> int:
-        if setting.match is None:
-            return setting.budget_bytes or 0
-        sizes = self.plan.budgets.get(picture.name, {})
-        if setting.match not in sizes:
-            raise ConfigError(f"match={setting.match}: no row of it for {picture.name!r}")
-        return sizes[setting.match]
+        encode_s, read_s = look_s + encoded - begun, time.perf_counter() - encoded
+        data = stream.to_bytes()
+        return _File(data=data, decode=decode, encode_s=encode_s, read_s=read_s, columns=columns)
 
     def _caption(self, setting: Setting, picture: Picture) -> str | None:
-        if setting.caption == "none":
-            return ""
         if setting.caption != "fixed":
-            return None
+            return "" if setting.caption == "none" else None
         stem = picture.path.stem
         if stem not in self.plan.captions:
             raise ConfigError(f"caption 'fixed': the table has no line for {stem!r}")
@@ -288,8 +258,8 @@ def check_device(name: str) -> None:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device must be cpu, cuda, cuda:N or auto, got {name!r}") from error
-    if device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
+    found = torch.cuda.device_count()
+    if device.type != "cuda" or (device.index or 0) >= found:
         raise ConfigError(f"device must be cpu, or one of the {found} GPUs here, got {name!r}")
 
 
@@ -325,9 +295,7 @@ def _sign(plan: Plan, pictures: Sequence[Picture]) -> None:
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name, value in signature.items():
         if found.get(name, value) != value:
-            raise ConfigError(
-                f"{path}: the rows there have {name} {found[name]!r}, the new ones "
-                f"{value!r}: choose another output folder"
-            )
+            differ = f"the rows there have {name} {found[name]!r}, the new ones {value!r}"
+            raise ConfigError(f"{path}: {differ}: choose another output folder")
     plan.out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(signature, indent=1) + "\n", encoding="utf-8")

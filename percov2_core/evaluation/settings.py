@@ -22,7 +22,6 @@ class Setting:
     codec: str  # `percov2`, a classic one (`avif/4`), or its family if there is a budget
     quality: int | None = None  # on the classic codec's own scale
     budget_bytes: int | None = None  # the best that codec or family can do in so many, at any size
-    match: str | None = None  # the same, in as many as our file of this picture has in that mode
     mode: str | None = None  # this and what follows: of our codec
     schedule: str | None = None
     preset: str | None = None
@@ -45,12 +44,7 @@ class Setting:
     @property
     def unit(self) -> Setting:
         """What one worker does in one go: all decodings of a file, all budgets of a family."""
-        return replace(self.encoding, budget_bytes=None, match=None)
-
-    @property
-    def has_budget(self) -> bool:
-        """Whether it is the best of a classic family."""
-        return self.codec != OURS and (self.budget_bytes is not None or self.match is not None)
+        return replace(self.encoding, budget_bytes=None)
 
     @property
     def label(self) -> str:
@@ -99,8 +93,7 @@ def our_settings(
     budgets: Sequence[int | None] = (None,),
 ) -> list[Setting]:
     """Every combination. With `steps` or `guidance` the grid of both; else the presets. `tokens`
-    are for the hybrid mode, and `budgets` in their place. ConfigError if a number is out of range.
-    """
+    are for the hybrid mode, `budgets` in their place. ConfigError if a number is out of range."""
     for number in steps:
         config.check_whole("steps", number, 1, config.MAX_STEPS)
     for scale in guidance:

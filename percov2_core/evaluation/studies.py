@@ -14,7 +14,6 @@ import shutil
 import sys
 import zlib
 from collections.abc import Callable, Sequence
-from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ import pandas as pd
 
 from percov2_core.baselines import CLASSIC
 from percov2_core.config import MODES, PRESETS, SCHEDULES
-from percov2_core.errors import ConfigError, PerCoError
+from percov2_core.errors import PerCoError
 from percov2_core.evaluation import add_machine
 from percov2_core.evaluation import settings as ways
 from percov2_core.evaluation.protocol import find_pictures
@@ -34,7 +33,7 @@ from percov2_core.metrics import METRICS
 _VVC = "vvc@63+60+56+52+48"
 # The rows of the protocol's published table, to check an installation against.
 PROTOCOL = ("jpeg@1+10", "webp@0", "avif@0", "avif/2@0", "avif/4@0", "jpeg2000@800", _VVC)
-EQUAL_CODECS = ("jpeg", "j2k", "webp", "jxl", "avif", "vvc")
+BUDGET_CODECS = ("jpeg", "j2k", "webp", "jxl", "avif", "vvc")
 BUDGETS_BYTES = (62, 124, 240, 430, 722)
 # Between a caption and a whole file at 512 x 512; those of the table are among them.
 SIZES_BYTES = (24, *BUDGETS_BYTES)
@@ -46,11 +45,6 @@ class Study(NamedTuple):
     about: str  # for `--help` and the JSON
     settings: Callable[[argparse.Namespace], list[Setting]]  # from the parsed command line
     metrics: tuple[str, ...] = METRICS
-
-
-def _equal(args: argparse.Namespace) -> list[Setting]:
-    pairs = product(args.codecs or EQUAL_CODECS, args.modes)
-    return [Setting(codec=codec, match=mode) for codec, mode in pairs]
 
 
 def _schedules(args: argparse.Namespace) -> list[Setting]:
@@ -65,13 +59,10 @@ STUDIES = {
     ),
     "classic": Study(
         "the best that each classic codec does in N bytes, over all reduced sizes",
-        lambda args: ways.budget_settings(args.codecs or EQUAL_CODECS, args.budgets),
+        lambda args: ways.budget_settings(args.codecs, args.budgets),
     ),
     "presets": Study(
         "our modes at their presets", lambda args: ways.our_settings(args.modes, presets=PRESETS)
-    ),
-    "equal": Study(
-        "classic codecs in as many bytes as our file of the same picture (after presets)", _equal
     ),
     "sweep": Study(
         "distortion against perception: steps x guidance per mode",
@@ -90,8 +81,7 @@ STUDIES = {
 
 
 def run_study(name: str, args: argparse.Namespace) -> pd.DataFrame:
-    """Run one study and write its files into `args.out`.
-    ConfigError if its pictures or the rows that it builds on are missing."""
+    """Run one study and write its files into `args.out`; ConfigError if it has no pictures."""
     study = STUDIES[name]
     pictures = find_pictures(args.data)[: args.limit]
     plan = Plan(
@@ -101,7 +91,6 @@ def run_study(name: str, args: argparse.Namespace) -> pd.DataFrame:
         device=args.device,
         metrics=study.metrics,
         captions=read_captions(args.captions) if name == "captions" else {},
-        budgets=sizes_by_picture(args.out / "presets.csv") if name == "equal" else {},
         thumbnails=False,
     )
     if args.fresh:
@@ -126,18 +115,6 @@ def deflate_bits(text: object) -> int | None:
 def read_captions(path: Path) -> dict[str, str]:
     """A table with the columns picture (file name without its ending) and caption."""
     return dict(pd.read_csv(path)[["picture", "caption"]].to_numpy().tolist())
-
-
-def sizes_by_picture(path: Path) -> dict[str, dict[str, int]]:
-    """Picture -> mode -> bytes of our file, from the rows of the study `presets`.
-    ConfigError if that study has not run."""
-    if not path.is_file():
-        raise ConfigError(f"study equal needs {str(path)!r}: run the study presets first")
-    rows = pd.read_csv(path).dropna(subset=["size_bytes"])
-    return {
-        str(picture): dict(zip(own["mode"], own["size_bytes"].astype(int), strict=True))
-        for picture, own in rows.groupby("picture")
-    }
 
 
 def _command(name: str, args: argparse.Namespace) -> str:
@@ -175,18 +152,19 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m percov2_core.evaluation.studies",
         epilog="; ".join(f"{name}: {study.about}" for name, study in STUDIES.items()),
     )
-    parser.add_argument("names", nargs="+", choices=sorted(STUDIES), metavar="NAME")
-    parser.add_argument("--data", type=Path, required=True, help="folder of pictures")
-    parser.add_argument("-o", "--out", type=Path, default=Path("assets/results"))
-    parser.add_argument("--work", type=Path, default=Path("runs/studies"), help="unfinished rows")
-    parser.add_argument("--fresh", action="store_true", help="forget unfinished rows")
+    add = parser.add_argument
+    add("names", nargs="+", choices=sorted(STUDIES), metavar="NAME")
+    add("--data", type=Path, required=True, help="folder of pictures")
+    add("-o", "--out", type=Path, default=Path("assets/results"))
+    add("--work", type=Path, default=Path("runs/studies"), help="unfinished rows")
+    add("--fresh", action="store_true", help="forget unfinished rows")
     add_machine(parser)
-    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
-    parser.add_argument("--steps", nargs="+", type=int, default=[1, 2, 4, 8, 16])
-    parser.add_argument("--guidance", nargs="+", type=float, default=[1.0, 1.5, 2.5, 4.0])
-    parser.add_argument("--codecs", nargs="+", choices=CLASSIC, help="classic and equal only")
-    parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS_BYTES))
-    parser.add_argument("--captions", type=Path, default=Path("assets/results/kodak_captions.csv"))
+    add("--modes", nargs="+", default=list(MODES), choices=list(MODES))
+    add("--steps", nargs="+", type=int, default=[1, 2, 4, 8, 16])
+    add("--guidance", nargs="+", type=float, default=[1.0, 1.5, 2.5, 4.0])
+    add("--codecs", nargs="+", default=list(BUDGET_CODECS), choices=CLASSIC, help="classic only")
+    add("--budgets", nargs="+", type=int, default=list(BUDGETS_BYTES))
+    add("--captions", type=Path, default=Path("assets/results/kodak_captions.csv"))
     return parser
 
 

@@ -7,6 +7,7 @@ overlapping tiles, the velocities averaged where tiles meet; a box is an index i
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from functools import partial
 from itertools import pairwise
 from types import EllipsisType
 from typing import TypeVar
@@ -29,10 +30,8 @@ def shifted(t: Times, shift: float) -> Times:
 
 
 def sigmas(steps: int, shift: float) -> list[float]:
-    """The times between which `steps` Euler steps go: equal steps from 1, shifted, then 0.
-
-    In float32, and so the same numbers as diffusers' `FlowMatchEulerDiscreteScheduler` makes.
-    """
+    """The times between which `steps` Euler steps go: equal steps from 1, shifted, then 0. In
+    float32, and so those of diffusers' `FlowMatchEulerDiscreteScheduler`."""
     even = np.linspace(1.0, 1.0 / steps, steps).astype(np.float32)
     return [*shifted(even, shift).tolist(), 0.0]
 
@@ -57,32 +56,25 @@ def sample(
     Args:
         null: embedding of the empty caption, one row.
         times: from 1 to 0, see `sigmas`; one step between each two of them.
-        guidance: above 1, the caption's part of the velocity is extrapolated by it
-            (classifier-free guidance, Ho and Salimans 2022); a distilled network is told the
-            value as well.
+        guidance: above 1, the caption's part of the velocity is extrapolated by it (classifier-free
+            guidance, Ho and Salimans 2022); a distilled network is told the value as well.
         noise: (B, 16, H', W') standard normal.
 
-    Yields:
-        After each step the (B, 16, H', W') float latent that the flow is heading for. The last
-        one is where it arrives.
-    """
+    Yields the (B, 16, H', W') float latent that the flow is heading for after each step; it arrives
+    at the last one."""
     start, features, text = conditions
     boxes = tiles(noise.shape[-2], noise.shape[-1], flow.config.tile)
     x = flow.first(conditions, noise)
+    velocity = partial(_velocity, flow, null=null, guidance=guidance)
     for now, then in pairwise(times):
-        parts = [
-            _velocity(
-                flow, x[b], now, Conditions(start[b], features[b], text), null, guidance=guidance
-            )
-            for b in boxes
-        ]
+        parts = [velocity(x[b], now, Conditions(start[b], features[b], text)) for b in boxes]
         v = blend(parts, boxes, x.shape)
         yield x - now * v
         x = x + (then - now) * v
 
 
 def _velocity(
-    flow: FlowModel, x: Tensor, t: float, c: Conditions, null: TextEmbedding, *, guidance: float
+    flow: FlowModel, x: Tensor, t: float, c: Conditions, *, null: TextEmbedding, guidance: float
 ) -> Tensor:
     """Of one tile; with guidance by the caption, that of the empty caption is asked beside it."""
     scale = 1.0 + flow.config.text_guidance * (guidance - 1.0)
@@ -108,10 +100,8 @@ def tiles(height: int, width: int, size: int) -> list[Box]:
 
 
 def _starts(length: int, size: int) -> list[int]:
-    """Even starts that cover `length` with windows of `size`, at least a quarter overlapping.
-
-    A patch is two cells, so every start is even.
-    """
+    """Starts that cover `length` with windows of `size`, at least a quarter overlapping; even,
+    because a patch is two cells."""
     if length <= size:
         return [0]
     count = -(-(length - size) // (size - size // 4)) + 1

@@ -38,13 +38,9 @@ class TextEncoder(nn.Module):
 
     def token_ids(self, captions: list[str]) -> Tensor:
         """-> (B, L) int64, cut or padded to the model's length."""
-        ids: Tensor = self.tokenizer(
-            captions,
-            padding="max_length",
-            truncation=True,
-            max_length=self.model.config.max_position_embeddings,
-            return_tensors="pt",
-        )["input_ids"]
+        how = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        length = self.model.config.max_position_embeddings
+        ids: Tensor = self.tokenizer(captions, max_length=length, **how)["input_ids"]
         return ids
 
     def forward(self, ids: Tensor) -> TextEmbedding:
@@ -63,22 +59,12 @@ def word_tokenizer(vocabulary: tuple[str, ...], max_length: int) -> PreTrainedTo
     words = {word: i for i, word in enumerate((PAD, UNKNOWN, END, *vocabulary))}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.WhitespaceSplit(),
-            pre_tokenizers.Split(Regex("[,.;]"), behavior="isolated"),
-        ]
-    )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {END}", special_tokens=[(END, words[END])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        eos_token=END,
-        model_max_length=max_length,
-    )
+    marks = pre_tokenizers.Split(Regex("[,.;]"), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), marks])
+    end = [(END, words[END])]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=end)
+    names = {"pad_token": PAD, "unk_token": UNKNOWN, "eos_token": END}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, **names)
 
 
 def small_text_encoder(

@@ -25,16 +25,13 @@ TOLD_MAX = 4.0  # the greatest guidance that a network is told; distillation goe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowConfig:
-    """How the transformer's output is read.
-
-    A distilled network is told the guidance by `guidance_width` numbers that join the pooled
-    caption. `text_guidance` is how much of a guidance above 1 extrapolates the caption's part: 1 is
-    classifier-free guidance, 0 leaves guidance to the distilled network alone.
-    """
+    """How the transformer's output is read."""
 
     start: str = "noise"  # or "codes", to flow from the hyper-decoder's reconstruction
     noise_scale: float = 1.0  # s above; for "codes", about the error of the reconstruction
-    guidance_width: int = 0
+    guidance_width: int = 0  # numbers beside the pooled caption that tell a distilled network
+    # How much of a guidance above 1 extrapolates the caption's part: 1 is classifier-free guidance,
+    # 0 leaves guidance to the distilled network alone.
     text_guidance: float = 1.0
     tile: int = 64  # largest side of the latent grid seen at once; larger pictures are tiled
 
@@ -66,16 +63,8 @@ class FlowModel(nn.Module):
         return conditions.start + self.config.noise_scale * noise
 
     def forward(self, x: Tensor, t: Tensor, conditions: Conditions, guidance: Tensor) -> Tensor:
-        """Velocity at x.
-
-        Args:
-            x: (B, 16, H', W') float sample at time t.
-            t: (B,) float in (0, 1].
-            guidance: (B,) float >= 1; ignored by a network that is not distilled.
-
-        Returns:
-            (B, 16, H', W') float.
-        """
+        """(B, 16, H', W') float velocity at `x`, a sample of that shape, and the times `t`, (B,)
+        float in (0, 1]. `guidance`, (B,) float >= 1: a network that is not distilled ignores it."""
         text, width = conditions.text, self.config.guidance_width
         if width:
             extra = guidance_features(guidance, width).to(text.pooled.dtype)
@@ -85,8 +74,7 @@ class FlowModel(nn.Module):
         # The network sees and predicts unit-variance numbers: v is a rotation of the
         # residual x - start by the angle of t, plus s / n times the output
         # (Karras et al. 2022, table 1, carried over to straight paths).
-        s = self.config.noise_scale
-        tt = t[:, None, None, None]
+        s, tt = self.config.noise_scale, t[:, None, None, None]
         n = ((1 - tt) ** 2 + tt**2).sqrt()
         residual = (x - conditions.start) / n
         channels = torch.cat([conditions.start, conditions.features], dim=1)
@@ -107,9 +95,8 @@ class FlowModel(nn.Module):
 
 def guidance_features(guidance: Tensor, width: int) -> Tensor:
     """(B,) float guidance >= 1 -> (B, width) float: sines and cosines of log2(guidance)."""
-    angles = torch.log2(guidance.clamp(1.0, TOLD_MAX))[:, None] * (
-        math.pi / 4 * torch.arange(1, width // 2 + 1, device=guidance.device)
-    )
+    steps = math.pi / 4 * torch.arange(1, width // 2 + 1, device=guidance.device)
+    angles = torch.log2(guidance.clamp(1.0, TOLD_MAX))[:, None] * steps
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
@@ -117,10 +104,8 @@ def guidance_features(guidance: Tensor, width: int) -> Tensor:
 def extend_patch_embedding(
     transformer: SD3Transformer2DModel, extra_channels: int
 ) -> SD3Transformer2DModel:
-    """Add input channels behind the others, in place: old weights kept, new ones zero.
-
-    Before training the output therefore does not depend on what the new channels hold.
-    """
+    """Add input channels behind the others, in place: old weights kept, new ones zero, so that
+    before training the output does not depend on what the new channels hold."""
     patches = transformer.pos_embed.proj
     wider = F.pad(patches.weight, (0, 0, 0, 0, 0, extra_channels))
     patches.weight = nn.Parameter(wider, requires_grad=patches.weight.requires_grad)

@@ -36,6 +36,7 @@ class SearchConfig:
     """How hard the encoder looks. Squared errors are summed over channels and pixels."""
 
     rounds: int = 0  # of one gradient each; 0 keeps the nearest codes
+    best_rounds: int = 0  # the same where time does not count
     curvature: float = 60.0  # squared error that a move of unit length costs beyond its gradient
     structure: float = 0.0  # weight of `metrics.structure` beside the mean squared error
     rate: float = 0.0  # squared error that one bit is worth: lambda

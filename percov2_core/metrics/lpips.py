@@ -59,10 +59,8 @@ class Lpips(nn.Module):
             self.load_state_dict(own)
         except (KeyError, RuntimeError) as error:
             raise WeightsError(f"LPIPS weights do not fit: {error}") from error
-        shift = torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
-        scale = torch.tensor([0.458, 0.448, 0.450])[:, None, None]
-        self.register_buffer("shift", shift, persistent=False)
-        self.register_buffer("scale", scale, persistent=False)
+        for name, rgb in (("shift", [-0.030, -0.088, -0.188]), ("scale", [0.458, 0.448, 0.450])):
+            self.register_buffer(name, torch.tensor(rgb)[:, None, None], persistent=False)
         self.eval().requires_grad_(False)
 
     def taps(self, x: Tensor) -> list[Tensor]:

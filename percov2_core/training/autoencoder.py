@@ -23,7 +23,7 @@ from percov2_core.evaluation.protocol import load_512
 from percov2_core.metrics.distortion import ms_ssim, psnr, to_8bit
 from percov2_core.metrics.features import SqueezeNetFeatures, feature_distance
 from percov2_core.training.loop import StepLoss, processes, run
-from percov2_core.training.samples import CropPlan, crop_batch, to_float
+from percov2_core.training.samples import CropPlan, PhotoCrops, to_float
 
 if TYPE_CHECKING:
     from percov2_core.training.recipes import RunOptions
@@ -60,8 +60,7 @@ class AutoencoderSystem(nn.Module):
         mse, mae = F.mse_loss(y, x), F.l1_loss(y, x)
         loss = 20 * mse + mae + SHRINK * z.float().square().mean()
         logs = {"mse": mse.item(), "std": z.detach().float().std().item()}
-        features = self._features[0]
-        if features is not None:
+        if features := self._features[0]:
             with torch.no_grad():
                 target = features(x)
             distance = feature_distance(features(y), target).mean()
@@ -75,24 +74,18 @@ def train_autoencoder(options: RunOptions) -> None:
     options.refuse_base("autoencoder")
     photos, loop, scorer = options.photos(), options.loop(lr=1e-3), options.scorer()
     plan = options.settings(CropPlan, "plan", sides=(192,), weights=(1.0,), batch_px=16 * 192 * 192)
-    features = options.features()
-    if features:
+    if features := options.features():
         features = features.to(processes(loop.device).device)
     system = AutoencoderSystem({**EMBEDDED, **options.recipe.get("model", {})}, features)
-
-    def evaluate(module: AutoencoderSystem, step: int) -> dict[str, float]:
-        assert scorer
-        return scorer.score(module.reconstruct, options.out / f"sheet-{step:06d}.jpg")
-
     run(
         system,
-        lambda step: crop_batch(photos, plan, seed=loop.seed, step=step),
+        PhotoCrops(photos, plan, loop.seed).pixels,
         options.out,
         config=loop,
         resume=options.resume,
-        evaluate=evaluate if scorer else None,
+        evaluate=(lambda module, step: scorer.score(module.reconstruct, step)) if scorer else None,
     )
-    batches = (to_float(crop_batch(photos, plan, seed=1, step=i)) for i in range(8))
+    batches = (to_float(PhotoCrops(photos, plan, 1).pixels(step)) for step in range(8))
     with torch.inference_mode():
         seen = [system.vae.encode(x.to(system.vae.device)).latent.float() for x in batches]
     deviation = torch.cat([latent.flatten() for latent in seen]).std().item()
@@ -101,15 +94,16 @@ def train_autoencoder(options: RunOptions) -> None:
 
 
 class Scorer:
-    """Scores reconstructions of the evaluation pictures while a stage trains."""
+    """Scores reconstructions of the pictures of a folder while a stage trains into `out`."""
 
-    def __init__(self, folder: Path, features: SqueezeNetFeatures | None) -> None:
-        self.pictures = load_512(folder)
-        self.features = features
+    def __init__(self, folder: Path, features: SqueezeNetFeatures | None, out: Path) -> None:
+        self.pictures, self.features, self.out = load_512(folder), features, out
 
-    def score(self, reconstruct: Callable[[Tensor], Tensor], sheet: Path) -> dict[str, float]:
+    def score(
+        self, reconstruct: Callable[[Tensor], Tensor], step: int, name: str = ""
+    ) -> dict[str, float]:
         """Mean PSNR, MS-SSIM and feature distance of `reconstruct` ((1, 3, H, W) -> same).
-        Each picture and what became of it stand beside each other on `sheet`."""
+        Each picture and what became of it stand beside each other on a sheet of this step."""
         rows: list[dict[str, float]] = []
         pairs = []
         for x in torch.split(self.pictures, 1):
@@ -122,5 +116,6 @@ class Scorer:
                     rows[-1]["fd"] = feature_distance(*seen).item()
             pairs.append(torch.cat([a, b], dim=3)[0])
         pixels = torch.cat(pairs, dim=1).to(torch.uint8).movedim(0, -1)
-        Image.fromarray(pixels.numpy()).reduce(2).save(sheet, quality=90)
+        sheet = Image.fromarray(pixels.numpy()).reduce(2)
+        sheet.save(self.out / f"sheet-{step:06d}{name}.jpg", quality=90)
         return {name: round(fmean(row[name] for row in rows), 4) for name in rows[0]}

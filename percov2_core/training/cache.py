@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -62,25 +62,15 @@ _INFO_FILE, _EMPTY_FILE = "cache.json", "empty.safetensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheInfo:
-    """What the samples of a cache were made with.
+    """What the samples of a cache were made with."""
 
-    Attributes:
-        base: Key into `weights.sizes.BASES`.
-        text_tokens: L, which says whether T5 took part.
-        captioner: Who wrote the captions.
-        sides: Sides of the crops in pixels.
-        counts: Samples of each side.
-        seed: Of the crops.
-        format: Of this layout.
-    """
-
-    base: str
-    text_tokens: int
-    captioner: str
-    sides: tuple[int, ...]
-    counts: tuple[int, ...]
-    seed: int
-    format: int = FORMAT
+    base: str  # key into `weights.sizes.BASES`
+    text_tokens: int  # L, which says whether T5 took part
+    captioner: str  # who wrote the captions
+    sides: tuple[int, ...]  # of the crops, in pixels
+    counts: tuple[int, ...]  # samples of each side
+    seed: int  # of the crops
+    format: int = FORMAT  # of this layout
 
 
 class Cache:
@@ -90,23 +80,21 @@ class Cache:
         self, folder: Path, *, batch_px: int = AT_ONCE_PX, seed: int = 0, held_out: int = 0
     ) -> None:
         """Index the shards; the last `held_out` samples of each side are never drawn.
-
-        Raises:
-            ConfigError: if the folder holds no cache, or too few samples.
-        """
+        ConfigError if the folder holds no cache, or too few samples."""
         self.info = read_info(folder)
         self.batch_px, self.seed = batch_px, seed
         self.empty = TextEmbedding(**load_file(folder / _EMPTY_FILE))
         sides: dict[int, list[_Record]] = {}
         for record in _read_index(sorted(folder.glob("shard-*.tar"))):
             sides.setdefault(int(record.name.split("-")[0]), []).append(record)
-        if short := [side for side, records in sides.items() if len(records) <= held_out]:
-            raise ConfigError(
-                f"cache {str(folder)!r}: {len(sides[short[0]])} samples of side {short[0]}, "
-                f"need more than the {held_out} that are held out"
-            )
         if not sides:
             raise ConfigError(f"cache {str(folder)!r} holds no shard")
+        for side, records in sides.items():
+            if len(records) <= held_out:
+                raise ConfigError(
+                    f"cache {str(folder)!r}: {len(records)} samples of side {side}, need more than "
+                    f"the {held_out} that are held out"
+                )
         self.drawn = {side: found[: len(found) - held_out] for side, found in sides.items()}
         self._held_out = {side: found[len(found) - held_out :] for side, found in sides.items()}
 
@@ -140,18 +128,13 @@ class Cache:
 
 def write_cache(options: RunOptions) -> None:
     """Write latents and text embeddings of photos, shard by shard; those that are there stay.
-
-    Under `accelerate launch` each process writes its part of the samples.
-
-    Raises:
-        ConfigError: if OUT holds a cache that was made differently.
-    """
+    Under `accelerate launch` each process writes its part of the samples. ConfigError if OUT holds
+    a cache that was made differently."""
     (name, _), photos, out = options.over(), options.photos(), options.out
     state = processes(options.device)
     home = Residency.from_environment(device=str(state.device))
     captioner = get_captioner(options.captioner, device=str(home.target))
-    t5 = T5_TOKENS if options.t5 else 0
-    place = find_base(name, t5=t5 > 0)
+    place, t5 = find_base(name, t5=options.t5), T5_TOKENS if options.t5 else 0
     base = load_base(place, name=name, residency=home, t5_tokens=t5)
     plan = options.settings(GridPlan, "plan", sides=(512,), counts=(len(photos),))
     source = EncodedPhotos(photos, plan, base.vae, captioner)
@@ -161,9 +144,8 @@ def write_cache(options: RunOptions) -> None:
         base=base.name,
         text_tokens=empty.sequence.shape[1],
         captioner=captioner.name,
-        sides=plan.sides,
-        counts=plan.counts,
         seed=source.seed,
+        **asdict(plan),
     )
     if (out / _INFO_FILE).is_file() and (found := read_info(out)) != info:
         raise ConfigError(f"cache {str(out)!r} was made with {found}, this run has {info}")
@@ -184,21 +166,15 @@ def write_cache(options: RunOptions) -> None:
 
 
 def read_info(folder: Path) -> CacheInfo:
-    """What a cache was made with.
-
-    Raises:
-        ConfigError: if the folder holds no cache, or one of another format.
-    """
+    """What a cache was made with; ConfigError if there is none, or one of another format."""
     path = folder / _INFO_FILE
     if not path.is_file():
         raise ConfigError(f"cache: no {_INFO_FILE} in {str(folder)!r}; run `train cache` first")
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if values.get("format") != FORMAT:
-        raise ConfigError(
-            f"cache {str(folder)!r}: format {values.get('format')!r}, this build reads {FORMAT}"
-        )
-    tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return CacheInfo(**tuples)
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if (found := values.get("format")) != FORMAT:
+        raise ConfigError(f"cache {str(folder)!r}: format {found!r}, this build reads {FORMAT}")
+    tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return CacheInfo(**(values | tuples))
 
 
 def _members(
@@ -208,16 +184,10 @@ def _members(
         with torch.inference_mode():
             text = base.text.encode(samples.captions)
         assert samples.latent is not None
+        named = {"latent": samples.latent, **text._asdict()}
         for i, crop in enumerate(group):
-            yield (
-                crop.name,
-                {
-                    "latent.npy": _half(samples.latent[i]),
-                    "sequence.npy": _half(text.sequence[i]),
-                    "pooled.npy": _half(text.pooled[i]),
-                    "txt": samples.captions[i].encode(),
-                },
-            )
+            arrays = {f"{name}.npy": _half(values[i]) for name, values in named.items()}
+            yield crop.name, {**arrays, "txt": samples.captions[i].encode()}
 
 
 def _half(value: Tensor) -> bytes:
@@ -248,10 +218,8 @@ class _Record(NamedTuple):
 
 
 def _write_archive(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> None:
-    """Write samples (name, bytes by suffix); a broken write leaves no archive.
-
-    The same samples give the same bytes: no owner, no time.
-    """
+    """Write samples (name, bytes by suffix); a broken write leaves no archive. The same samples
+    give the same bytes: no owner, no time."""
     partial = path.with_suffix(".partial")
     with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as archive:
         for name, members in samples:
@@ -263,11 +231,8 @@ def _write_archive(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]
 
 
 def _read_index(paths: Sequence[Path]) -> Iterator[_Record]:
-    """Every sample of these archives, in order; only headers are read.
-
-    Raises:
-        ConfigError: if a file is no tar archive.
-    """
+    """Every sample of these archives, in order; only headers are read. ConfigError if a file is no
+    tar archive."""
     for path in paths:
         records: dict[str, _Record] = {}
         try:
@@ -282,19 +247,14 @@ def _read_index(paths: Sequence[Path]) -> Iterator[_Record]:
 
 
 def _read_member(record: _Record, suffix: str) -> bytes:
-    """The bytes of one member.
-
-    Raises:
-        ConfigError: if the sample has no such member, or the archive ends before it.
-    """
+    """The bytes of one member; ConfigError if there is none, or the archive ends before it."""
+    shard = f"shard {str(record.archive)!r}"
     if suffix not in record.members:
-        raise ConfigError(
-            f"shard {str(record.archive)!r}: sample {record.name!r} has no member {suffix!r}"
-        )
+        raise ConfigError(f"{shard}: sample {record.name!r} has no member {suffix!r}")
     start, size = record.members[suffix]
     with record.archive.open("rb") as file:
         file.seek(start)
         data = file.read(size)
     if len(data) != size:
-        raise ConfigError(f"shard {str(record.archive)!r} ends inside sample {record.name!r}")
+        raise ConfigError(f"{shard} ends inside sample {record.name!r}")
     return data

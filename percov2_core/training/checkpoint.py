@@ -101,7 +101,7 @@ class Checkpoints:
         if folder.exists():
             return
         self.accelerator.save_state(str(partial))
-        values = {**kept(self.average.module), **self.average.named()}
+        values = kept(self.average.module) | self.average.named()
         whole = {name: _whole(value) for name, value in values.items()}
         if self.accelerator.is_main_process:
             told = {"step": str(step), "elapsed_s": repr(elapsed_s)}
@@ -127,8 +127,7 @@ class Checkpoints:
     def _save_what_is_kept(self, _models: Any, weights: list[dict[str, Tensor]], _to: str) -> None:
         if not weights:  # under FSDP, Accelerate gathers and writes them itself
             return
-        own = kept(self.average.module)
-        weights[:] = [{name: _whole(value) for name, value in own.items()}]
+        weights[:] = [{name: _whole(v) for name, v in kept(self.average.module).items()}]
 
     def _load_what_is_kept(self, models: list[nn.Module], folder: str) -> None:
         if models:

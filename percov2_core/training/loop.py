@@ -29,8 +29,7 @@ from percov2_core.training.checkpoint import Average, Checkpoints
 LOG_EVERY = 20  # steps
 LOSSES, SCORES = "losses.csv", "scores.csv"
 MEASURED_STEPS = 20
-_COPIES = 4  # of each trained number beside itself: gradient, two averages of AdamW, our average
-_FLOAT_BYTES = 4
+_COPIES_BYTES = 4 * 4  # of a trained number in float32: gradient, two averages of AdamW, our own
 _AHEAD, _READERS = 3, 4  # batches made before they are needed, threads that make them
 
 Batch = Any  # whatever the stage's module takes
@@ -120,7 +119,7 @@ def memory_bytes(system: nn.Module, processes: int = 1) -> int:
     parameters = list(system.parameters())
     own = sum(p.numel() * p.element_size() for p in parameters)
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    memory = own + _COPIES * _FLOAT_BYTES * trained
+    memory = own + _COPIES_BYTES * trained
     return memory // processes if sharded() else memory
 
 
@@ -132,11 +131,9 @@ class _Trainer:
     ) -> None:
         self.out, self.config = out, config
         self.accelerator = Accelerator(cpu=on_cpu(config.device), mixed_precision="bf16")
+        trained = [p for p in system.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
-            groups or [p for p in system.parameters() if p.requires_grad],
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            betas=(0.9, 0.98),
+            groups or trained, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)
         )
         self.wrapped, self.optimizer = self.accelerator.prepare(system, optimizer)
         self.module: nn.Module = self.accelerator.unwrap_model(self.wrapped)

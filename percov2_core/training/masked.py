@@ -9,35 +9,28 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, zip_longest
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from percov2_core.config import COARSE, FINE, LEVELS, PARENT_RATIO
+from percov2_core.entropy import masked_model as mm
 from percov2_core.entropy.exact import ExactModel
 from percov2_core.entropy.exporter import export, restore
-from percov2_core.entropy.masked_model import (
-    UNKNOWN_WORD,
-    MaskedImageModel,
-    MaskedModelConfig,
-    pad_words,
-    split_words,
-    word_ids,
-)
 from percov2_core.entropy.schedule import MAX_TILE, Grid, stages
 from percov2_core.errors import ConfigError
 from percov2_core.hyper.networks import HyperEncoder, VectorQuantizer
 from percov2_core.training.cache import Cache
 from percov2_core.training.checkpoint import fill, load_average
-from percov2_core.training.loop import LoopConfig, StepLoss, processes, run
-from percov2_core.training.model import check_pair, model_over_base, open_vae
+from percov2_core.training.loop import Groups, LoopConfig, StepLoss, processes, run
+from percov2_core.training.model import open_vae, over_base
 from percov2_core.training.samples import EncodedPhotos, GridPlan
 from percov2_core.training.shown import random_prefix
 from percov2_core.weights.files import ENTROPY_FILE, load_part, read_about, write_about
@@ -46,25 +39,21 @@ if TYPE_CHECKING:
     from percov2_core.training.recipes import RunOptions
 
 _WIDTHS = {"width": 160, "heads": 5, "query_layers": 3}
-SIZES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        FINE.name: {**_WIDTHS, "content_layers": 1, "hidden": 320, "ratio": PARENT_RATIO},
-        COARSE.name: {**_WIDTHS, "content_layers": 2, "dropout": 0.1},
-    }
-)
-_GRIDS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        FINE.name: {"sides": (384, 512), "counts": (5000, 1500)},
-        COARSE.name: {"sides": (384, 512), "counts": (1500, 2500)},
-    }
-)
+_SIZES: dict[str, dict[str, Any]] = {
+    FINE.name: {**_WIDTHS, "content_layers": 1, "hidden": 320, "ratio": PARENT_RATIO},
+    COARSE.name: {**_WIDTHS, "content_layers": 2, "dropout": 0.1},
+}
+_SIDES, _COUNTS = (384, 512), {FINE.name: (5000, 1500), COARSE.name: (1500, 2500)}  # of the crops
 WORDS_FILE = "words.txt"
 _CROP_SHARE = 0.7  # of the batches: cut from the grids at a random place and size
 _CAPTION_DROP = 0.1  # of the grids are shown without a caption
 _PARENTS_DROP = 0.3  # of the batches are shown without the coarser level
 _WORD_DROP = 0.03  # of the words of captions are made unknown
 _AT_ONCE = 8  # held-out grids
-LEAST_GRIDS = 4
+_LEAST_GRIDS = 4  # in a file
+_MOST_WORDS = 2000  # in a vocabulary
+_PACE = {"lr": 2e-3, "floor": 0.01, "warmup_steps": 60, "weight_decay": 0.05, "ema": 0.995}
+_tensor = partial(torch.tensor, dtype=torch.int64)
 _STAGE_NAMES = ("qlds", "quincunx", "var", "checkerboard", "chance", "prefix")
 _STAGE_SHARES = (0.42, 0.08, 0.08, 0.04, 0.1, 0.28)
 
@@ -94,101 +83,78 @@ class GridBatch(NamedTuple):
 
     def split(self, count: int) -> Iterator[GridBatch]:
         """At most `count` grids at a time."""
-        parts = [torch.split(t, count) for t in (self.tokens, self.words)]
-        above: Sequence[Tensor] = () if self.parents is None else torch.split(self.parents, count)
-        for tokens, words, parents in zip_longest(*parts, above):
-            yield GridBatch(tokens, words, self.stage_map, parents)
-
-    def on(self, device: torch.device) -> GridBatch:
-        tokens, words, stage_map = (t.to(device) for t in self[:3])
-        parents = None if self.parents is None else self.parents.to(device)
-        return GridBatch(tokens, words, stage_map, parents)
+        for start in range(0, len(self.tokens), count):
+            some = slice(start, start + count)
+            parents = None if self.parents is None else self.parents[some]
+            yield GridBatch(self.tokens[some], self.words[some], self.stage_map, parents)
 
 
 def train_masked(options: RunOptions, name: str) -> None:
     """The entropy model of one level, on the tokens that the hyper-encoders give.
 
-    Raises:
-        ConfigError: if there are several processes: the model is too small for more than one; if
-            there is nothing to resume from, or the sizes differ from those of `--init`.
+    ConfigError if there are several processes (the model is too small for more than one), nothing
+    to resume from, or other sizes than those of `--init`.
     """
     state = processes(options.device)
     if state.num_processes > 1:
         raise ConfigError(f"stage masked-{name} runs in 1 process, got {state.num_processes}")
     source: Cache | EncodedPhotos
     if options.model:
-        model, source = model_over_base(options), Cache(options.needs("cache"))
-        check_pair(model, source)
-        folder, target, minutes = model, model / name, 60.0
+        folder, source = over_base(options)
+        target, minutes = folder / name, 60.0
     else:
         folder, target, minutes = options.needs("parts"), options.out, 12.0
-        plan = options.settings(GridPlan, "plan", **_GRIDS[name])
+        plan = options.settings(GridPlan, "plan", sides=_SIDES, counts=_COUNTS[name])
         vae = open_vae(options.needs("vae")).to(state.device)
         source = EncodedPhotos(options.photos(), plan, vae)
-    sets = token_sets(
-        source,
-        options.out / "tokens",
-        levels={
-            level: Tokenizer(
-                load_part(HyperEncoder, folder / level / "hyper_encoder", state.device),
-                load_part(VectorQuantizer, folder / level / "quantizer", state.device),
-            )
-            for level in ((COARSE.name,) if name == COARSE.name else LEVELS)
-        },
-    )
-    loop = options.loop(
-        minutes=minutes,
-        lr=2e-3,
-        floor=0.01,
-        warmup_steps=60,
-        weight_decay=0.05,
-        ema=0.995,
-        evaluate_every_s=120.0,
-    )
+    levels = {
+        level: Tokenizer(
+            load_part(HyperEncoder, folder / level / "hyper_encoder", state.device),
+            load_part(VectorQuantizer, folder / level / "quantizer", state.device),
+        )
+        for level in ((COARSE.name,) if name == COARSE.name else LEVELS)
+    }
     trained = fit(
-        sets,
+        token_sets(source, options.out / "tokens", levels=levels),
         options.out,
-        config=options.settings(MaskedModelConfig, "model", **SIZES[name]),
+        config=options.settings(mm.MaskedModelConfig, "model", **_SIZES[name]),
         tuning=options.settings(MaskedTuning, "tuning"),
-        loop=loop,
+        loop=options.loop(minutes=minutes, evaluate_every_s=120.0, **_PACE),
         init=options.init,
         resume=options.resume,
     )
     export(trained).save(target / ENTROPY_FILE)
     if options.model:
-        write_about(read_about(model), model)
+        write_about(read_about(folder), folder)
 
 
 def fit(
     sets: Sequence[TokenSet],
     out: Path,
     *,
-    config: MaskedModelConfig,
+    config: mm.MaskedModelConfig,
     tuning: MaskedTuning,
     loop: LoopConfig,
     init: Path | None = None,
     resume: bool = False,
-) -> MaskedImageModel:
+) -> mm.MaskedImageModel:
     """Train on these grids; return the averaged model, on the CPU.
 
     Args:
         out: Receives what `loop.run` writes, and the words that the model knows.
         config: An empty vocabulary is filled from `init`, or else from the captions.
         init: Folder of an earlier run to start from, of the same sizes, or of a rate's parts.
-        resume: Go on from the checkpoint in `out`.
     """
     twin = ExactModel.load(init / ENTROPY_FILE) if init and (init / ENTROPY_FILE).exists() else None
     if not config.vocabulary:
         captions = [caption for s in sets for caption in s.captions]
-        known: Sequence[str] = twin.config.vocabulary if twin else collect_vocabulary(captions)
+        known = twin.config.vocabulary if twin else collect_vocabulary(captions)
         if init and not twin:
-            known = (init / WORDS_FILE).read_text().split()
-        config = replace(config, vocabulary=tuple(known))
+            known = tuple((init / WORDS_FILE).read_text().split())
+        config = replace(config, vocabulary=known)
     torch.manual_seed(loop.seed)
-    system = MaskedSystem(MaskedImageModel(config))
-    if twin:
-        system = MaskedSystem(restore(twin, config))
-    elif init and not resume:
+    system = MaskedSystem(restore(twin, config) if twin else mm.MaskedImageModel(config))
+    if init and not twin and not resume:
         fill(system, load_average(init))
     out.mkdir(parents=True, exist_ok=True)
     (out / WORDS_FILE).write_text("\n".join(config.vocabulary))
@@ -208,41 +174,37 @@ def fit(
 class MaskedSystem(nn.Module):
     """The model and its loss: mean bits per token."""
 
-    def __init__(self, model: MaskedImageModel) -> None:
+    def __init__(self, model: mm.MaskedImageModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batch: GridBatch, progress: float) -> StepLoss:
         device = self.model.codes.weight.device
-        bits = self.model.bits(*batch.on(device)).mean()
-        return StepLoss(bits, {})
+        return StepLoss(self.model.bits(*send_to_device(batch, device)).mean(), {})
 
 
-def held_out_bits(model: MaskedImageModel, held_out: Sequence[GridBatch]) -> dict[str, float]:
+def held_out_bits(model: mm.MaskedImageModel, held_out: Sequence[GridBatch]) -> dict[str, float]:
     """Mean bits per token on the grids held out of each file, in the order `qlds`."""
     device = model.codes.weight.device
     found = {}
     # Precisely, as the integer twin will compute.
     with torch.autocast(device.type, enabled=False):
         for i, batch in enumerate(held_out):
-            kinds = (
-                {"": batch}
-                if batch.parents is None
-                else {"": batch, "_alone": batch._replace(parents=None)}
-            )
+            kinds = {"": batch}
+            if batch.parents is not None:
+                kinds["_alone"] = batch._replace(parents=None)
             for kind, seen in kinds.items():
-                parts = [model.bits(*part.on(device)).flatten() for part in seen.split(_AT_ONCE)]
-                found[f"held_out_{i}{kind}"] = round(float(torch.cat(parts).mean()), 4)
+                parts = (send_to_device(part, device) for part in seen.split(_AT_ONCE))
+                bits = torch.cat([model.bits(*part).flatten() for part in parts])
+                found[f"held_out_{i}{kind}"] = round(float(bits.mean()), 4)
     return found
 
 
-def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def _groups(module: nn.Module, decay: float) -> Groups:
     """Matrices decay; biases, gains and the like do not."""
-    parameters = list(module.parameters())
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    matrices = [p for p in module.parameters() if p.ndim > 1]
+    others = [p for p in module.parameters() if p.ndim <= 1]
+    return [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
 
 
 class Tokenizer(NamedTuple):
@@ -253,9 +215,8 @@ class Tokenizer(NamedTuple):
 
     def tokens(self, latent: Tensor) -> NDArray[np.uint8]:
         """(B, 16, H/8, W/8) -> (B, h, w)."""
-        latent = latent.to(next(self.encoder.parameters()).device)
-        found: NDArray[np.uint8]
-        found = self.quantizer.tokens(self.encoder(latent)).to(torch.uint8).cpu().numpy()
+        vectors = self.encoder(latent.to(next(self.encoder.parameters()).device))
+        found: NDArray[np.uint8] = self.quantizer.tokens(vectors).to(torch.uint8).cpu().numpy()
         return found
 
 
@@ -280,11 +241,11 @@ def token_sets(
                 for name, level in levels.items():
                     tile = MAX_TILE * FINE.token_stride // LEVELS[name].token_stride
                     tile = MAX_TILE if len(levels) == 1 else tile
-                    made = [list(_tiles(grid, tile)) for grid in level.tokens(samples.latent)]
-                    grids[name] += chain.from_iterable(made)
-                captions += [c for c, cut in zip(samples.captions, made, strict=True) for _ in cut]
+                    grids[name].append(_tiles(level.tokens(samples.latent), tile))
+                count = len(grids[name][-1]) // len(samples)
+                captions += [caption for caption in samples.captions for _ in range(count)]
             # The finest level comes last.
-            stacked = map(np.stack, reversed(grids.values()))
+            stacked = map(np.concatenate, reversed(grids.values()))
             arrays = dict(zip(("tokens", "parents"), stacked, strict=False))
             np.savez_compressed(path, captions=np.array(captions), **arrays)  # type: ignore[arg-type]
         with np.load(path) as arrays:
@@ -293,21 +254,19 @@ def token_sets(
     return found
 
 
-def _tiles(grid: NDArray[np.uint8], most: int) -> Iterator[NDArray[np.uint8]]:
-    """Equal parts of at most `most` a side; what does not fill one is left out."""
-    h, w = (min(most, n) for n in grid.shape)
-    for y in range(0, grid.shape[0] - h + 1, h):
-        for x in range(0, grid.shape[1] - w + 1, w):
-            yield grid[y : y + h, x : x + w]
+def _tiles(grids: NDArray[np.uint8], most: int) -> NDArray[np.uint8]:
+    """(B, H, W) -> (B * n, h, w): equal parts, at most `most` a side; the rest is left out."""
+    h, w = (min(most, side) for side in grids.shape[1:])
+    rows, columns = grids.shape[1] // h, grids.shape[2] // w
+    parts = grids[:, : rows * h, : columns * w].reshape(-1, rows, h, columns, w)
+    return parts.swapaxes(2, 3).reshape(-1, h, w)
 
 
-def collect_vocabulary(
-    captions: Sequence[str], *, least: int = 3, most: int = 2000
-) -> tuple[str, ...]:
+def collect_vocabulary(captions: Sequence[str], *, least: int = 3) -> tuple[str, ...]:
     """The commonest words that occur at least `least` times, most frequent first."""
-    counts = Counter(word for caption in captions for word in split_words(caption))
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return tuple(word for word, count in ranked[:most] if count >= least)
+    words = sorted(word for caption in captions for word in mm.split_words(caption))
+    ranked = Counter(words).most_common(_MOST_WORDS)
+    return tuple(word for word, count in ranked if count >= least)
 
 
 def random_stages(grid: Grid, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -317,12 +276,10 @@ def random_stages(grid: Grid, rng: np.random.Generator) -> NDArray[np.int64]:
         return random_prefix(grid, rng).astype(np.int64)
     if name != "chance":
         return stages(name, grid)
-    n = grid[0] * grid[1]
-    count = int(rng.integers(2, 17))
+    n, count = grid[0] * grid[1], int(rng.integers(2, 17))
     ends = np.ceil(n * (np.arange(1, count + 1) / count) ** rng.uniform(1.0, 3.0))
-    position = rng.permutation(n)
-    found: NDArray[np.int64] = np.searchsorted(ends, position, side="right").reshape(grid)
-    return found
+    found: NDArray[np.int64] = np.searchsorted(ends, rng.permutation(n), side="right")
+    return found.reshape(grid)
 
 
 class BatchMaker:
@@ -331,44 +288,38 @@ class BatchMaker:
     def __init__(
         self,
         sets: Sequence[TokenSet],
-        config: MaskedModelConfig,
+        config: mm.MaskedModelConfig,
         tuning: MaskedTuning,
         *,
         seed: int = 0,
     ) -> None:
         self.tuning, self.seed, self.ratio = tuning, seed, max(1, config.ratio)
-        ends = [_end_of_training(s, tuning.held_out) for s in sets]
-        self.sets = [
-            TokenSet(s.tokens[:end], s.captions, s.parents)
-            for s, end in zip(sets, ends, strict=True)
-        ]
-        self.words = [[word_ids(caption, config) for caption in s.captions] for s in sets]
+        if (least := min(len(s.tokens) for s in sets)) < _LEAST_GRIDS:
+            raise ConfigError(f"tokens: a file needs at least {_LEAST_GRIDS} grids, got {least}")
+        self.sets, self.held_out = list[TokenSet](), list[GridBatch]()
+        self.words = [[mm.word_ids(caption, config) for caption in s.captions] for s in sets]
+        for (tokens, captions, parents), words in zip(sets, self.words, strict=True):
+            # As many are held out as asked for, but never more than a quarter.
+            end = len(tokens) - max(1, min(tuning.held_out, len(tokens) // _LEAST_GRIDS))
+            self.sets.append(TokenSet(tokens[:end], captions, parents))
+            last, told = _tensor(tokens[end:]), mm.pad_words(words[end:])
+            stage_map = _tensor(stages("qlds", (tokens.shape[1], tokens.shape[2])))
+            above = None if parents is None else _tensor(parents[end:])
+            self.held_out.append(GridBatch(last, told, stage_map, above))
         sizes = np.array([s.tokens.size for s in self.sets], dtype=np.float64)
         self.shares = sizes / sizes.sum()
-        self.held_out = [
-            GridBatch(
-                _tensor(s.tokens[end:]),
-                pad_words(w[end:]),
-                _tensor(stages("qlds", (s.tokens.shape[1], s.tokens.shape[2]))),
-                None if s.parents is None else _tensor(s.parents[end:]),
-            )
-            for s, w, end in zip(sets, self.words, ends, strict=True)
-        ]
 
     def draw(self, step: int) -> GridBatch:
         """The batch of a step."""
-        rng = np.random.default_rng([self.seed, step])
+        rng, ratio = np.random.default_rng([self.seed, step]), self.ratio
         which = int(rng.choice(len(self.sets), p=self.shares))
-        tokens, parents = self.sets[which].tokens, self.sets[which].parents
+        (tokens, _, parents), known = self.sets[which], self.words[which]
         full = (tokens.shape[1], tokens.shape[2])
         grid = self._cut_size(full, rng)
         count = max(1, self.tuning.batch_tokens // (grid[0] * grid[1]))
         chosen = rng.integers(0, len(tokens), count)
-        ratio = self.ratio
-        rows, columns = (
-            ratio * rng.integers(0, (side - part) // ratio + 1, count)
-            for side, part in zip(full, grid, strict=True)
-        )
+        moves = [(side - part) // ratio + 1 for side, part in zip(full, grid, strict=True)]
+        rows, columns = (ratio * rng.integers(0, most, count) for most in moves)
         places = list(zip(chosen, rows, columns, strict=True))
         cut = np.stack([tokens[i, y : y + grid[0], x : x + grid[1]] for i, y, x in places])
         above = None
@@ -378,32 +329,17 @@ class BatchMaker:
             above = _tensor(np.stack([parents[i, y : y + h, x : x + w] for i, y, x in corners]))
         # The caption tells of the whole picture: the less of it is left, the less it fits.
         kept = grid[0] * grid[1] / (full[0] * full[1]) * (1 - _CAPTION_DROP)
-        words = [
-            self._blur(self.words[which][i], rng) if rng.random() < kept else [] for i in chosen
-        ]
-        return GridBatch(_tensor(cut), pad_words(words), _tensor(random_stages(grid, rng)), above)
+        words = [self._blur(known[i], rng) if rng.random() < kept else [] for i in chosen]
+        stage_map = _tensor(random_stages(grid, rng))
+        return GridBatch(_tensor(cut), mm.pad_words(words), stage_map, above)
 
     def _blur(self, words: list[int], rng: np.random.Generator) -> list[int]:
         """Replace some words by the unknown word, which captions of training hardly hold."""
-        hidden = rng.random(len(words)) < _WORD_DROP
-        return [UNKNOWN_WORD if drop else word for word, drop in zip(words, hidden, strict=True)]
+        return [mm.UNKNOWN_WORD if rng.random() < _WORD_DROP else word for word in words]
 
     def _cut_size(self, full: Grid, rng: np.random.Generator) -> Grid:
         if rng.random() >= _CROP_SHARE:
             return full
-        least = [min(self.tuning.min_crop, side) for side in full]
-        most = [max(low, side * 3 // 4) for low, side in zip(least, full, strict=True)]
-        sides = [int(rng.integers(low, high + 1)) for low, high in zip(least, most, strict=True)]
-        return sides[0], sides[1]
-
-
-def _end_of_training(found: TokenSet, held_out: int) -> int:
-    """The first grid of those held out: as many as asked for, but never more than a quarter."""
-    count = len(found.tokens)
-    if count < LEAST_GRIDS:
-        raise ConfigError(f"tokens: a file needs at least {LEAST_GRIDS} grids, got {count}")
-    return count - max(1, min(held_out, count // LEAST_GRIDS))
-
-
-def _tensor(array: NDArray[np.generic]) -> Tensor:
-    return torch.from_numpy(array.astype(np.int64))
+        ranges = [(min(self.tuning.min_crop, side), side * 3 // 4) for side in full]
+        h, w = (int(rng.integers(low, max(low, high) + 1)) for low, high in ranges)
+        return h, w

@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import AutoencoderDC
@@ -34,72 +33,54 @@ from percov2_core.latent import LatentAutoencoder
 from percov2_core.metrics.distortion import to_8bit
 from percov2_core.metrics.meaning import EfficientNetLite0
 from percov2_core.training.autoencoder import Scorer
-from percov2_core.training.cache import Cache, read_info
+from percov2_core.training.cache import Cache
 from percov2_core.training.checkpoint import fill, kept, load_average
 from percov2_core.training.loop import Evaluate, Groups, LoopConfig, on_cpu, processes, run, sharded
 from percov2_core.training.samples import CropPlan, PhotoCrops
 from percov2_core.training.shown import Shown
 from percov2_core.training.stage1 import Stage1, Stage1Loss, mean_scores, parameter_groups
-from percov2_core.weights import parts
-from percov2_core.weights.files import (
-    ABOUT_FILE,
-    ENTROPY_FILE,
-    PAINTER_DIR,
-    read_about,
-    write_about,
-)
+from percov2_core.weights import files, parts
+from percov2_core.weights.files import PAINTER_DIR, read_about
 from percov2_core.weights.find import find_base
 from percov2_core.weights.fresh import write_fresh_checkpoint
-from percov2_core.weights.parts import is_lora
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import CLIP_TOKENS, EMBEDDED, Sizes
 
 if TYPE_CHECKING:
     from percov2_core.training.recipes import RunOptions
 
-_CROPS = MappingProxyType({"sides": (192, 256, 384), "weights": (0.3, 0.4, 0.3)})
-_LOSSES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "tokens": {},
-        "painter": {
-            "freeze_tokens": True,
-            "tune_autoencoder": True,
-            "own_path": True,
-            "flow": 0.1,
-            "whole_flow": 0.75,
-            "start": 0.05,
-            "pixel": 20.0,
-            "pixel_relief": 0.7,
-            "structure": 2.0,
-            "feature_share": 0.7,
-            "perceptual": (0.0, 3.0),
-            "texture": 0.4,
-            "meaning": (0.0, 1.5),
-        },
-    }
-)
+_CROPS = {"sides": (192, 256, 384), "weights": (0.3, 0.4, 0.3)}
+_PAINTER_LOSS = {
+    "freeze_tokens": True,
+    "tune_autoencoder": True,
+    "own_path": True,
+    "flow": 0.1,
+    "whole_flow": 0.75,
+    "start": 0.05,
+    "pixel": 20.0,
+    "pixel_relief": 0.7,
+    "structure": 2.0,
+    "feature_share": 0.7,
+    "perceptual": (0.0, 3.0),
+    "texture": 0.4,
+    "meaning": (0.0, 1.5),
+}
 _LORA_RANK = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
-    """How modules over Stable Diffusion 3 are trained.
+    """How modules over Stable Diffusion 3 are trained."""
 
-    Attributes:
-        new_scale: Learning rate of what starts from random numbers (hyper-encoder, hyper-decoder,
-            low-rank matrices), as a multiple of the run's, which is the transformer's.
-        warmup: Steps before the codebook is set from the vectors seen so far; 0 to go on from a
-            codebook that is trained already.
-        batch_px: Pixels in one step of one process.
-        gradient_checkpointing: Compute activations of the transformer twice, keep few.
-        held_out: Last samples of each side, used for scores only.
-    """
-
+    # Learning rate of what starts from random numbers (hyper-encoder, hyper-decoder, low-rank
+    # matrices), as a multiple of the run's, which is the transformer's.
     new_scale: float = 10.0
+    # Steps before the codebook is set from the vectors seen so far; 0 to go on from one that is
+    # trained already.
     warmup: int = 250
-    batch_px: int = 8 * 512 * 512
-    gradient_checkpointing: bool = True
-    held_out: int = 16
+    batch_px: int = 8 * 512 * 512  # pixels in one step of one process
+    gradient_checkpointing: bool = True  # compute the transformer's activations twice, keep few
+    held_out: int = 16  # last samples of each side, used for scores only
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +95,7 @@ class CachedText:
 
 
 def train_stage1(options: RunOptions, name: str) -> None:
-    """`tokens` or `painter`.
-
-    Raises:
-        ConfigError: if there is nothing to resume from, or `--init` holds no checkpoint that fits.
-    """
+    """`tokens` or `painter`; ConfigError if `--resume` or `--init` find no checkpoint that fits."""
     (_train_over_base if options.model else _train_embedded)(options, name)
 
 
@@ -126,7 +103,7 @@ def _train_embedded(options: RunOptions, name: str) -> None:
     """Around a frozen autoencoder; to OUT/parts, an autoencoder that was tuned to OUT/vae."""
     loop = options.loop(lr=8e-4 if name == "tokens" else 5e-4)
     plan = options.settings(CropPlan, "plan", **_CROPS)
-    loss = options.settings(Stage1Loss, "loss", **_LOSSES[name])
+    loss = options.settings(Stage1Loss, "loss", **(_PAINTER_LOSS if name == "painter" else {}))
     shown = options.settings(Shown, "shown")
     vae, features, scorer = options.needs("vae"), options.features(), options.scorer()
     meaning = EfficientNetLite0() if any(loss.meaning) and features else None
@@ -140,9 +117,12 @@ def _train_embedded(options: RunOptions, name: str) -> None:
             folder = options.needs("parts")
             levels = parts.load_levels(folder, home)
             painter = parts.load_painter(folder / PAINTER_DIR, home)
+        for module in (painter.decoder, painter.flow, painter.text):
+            if isinstance(module, torch.nn.Module):
+                module.float().requires_grad_(True)
         return Stage1(
             levels,
-            trainable(painter),
+            painter,
             loss,
             shown,
             mean_use=_mean_use(plan.batch_px, loop),
@@ -159,20 +139,9 @@ def _train_embedded(options: RunOptions, name: str) -> None:
         if loss.tune_autoencoder:
             system.vae.vae.half().save_pretrained(options.out / "vae")
 
-    def evaluate(system: Stage1, step: int) -> dict[str, float]:
-        assert scorer
-        return _score(system, scorer, options.out, step)
-
     crops = PhotoCrops(options.photos(), plan, loop.seed)
-    _train(options, loop, crops, build=build, save=save, evaluate=evaluate if scorer else None)
-
-
-def trainable(painter: Painter) -> Painter:
-    """In float32, everything to be trained."""
-    for module in (painter.decoder, painter.flow, painter.text):
-        if isinstance(module, torch.nn.Module):
-            module.float().requires_grad_(True)
-    return painter
+    evaluate = partial(_score, scorer) if scorer else None
+    _train(options, loop, crops, build=build, save=save, evaluate=evaluate)
 
 
 def _prior(levels: Mapping[str, LevelModules]) -> MaskedImageModel:
@@ -183,40 +152,26 @@ def _prior(levels: Mapping[str, LevelModules]) -> MaskedImageModel:
 
 def _train_over_base(options: RunOptions, name: str) -> None:
     """A model folder over Stable Diffusion 3, on cached samples; what is trained goes back."""
-    model, tuning = model_over_base(options), options.settings(Tuning, "tuning")
+    tuning, shown = options.settings(Tuning, "tuning"), options.settings(Shown, "shown")
     # Of the paper where it says so (learning rate, decay, a constant rate), else our choice.
     loop = options.loop(
-        lr=1e-5,
-        floor=1.0,
-        warmup_steps=500,
-        steps=100_000,
-        save_every_s=900.0,
-        evaluate_every_s=1800.0,
+        lr=1e-5, floor=1.0, warmup_steps=500, steps=100_000, save_every_s=900, evaluate_every_s=1800
     )
-    cache = Cache(
-        options.needs("cache"), batch_px=tuning.batch_px, seed=loop.seed, held_out=tuning.held_out
+    model, cache = over_base(
+        options, batch_px=tuning.batch_px, seed=loop.seed, held_out=tuning.held_out
     )
-    check_pair(model, cache)
-    frozen = name == "painter"
-    loss = options.settings(
-        Stage1Loss,
-        "loss",
-        times="logistic",
-        pixel_share=0.0,
-        shift=read_about(model).shift,
-        freeze_tokens=frozen,
-    )
-    shown, held_out = options.settings(Shown, "shown"), cache.held_out()
+    defaults = {"times": "logistic", "shift": read_about(model).shift, "pixel_share": 0.0}
+    loss = options.settings(Stage1Loss, "loss", **defaults, freeze_tokens=name == "painter")
+    build = partial(build_over_base, cache, model, loss=loss, shown=shown, tuning=tuning, loop=loop)
+    held_out = cache.held_out()
     _train(
         options,
         loop,
         cache,
-        build=lambda: build_over_base(
-            cache, model, loss=loss, shown=shown, tuning=tuning, loop=loop
-        ),
+        build=build,
         save=lambda system: _put_back(system, model, cache.info.captioner),
         evaluate=(lambda system, step: mean_scores(system, held_out)) if held_out else None,
-        groups=lambda system: parameter_groups(system, new_scale=tuning.new_scale),
+        groups=partial(parameter_groups, new_scale=tuning.new_scale),
     )
 
 
@@ -259,17 +214,37 @@ def open_vae(folder: Path) -> LatentAutoencoder:
     return LatentAutoencoder(vae.to(memory_format=torch.channels_last))
 
 
+def over_base(options: RunOptions, **how: int) -> tuple[Path, Cache]:
+    """The model folder, made afresh if it is not there, and its cache, opened as `how` says.
+
+    Raises:
+        ConfigError: if the cache is for another base or text length, or a rank is given for a
+            model that is there.
+    """
+    (base, folder), state = options.over(), processes(options.device)
+    cache = Cache(options.needs("cache"), **how)
+    tokens, made = cache.info.text_tokens - CLIP_TOKENS, (folder / files.ABOUT_FILE).is_file()
+    if state.is_main_process and made and options.lora_rank is not None:
+        raise ConfigError(f"--lora-rank is for a new checkpoint, {str(folder)!r} is there")
+    if state.is_main_process and not made:
+        rank = _LORA_RANK if options.lora_rank is None else options.lora_rank
+        place = find_base(base, t5=False)
+        write_fresh_checkpoint(folder, place, base_name=base, lora_rank=rank, t5_tokens=tokens)
+    state.wait_for_everyone()
+    about = read_about(folder)
+    if (found := cache.info.base) != about.base:
+        raise ConfigError(f"cache: made with {found!r}, checkpoint is over {about.base!r}")
+    if tokens != (wanted := about.t5_tokens):
+        raise ConfigError(f"cache: made with {tokens} tokens of T5, checkpoint expects {wanted}")
+    return folder, cache
+
+
 def build_over_base(
-    cache: Cache,
-    model: Path,
-    *,
-    loss: Stage1Loss,
-    shown: Shown,
-    tuning: Tuning,
-    loop: LoopConfig,
+    cache: Cache, model: Path, *, loss: Stage1Loss, shown: Shown, tuning: Tuning, loop: LoopConfig
 ) -> Stage1:
-    """A model folder over Stable Diffusion 3 with its loss."""
-    levels, painter = _load(model, cache.empty, loop)
+    """A model folder with its loss; ConfigError if a low-rank difference is to be sharded."""
+    levels = parts.load_levels(model, Residency(device="cpu"))
+    painter = _load_painter(model, cache.empty, loop)
     if tuning.gradient_checkpointing:
         painter.flow.transformer.enable_gradient_checkpointing()
     return Stage1(
@@ -284,54 +259,8 @@ def build_over_base(
     )
 
 
-def model_over_base(options: RunOptions) -> Path:
-    """The model folder; a fresh one is written if there is none.
-
-    Raises:
-        ConfigError: if it is there, and a rank for a new one is given.
-    """
-    (base, folder), state = options.over(), processes(options.device)
-    made = (folder / ABOUT_FILE).is_file()
-    if state.is_main_process and made and options.lora_rank is not None:
-        raise ConfigError(f"--lora-rank is for a new checkpoint, {str(folder)!r} is there")
-    if state.is_main_process and not made:
-        info = read_info(options.needs("cache"))
-        write_fresh_checkpoint(
-            folder,
-            find_base(base, t5=False),
-            base_name=base,
-            lora_rank=_LORA_RANK if options.lora_rank is None else options.lora_rank,
-            t5_tokens=info.text_tokens - CLIP_TOKENS,
-        )
-    state.wait_for_everyone()
-    return folder
-
-
-def check_pair(model: Path, cache: Cache) -> None:
-    """See that a cache was made for this model folder.
-
-    Raises:
-        ConfigError: if base or text length differ.
-    """
-    about = read_about(model)
-    if cache.info.base != about.base:
-        raise ConfigError(
-            f"cache: made with {cache.info.base!r}, checkpoint is over {about.base!r}"
-        )
-    if (tokens := cache.info.text_tokens - CLIP_TOKENS) != about.t5_tokens:
-        raise ConfigError(
-            f"cache: made with {tokens} tokens of T5, checkpoint expects {about.t5_tokens}"
-        )
-
-
-def _load(
-    folder: Path, empty: TextEmbedding, loop: LoopConfig
-) -> tuple[Mapping[str, LevelModules], Painter]:
-    """On the CPU. What is trained is in float32, a frozen base may be in half precision.
-
-    Raises:
-        ConfigError: if a low-rank difference is to be sharded.
-    """
+def _load_painter(folder: Path, empty: TextEmbedding, loop: LoopConfig) -> Painter:
+    """On the CPU. What is trained is in float32, a frozen base may be in half precision."""
     place = folder / PAINTER_DIR
     low_rank = (place / "lora").is_dir()
     if low_rank and sharded():
@@ -350,34 +279,28 @@ def _load(
         if parameter.requires_grad:  # small steps vanish in half precision
             parameter.data = parameter.data.float()
     painter.decoder.requires_grad_(True)
-    return parts.load_levels(folder, home), painter
+    return painter
 
 
 def _put_back(system: Stage1, model: Path, captioner: str) -> None:
     """Replace what was trained in a model folder."""
     transformer = system.painter.flow.transformer
-    if not is_lora(transformer):
+    if not parts.is_lora(transformer):
         for parameter in transformer.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)  # as the base is published
-    saves: dict[str, Callable[[Path], None]] = {
-        PAINTER_DIR: lambda folder: parts.save_painter(system.painter, folder, packed=False)
-    }
-    if not system.weights.freeze_tokens:
-        saves |= {name: partial(_save_level, m) for name, m in system.levels.items()}
-    for name, save in saves.items():
-        folder = model / name
-        fresh, old = folder.with_suffix(".new"), folder.with_suffix(".old")
-        shutil.rmtree(fresh, ignore_errors=True)
-        save(fresh)
-        folder.rename(old)
-        fresh.rename(folder)
+    fresh, old = model / "trained.new", model / "trained.old"
+    for left in (fresh, old):
+        shutil.rmtree(left, ignore_errors=True)
+    parts.save_painter(system.painter, fresh / PAINTER_DIR, packed=False)
+    for name, modules in system.levels.items() if not system.weights.freeze_tokens else ():
+        parts.save_level(modules, fresh / name, packed=False)
+        modules.prior.model.save(fresh / name / files.ENTROPY_FILE)
+    for part in sorted(fresh.iterdir()):
+        (model / part.name).rename(old)
+        part.rename(model / part.name)
         shutil.rmtree(old)
-    write_about(replace(read_about(model), captioner=captioner), model)
-
-
-def _save_level(modules: LevelModules, folder: Path) -> None:
-    parts.save_level(modules, folder, packed=False)
-    modules.prior.model.save(folder / ENTROPY_FILE)
+    fresh.rmdir()
+    files.write_about(replace(read_about(model), captioner=captioner), model)
 
 
 def _continue_from(system: Stage1, weights: dict[str, Tensor]) -> None:
@@ -400,16 +323,15 @@ def _mean_use(batch_px: int, loop: LoopConfig) -> dict[str, float]:
     return {n: pixels / v.token_stride**2 / v.codebook_size for n, v in LEVELS.items()}
 
 
-def _score(system: Stage1, scorer: Scorer, out: Path, step: int) -> dict[str, float]:
+def _score(scorer: Scorer, system: Stage1, step: int) -> dict[str, float]:
     """One step at the lowest and at the highest guidance."""
 
     def reconstruct(x: Tensor, guidance: float) -> Tensor:
         pixels = to_8bit(x)[0].to(torch.uint8).movedim(0, -1).cpu().numpy()
         return system.reconstruct(x, describe(Image.fromarray(pixels)), guidance)
 
-    rows = {}
+    rows: dict[str, float] = {}
     for name, guidance in (("faithful", 1.0), ("vivid", TOLD_MAX)):
-        sheet = out / f"sheet-{step:06d}-{name}.jpg"
-        row = scorer.score(lambda x, g=guidance: reconstruct(x, g), sheet)  # type: ignore[misc]
-        rows.update({f"{name}_{k}": v for k, v in row.items()})
+        row = scorer.score(partial(reconstruct, guidance=guidance), step, f"-{name}")
+        rows |= {f"{name}_{k}": v for k, v in row.items()}
     return rows

@@ -61,13 +61,10 @@ def loss_of(net: PicoRank, references: Tensor, distorted: Tensor, targets: Tenso
     (R, 3, S, S) and (R * D, 3, S, S) float in [-1, 1], and (R * D, 4, G, G) float -> () float."""
     ahead = net.features(torch.cat([references, distorted]))
     count, repeats = len(references), len(distorted) // len(references)
-    maps = net.maps(
-        [f[:count].repeat_interleave(repeats, 0) for f in ahead], [f[count:] for f in ahead]
-    )
-    grid = targets.shape[-1]
-    cells = torch.stack(
-        [F.adaptive_avg_pool2d(m[:, None], grid)[:, 0] for m in maps], 1
-    )  # (R * D, 4, G, G)
+    originals = [f[:count].repeat_interleave(repeats, 0) for f in ahead]
+    maps = net.maps(originals, [f[count:] for f in ahead])
+    pooled = [F.adaptive_avg_pool2d(m[:, None], targets.shape[-1])[:, 0] for m in maps]
+    cells = torch.stack(pooled, 1)  # (R * D, 4, G, G)
     per_tap, wanted = cells.mean((2, 3)), targets.mean((2, 3))
     total, truth = combine(list(per_tap.unbind(1))), combine(list(wanted.unbind(1)))
     relative = ((total - truth).abs() / (truth + 0.05)).mean()

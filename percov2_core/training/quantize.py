@@ -39,8 +39,7 @@ class TrainingQuantizer(nn.Module):
         """Go on from the quantiser's codebook, or set it afresh after `warmup` steps (if not 0).
         `mean_use`: tokens of a step on all processes, over K."""
         super().__init__()
-        self.quantizer = quantizer
-        self.warmup = warmup
+        self.quantizer, self.warmup = quantizer, warmup
         k, d = quantizer.codebook.shape
         self.moving = Codebook(
             dim=d,

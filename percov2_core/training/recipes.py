@@ -64,7 +64,7 @@ class RunOptions:
         return SqueezeNetFeatures(self.perceptual) if self.perceptual else None
 
     def scorer(self) -> Scorer | None:
-        return Scorer(self.pictures, self.features()) if self.pictures else None
+        return Scorer(self.pictures, self.features(), self.out) if self.pictures else None
 
     def settings(self, kind: type[_Settings], key: str, **defaults: Any) -> _Settings:
         """The recipe's values under `key`, before `defaults`."""
@@ -79,11 +79,7 @@ class RunOptions:
         return settings(LoopConfig, values, "loop")
 
     def over(self) -> tuple[str, Path]:
-        """What `--model` says: a base, and the folder of the model over it.
-
-        Raises:
-            ConfigError: if it names no base.
-        """
+        """What `--model` says: a base, and the folder over it; ConfigError if it names no base."""
         if not self.model:
             raise ConfigError(
                 "--model is needed for this stage, got none: a base such as sd3-medium"
@@ -107,25 +103,15 @@ class RunOptions:
 
 
 def settings(kind: type[_Settings], values: Mapping[str, Any], where: str) -> _Settings:
-    """A dataclass from recipe values.
-
-    Raises:
-        ConfigError: if a name is unknown.
-    """
-    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - known):
-        raise ConfigError(
-            f"recipe {where}: expected {', '.join(sorted(known))}, got {unknown[0]!r}"
-        )
+    """A dataclass from recipe values; ConfigError if a name is unknown."""
+    known = sorted(f.name for f in fields(kind))  # type: ignore[arg-type]
+    if unknown := sorted(values.keys() - known):
+        raise ConfigError(f"recipe {where}: expected {', '.join(known)}, got {unknown[0]!r}")
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def read_recipe(path: Path | None) -> dict[str, Any]:
-    """The JSON object at `path`, or an empty one.
-
-    Raises:
-        ConfigError: if it is not a JSON object.
-    """
+    """The JSON object at `path`, or an empty one; ConfigError if it is something else."""
     if path is None:
         return {}
     try:

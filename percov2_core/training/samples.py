@@ -30,11 +30,7 @@ AT_ONCE_PX = 8 * 512 * 512  # pixels that the autoencoder encodes together
 
 
 class Photos:
-    """The pictures below a folder, by number.
-
-    Raises:
-        ConfigError: if there is none.
-    """
+    """The pictures below a folder, by number; ConfigError if there is none."""
 
     def __init__(self, folder: Path) -> None:
         self.files = list_pictures(folder)
@@ -49,23 +45,14 @@ class Photos:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CropPlan:
-    """Which crops the steps of a run see, and how many pixels make a batch.
+    """Which crops the steps of a run see, and how many pixels make a batch."""
 
-    Attributes:
-        sides: Crop sides in pixels.
-        weights: How often each side is drawn; relative.
-        batch_px: Pixels in one batch; the batch size follows from the side.
-    """
-
-    sides: tuple[int, ...] = (192, 256, 320)
-    weights: tuple[float, ...] = (1.0, 1.0, 1.0)
-    batch_px: int = 24 * 192 * 192
+    sides: tuple[int, ...] = (192, 256, 320)  # pixels
+    weights: tuple[float, ...] = (1.0, 1.0, 1.0)  # how often each side is drawn; relative
+    batch_px: int = 24 * 192 * 192  # the batch size follows from the side
 
     def __post_init__(self) -> None:
-        if len(self.sides) != len(self.weights):
-            raise ConfigError(
-                f"crop plan: {len(self.sides)} sides but {len(self.weights)} weights, need as many"
-            )
+        _check_as_many(self.sides, self.weights, "weights")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +63,12 @@ class GridPlan:
     counts: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if len(self.sides) != len(self.counts):
-            raise ConfigError(
-                f"crop plan: {len(self.sides)} sides but {len(self.counts)} counts, need as many"
-            )
+        _check_as_many(self.sides, self.counts, "counts")
+
+
+def _check_as_many(sides: Sequence[int], others: Sequence[float], name: str) -> None:
+    if (a := len(sides)) != (b := len(others)):
+        raise ConfigError(f"crop plan: {a} sides but {b} {name}, need as many")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,33 +98,18 @@ def planned_crops(plan: GridPlan, photos: int, *, seed: int) -> Iterator[Planned
         rng = np.random.default_rng((seed, side))
         for start in range(0, count, photos):
             order = rng.permutation(photos)[: count - start]
-            for i, photo in enumerate(order):
-                yield PlannedCrop(start + i, side, int(photo))
-
-
-def crop_batch(photos: Photos, plan: CropPlan, *, seed: int, step: int) -> NDArray[np.uint8]:
-    """(B, H, W, 3) uint8: the batch of this step, the same whenever it is asked for."""
-    rng = np.random.default_rng((seed, step))
-    side = int(rng.choice(plan.sides, p=np.array(plan.weights) / sum(plan.weights)))
-    picks = rng.integers(len(photos), size=max(1, plan.batch_px // side**2))
-    return np.stack([random_crop(photos[int(i)], side, rng) for i in picks])
+            for number, photo in enumerate(order, start):
+                yield PlannedCrop(number, side, int(photo))
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What a step sees. No tuple: FSDP would look inside and round it to half precision.
+    """What a step sees. No tuple: FSDP would look inside and round it to half precision."""
 
-    Attributes:
-        captions: B of them.
-        pixels: (B, 3, H, W) float in [-1, 1], or None where the latents are known.
-        latent: (B, 16, H/8, W/8) float, or None.
-        text: What the captions say, or None where the text model is trained along.
-    """
-
-    captions: list[str]
-    pixels: Tensor | None = None
-    latent: Tensor | None = None
-    text: TextEmbedding | None = None
+    captions: list[str]  # B of them
+    pixels: Tensor | None = None  # (B, 3, H, W) float in [-1, 1]; None where latents are known
+    latent: Tensor | None = None  # (B, 16, H/8, W/8) float
+    text: TextEmbedding | None = None  # of the captions; None where the text model learns along
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -143,14 +117,22 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class PhotoCrops:
-    """Crops of photos, others in each step, with the describer's captions."""
+    """Crops of photos, others in each step, but the same whenever a step asks for them."""
 
     photos: Photos
     plan: CropPlan
     seed: int
 
+    def pixels(self, step: int) -> NDArray[np.uint8]:
+        """(B, H, W, 3)."""
+        rng, plan = np.random.default_rng((self.seed, step)), self.plan
+        side = int(rng.choice(plan.sides, p=np.array(plan.weights) / sum(plan.weights)))
+        picks = rng.integers(len(self.photos), size=max(1, plan.batch_px // side**2))
+        return np.stack([random_crop(self.photos[int(i)], side, rng) for i in picks])
+
     def draw(self, step: int) -> Samples:
-        crops = crop_batch(self.photos, self.plan, seed=self.seed, step=step)
+        """With the describer's captions."""
+        crops = self.pixels(step)
         return Samples([describe(Image.fromarray(c)) for c in crops], pixels=to_float(crops))
 
 
@@ -190,10 +172,8 @@ def to_float(pixels: NDArray[Any] | Tensor) -> Tensor:
 
 
 def random_crop(photo: NDArray[np.uint8], side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """(side, side, 3) uint8: a random square of `photo`, flipped half of the time.
-
-    A photo whose short side is less than `side` is enlarged to it first.
-    """
+    """(side, side, 3) uint8: a random square of a photo, enlarged if it is too small, flipped half
+    of the time."""
     if min(photo.shape[:2]) < side:
         photo = _resized(photo, side)
     h, w = photo.shape[:2]

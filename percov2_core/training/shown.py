@@ -24,20 +24,12 @@ _LEAST, _MOST = 0.02, 0.8  # shares of a grid that a random prefix holds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """How often which part of a file is shown; the shares that are left see the whole of it.
+    """How often which part of a file is shown: shares of the batches."""
 
-    Attributes:
-        none: Share of batches without any fine token.
-        some: Share of batches with a part of the fine tokens.
-        no_coarse: Share of the others that do not know the coarse level.
-        blind: Share of batches in which nothing stands in place of a token that was not sent, as in
-            the encoder's search.
-    """
-
-    none: float = 0.25
-    some: float = 0.45
-    no_coarse: float = 0.5
-    blind: float = 0.15
+    none: float = 0.25  # without any fine token
+    some: float = 0.45  # with a part of the fine tokens; the others see all of them
+    no_coarse: float = 0.5  # of these others: do not know the coarse level
+    blind: float = 0.15  # nothing stands for a token that was not sent, as in the encoder's search
 
     def draw(self, grid: Grid, rng: np.random.Generator) -> tuple[NDArray[np.bool_], bool]:
         """(h, w) True where a fine token is not sent; whether the coarse level is."""
@@ -51,9 +43,7 @@ class Shown:
 
 def random_prefix(grid: Grid, rng: np.random.Generator) -> NDArray[np.bool_]:
     """(h, w) False where the token is known, True where all that is left is to be told at once.
-
-    What is known is spread evenly, by chance, or in lumps, as an order by need would take it.
-    """
+    What is known is spread evenly, by chance, or in lumps, as an order by need would take it."""
     n, kind = grid[0] * grid[1], rng.random()
     need: NDArray[np.floating]
     count = int(n * np.exp(rng.uniform(np.log(_LEAST), np.log(_MOST))))
@@ -75,14 +65,9 @@ def random_prefix(grid: Grid, rng: np.random.Generator) -> NDArray[np.bool_]:
 def shown_codes(
     fine: Tensor, unknown: NDArray[np.bool_], coarse: Tensor, *, expected: Tensor | None
 ) -> Codes:
-    """What a file that lacks some tokens says.
-
-    Args:
-        fine: (B, D, h, w) codes of all fine tokens.
-        unknown: (h, w) which of them were not sent.
-        coarse: (B, D, hp, wp) codes of the coarse level, zero if it is left out.
-        expected: (B, D, h, w) what stands for the unknown; None: nothing.
-    """
+    """What a file says that lacks the `unknown` (h, w) ones of the `fine` (B, D, h, w) codes.
+    `coarse` (B, D, hp, wp) is zero if that level is left out; `expected` (B, D, h, w) stands for
+    what is unknown (None: nothing does)."""
     hidden = torch.from_numpy(unknown).to(fine.device)
     shown = torch.where(hidden, fine.new_zeros(()) if expected is None else expected, fine)
     sent = (~hidden)[None, None].expand(len(fine), 1, -1, -1).to(fine.dtype)

@@ -17,11 +17,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from percov2_core.codec import LevelModules, Painter
@@ -36,7 +37,7 @@ from percov2_core.latent import LatentAutoencoder
 from percov2_core.metrics.features import SqueezeNetFeatures, feature_distance
 from percov2_core.metrics.meaning import EfficientNetLite0
 from percov2_core.metrics.structure import structure_distance
-from percov2_core.training.loop import StepLoss
+from percov2_core.training.loop import Groups, StepLoss
 from percov2_core.training.quantize import TrainingQuantizer
 from percov2_core.training.samples import Samples
 from percov2_core.training.shown import Shown, expected_codes, shown_codes
@@ -47,53 +48,32 @@ _TIME_FLOOR = {"whole": 0.02, "logistic": 1e-3}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage1Loss:
-    """Weights of the terms, and how times and captions are drawn.
+    """Weights of the terms (pairs: at the least and the highest guidance), and how steps draw."""
 
-    Attributes:
-        start: Of the squared error of the hyper-decoder's own estimate of the latent, which the
-            encoder's search decodes and which gives the codes a direct gradient.
-        flow: Of the squared error of the velocity.
-        commitment: Of the quantiser.
-        text_drop: Share of samples that see the empty caption, for guidance.
-        times: "whole": `whole_flow` of the samples at t = 1, the others uniform in (0, 1);
-            "logistic": the logistic of a normal number, as Stable Diffusion 3 was trained.
-        whole_flow: Share of samples at t = 1, where one step has to do it all.
-        shift: Of logistic times towards the noisy end, see `sampler.shifted`.
-        pixel_share: Share of each batch that is decoded to pixels (0: latents only).
-        feature_share: Share of those crops on which the perceptual terms are computed, those
-            of the highest guidance.
-        pixel: Of the squared error of pixels.
-        perceptual: Weight of the feature distance at the least and the highest guidance.
-        texture: Weight of the texture energy at the highest guidance; it is zero at the least.
-        structure: Weight of the structure distance.
-        meaning: Weight of the distance between features of EfficientNet-Lite0 at the least and the
-            highest guidance.
-        pixel_relief: Share of the pixel term that the highest guidance takes away.
-        tune_autoencoder: Train the autoencoder's decoder along, on what the flow gives it.
-        freeze_tokens: True once the entropy model is trained on the tokens.
-        freeze_start: Train the transformer and the text encoder alone.
-        own_path: Few-step distillation: see `Stage1._own_path`.
-    """
-
+    # Of the hyper-decoder's own estimate of the latent, by its squared error: the encoder's search
+    # decodes it, and it gives the codes a direct gradient.
     start: float = 0.3
-    flow: float = 1.0
-    commitment: float = 0.1
-    text_drop: float = 0.1
+    flow: float = 1.0  # of the squared error of the velocity
+    commitment: float = 0.1  # of the quantiser
+    text_drop: float = 0.1  # share of samples that see the empty caption, for guidance
+    # "whole": `whole_flow` of the samples at t = 1, where one step has to do it all, the others
+    # uniform in (0, 1); "logistic": the logistic of a normal number, as Stable Diffusion 3 was
+    # trained, moved towards the noisy end by `shift` (`sampler.shifted`).
     times: str = "whole"
     whole_flow: float = 0.85
     shift: float = 3.0
-    pixel_share: float = 1.0
-    feature_share: float = 0.5
-    pixel: float = 6.0
-    perceptual: tuple[float, float] = (0.05, 0.6)
-    texture: float = 0.0
-    structure: float = 0.0
-    meaning: tuple[float, float] = (0.0, 0.0)
-    pixel_relief: float = 0.0
-    tune_autoencoder: bool = False
-    freeze_tokens: bool = False
-    freeze_start: bool = False
-    own_path: bool = False
+    pixel_share: float = 1.0  # of each batch: decoded to pixels; 0: latents only
+    feature_share: float = 0.5  # of those, by the highest guidance: in the perceptual terms
+    pixel: float = 6.0  # of the squared error of pixels
+    perceptual: tuple[float, float] = (0.05, 0.6)  # of the feature distance
+    texture: float = 0.0  # of the texture distance at the highest guidance; zero at the least
+    structure: float = 0.0  # of the structure distance
+    meaning: tuple[float, float] = (0.0, 0.0)  # of the distance of EfficientNet-Lite0's features
+    pixel_relief: float = 0.0  # share of the pixel term that the highest guidance takes away
+    tune_autoencoder: bool = False  # train its decoder along, on what the flow gives it
+    freeze_tokens: bool = False  # once the entropy model is trained on them
+    freeze_start: bool = False  # train the transformer and the text encoder alone
+    own_path: bool = False  # few-step distillation, see `Stage1._flow`
 
     def __post_init__(self) -> None:
         if not 0 <= self.text_drop <= 1:
@@ -105,11 +85,7 @@ class Stage1Loss:
 
 
 class Stage1(nn.Module):
-    """Levels and painter with their loss.
-
-    Attributes:
-        unsaved: Names of weights of the transformer that do not change: a frozen base's.
-    """
+    """Levels and painter with their loss."""
 
     def __init__(
         self,
@@ -126,38 +102,32 @@ class Stage1(nn.Module):
         features: SqueezeNetFeatures | None = None,
         meaning: EfficientNetLite0 | None = None,
     ) -> None:
-        """Set what is to be trained.
+        """For `mean_use`, by level, and `warmup` see `TrainingQuantizer`.
 
-        Args:
-            mean_use, warmup: See `TrainingQuantizer`; the first by level.
-            empty: The caption that is not there, where a cache embeds the captions.
-            prior: Says what stands for fine tokens that were not sent; None: nothing does.
-            vae: Needed where samples are pixels.
-            features, meaning: For the perceptual terms.
+        `empty` is the caption that is not there, where a cache embeds the captions; `prior` says
+        what stands for fine tokens that were not sent (None: nothing does). Samples that are pixels
+        need `vae`, the perceptual terms `features` and `meaning`.
         """
         super().__init__()
         self.levels, self.painter = levels, painter
-        self.encoders = nn.ModuleDict(
-            {n: m.encoder.train().requires_grad_(not loss.freeze_tokens) for n, m in levels.items()}
-        )
-        self.quantizers = nn.ModuleDict(
-            {
-                name: TrainingQuantizer(m.quantizer, warmup=warmup, mean_use=mean_use[name])
-                for name, m in levels.items()
-            }
-        )
+        self.encoders, self.quantizers = nn.ModuleDict(), nn.ModuleDict()
+        for name, level in levels.items():
+            self.encoders[name] = level.encoder.train().requires_grad_(not loss.freeze_tokens)
+            moving = TrainingQuantizer(level.quantizer, warmup=warmup, mean_use=mean_use[name])
+            self.quantizers[name] = moving
         self.decoder = painter.decoder.train().requires_grad_(not loss.freeze_start)
         self.flow = painter.flow.train()
         if isinstance(painter.text, TextEncoder):
             self.text = painter.text
         self.weights, self.shown = loss, shown
+        for module in filter(None, (vae, prior)):
+            module.requires_grad_(False).eval()
         # In a list: frozen, and therefore no part of the checkpoint.
-        frozen_vae = vae.requires_grad_(False).eval() if vae else None
-        frozen_prior = prior.requires_grad_(False).eval() if prior else None
-        self._frozen = [frozen_vae, features, empty, meaning, frozen_prior]
+        self._frozen = [vae, features, empty, meaning, prior]
         if loss.tune_autoencoder and vae:
             self.pixels = vae.vae.decoder.requires_grad_(True)
         trained = {f"flow.{name}" for name, p in self.flow.named_parameters() if p.requires_grad}
+        # A frozen base's weights, which do not change.
         self.unsaved = frozenset(f"flow.{name}" for name in self.flow.state_dict()) - trained
 
     @property
@@ -179,10 +149,8 @@ class Stage1(nn.Module):
         loss = w.flow * flow_loss + w.start * start_loss + w.commitment * commitment
         logs = {"flow": flow_loss.item(), "start": start_loss.item()}
         if not w.freeze_tokens:
-            logs |= {
-                f"{name}_bits": cast(TrainingQuantizer, q).entropy_bits()
-                for name, q in self.quantizers.items()
-            }
+            for name, quantizer in self.quantizers.items():
+                logs[f"{name}_bits"] = cast(TrainingQuantizer, quantizer).entropy_bits()
         if x is not None and w.pixel_share:
             extra, more = self._pixels(x, estimate, guidance)
             loss, logs = loss + extra, {**logs, **more}
@@ -209,27 +177,22 @@ class Stage1(nn.Module):
             quantizer, above = self.levels[FINE.name].quantizer, parents if with_coarse else None
             expected = expected_codes(prior, quantizer, tokens, above, unknown, batch.captions)
         # Times zero: several processes want a gradient for every parameter.
-        shown = shown_codes(fine, unknown, coarse * float(with_coarse), expected=expected)
-        return shown, a + b
+        return shown_codes(fine, unknown, coarse * float(with_coarse), expected=expected), a + b
 
     def _quantised(self, level: Level, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, D, h, w) codes of a level, (B, h, w) tokens, () commitment."""
         encoder, quantizer = self.encoders[level.name], self.levels[level.name].quantizer
-        if self.weights.freeze_tokens or not self.training:
-            with torch.no_grad():
-                tokens = quantizer.tokens(encoder(z))
-                return quantizer.lookup(tokens), tokens, z.new_zeros(())
         vectors = encoder(z)
-        with torch.no_grad():
-            tokens = quantizer.tokens(vectors)
+        tokens = quantizer.tokens(vectors.detach())
+        if self.weights.freeze_tokens or not self.training:
+            return quantizer.lookup(tokens), tokens, z.new_zeros(())
         codes, commitment = self.quantizers[level.name](vectors)
         return codes, tokens, commitment
 
     def _codes(self, z: Tensor) -> Codes:
         """Codes of a whole file."""
         fine, coarse = (self._quantised(n, z)[0] for n in (FINE, COARSE))
-        unknown = np.zeros(tuple(fine.shape[2:]), dtype=np.bool_)
-        return shown_codes(fine, unknown, coarse, expected=None)
+        return Codes(fine, torch.ones_like(fine[:, :1]), coarse)
 
     def _conditions(self, codes: Codes, text: TextEmbedding, guidance: Tensor) -> Conditions:
         told = guidance_features(guidance, self.decoder.guidance_width)
@@ -243,8 +206,7 @@ class Stage1(nn.Module):
             text, empty = TextEmbedding(*(v[:-1] for v in both)), [v[-1:] for v in both]
         else:
             assert isinstance(self._frozen[2], TextEmbedding)
-            text = TextEmbedding(*(v.to(device) for v in batch.text))
-            empty = [v.to(device) for v in self._frozen[2]]
+            text, empty = send_to_device((batch.text, self._frozen[2]), device)
         dropped = torch.rand(len(batch), device=device) < self.weights.text_drop
         return TextEmbedding(
             torch.where(dropped[:, None, None], empty[0], text.sequence),
@@ -254,47 +216,36 @@ class Stage1(nn.Module):
     def _flow(
         self, z: Tensor, t: Tensor, c: Conditions, guidance: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The latent that the velocity points at, and the flow-matching loss."""
-        first = self.flow.first(c, noise)
-        if self.weights.own_path:
-            return self._own_path(z, t, c, guidance, first)
-        tt = t[:, None, None, None]
-        x_t = (1 - tt) * z + tt * first
-        v = self.flow(x_t, t, c, guidance)
-        error = (v - (first - z)).square()
-        if self.flow.config.start == "codes":
-            # (n / s)^2 undoes the scale of the network's output: every t weighs the same.
-            error = error * ((1 - tt) ** 2 + tt**2) / self.flow.config.noise_scale**2
-        return x_t - tt * v, error.mean()
+        """The latent that the velocity points at, and the flow-matching loss.
 
-    def _own_path(
-        self, z: Tensor, t: Tensor, c: Conditions, guidance: Tensor, first: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The same from where the sampler's own first step leads, instead of from the truth.
-
-        Few Euler steps meet no other states than these: a network this small, trained on true
-        interpolations alone, takes its own errors for texture.
+        With `own_path`, times are those of a path to where the sampler's first step leads, instead
+        of to the truth. Few Euler steps meet no other states than these: a network this small,
+        trained on true interpolations alone, takes its own errors for texture.
         """
-        tt = t[:, None, None, None]
-        with torch.no_grad():
-            whole = torch.ones_like(t)
-            reached = first - self.flow(first, whole, c, guidance)
-        x_t = (1 - tt) * reached + tt * first
-        estimate = x_t - tt * self.flow(x_t, t, c, guidance)
-        u = (guidance - 1) / (TOLD_MAX - 1)
-        error = (estimate - z).square().mean(dim=(1, 2, 3)) / self.flow.config.noise_scale**2
-        return estimate, ((1 - self.weights.pixel_relief * u) * error).mean()
+        w, config, tt = self.weights, self.flow.config, t[:, None, None, None]
+        first, end = self.flow.first(c, noise), z
+        if w.own_path:
+            with torch.no_grad():
+                end = first - self.flow(first, torch.ones_like(t), c, guidance)
+        x_t = (1 - tt) * end + tt * first
+        v = self.flow(x_t, t, c, guidance)
+        estimate = x_t - tt * v
+        if w.own_path:
+            error = (estimate - z).square().mean(dim=(1, 2, 3)) / config.noise_scale**2
+            return estimate, ((1 - _between((0, w.pixel_relief), guidance)) * error).mean()
+        error = (v - (first - z)).square()
+        if config.start == "codes":
+            # (n / s)^2 undoes the scale of the network's output: every t weighs the same.
+            error = error * ((1 - tt) ** 2 + tt**2) / config.noise_scale**2
+        return estimate, error.mean()
 
-    def _pixels(
-        self, x: Tensor, estimate: Tensor, guidance: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
-        w, features = self.weights, self._frozen[1]
+    def _pixels(self, x: Tensor, estimate: Tensor, guidance: Tensor) -> StepLoss:
+        w, features, meaning = self.weights, self._frozen[1], self._frozen[3]
         n = math.ceil(w.pixel_share * x.shape[0])
         y = self.vae.decode(estimate[:n])
-        u = (guidance[:n] - 1) / (TOLD_MAX - 1)
         mse = (y - x[:n]).square().mean(dim=(1, 2, 3))
-        loss = (w.pixel * (1 - w.pixel_relief * u) * mse).mean()
-        logs = {"mse": mse.mean().item()}
+        relief = _between((0, w.pixel_relief), guidance[:n])
+        loss, logs = (w.pixel * (1 - relief) * mse).mean(), {"mse": mse.mean().item()}
         if w.structure:
             structure = structure_distance(y, x[:n]).mean()
             loss = loss + w.structure * structure
@@ -304,29 +255,25 @@ class Stage1(nn.Module):
             with torch.no_grad():
                 target = features(x[:n])
             made = features(y[:n])
-            distance = feature_distance(made, target)
-            low, high = w.perceptual
-            u = u[:n]
-            texture = _texture_distance(made, target)
-            loss = loss + ((low + (high - low) * u) * distance + w.texture * u * texture).mean()
+            distance, texture = feature_distance(made, target), _texture_distance(made, target)
+            perceptual = _between(w.perceptual, guidance[:n]) * distance
+            loss = loss + (perceptual + _between((0, w.texture), guidance[:n]) * texture).mean()
             logs |= {"fd": distance.mean().item(), "texture": texture.mean().item()}
-        if isinstance(meaning := self._frozen[3], EfficientNetLite0):
+        if isinstance(meaning, EfficientNetLite0):
             # At half the size: what things are, not how they are textured.
             with torch.no_grad():
                 target = meaning.features(F.avg_pool2d(x[:n], 2))
             distance = feature_distance(meaning.features(F.avg_pool2d(y[:n], 2)), target)
-            low, high = w.meaning
-            loss = loss + ((low + (high - low) * u[:n]) * distance).mean()
+            loss = loss + (_between(w.meaning, guidance[:n]) * distance).mean()
             logs["meaning"] = distance.mean().item()
-        return loss, logs
+        return StepLoss(loss, logs)
 
     def _scored(self, batch: Samples) -> StepLoss:
         """Squared error of the velocity at fixed times, with the same noise every time."""
         _, z = self._latents(batch)
         assert batch.text is not None
-        text = TextEmbedding(*(v.to(z.device) for v in batch.text))
         ones = torch.ones(len(z), device=z.device)
-        c = self._conditions(self._codes(z), text, ones)
+        c = self._conditions(self._codes(z), send_to_device(batch.text, z.device), ones)
         noise = draw_noise(tuple(z.shape), 0, z.device)
         errors = [self._flow(z, time * ones, c, ones, noise)[1] for time in SCORED_TIMES]
         logs = {f"flow_{t:g}": e.item() for t, e in zip(SCORED_TIMES, errors, strict=True)}
@@ -337,15 +284,10 @@ class Stage1(nn.Module):
         """(1, 3, H, W) -> the same through the tokens and one step of the flow."""
         x = x.to(self.vae.device)
         z = self.vae.encode(x)
-        text = self.text.encode([caption])
-        *_, z_hat = sample(
-            self.flow,
-            self._conditions(self._codes(z), text, x.new_full((1,), guidance)),
-            self.text.encode([""]),
-            times=sigmas(1, shift=1.0),
-            guidance=guidance,
-            noise=draw_noise(tuple(z.shape), 0, z.device),
-        )
+        text, null = (self.text.encode([words]) for words in (caption, ""))
+        c = self._conditions(self._codes(z), text, x.new_full((1,), guidance))
+        noise = draw_noise(tuple(z.shape), 0, z.device)
+        *_, z_hat = sample(self.flow, c, null, times=sigmas(1, 1.0), guidance=guidance, noise=noise)
         return self.vae.decode(z_hat)
 
 
@@ -365,6 +307,12 @@ def _random_guidance(count: int) -> Tensor:
     return (1 + (TOLD_MAX - 1) * u).sort(descending=True).values
 
 
+def _between(ends: tuple[float, float], guidance: Tensor) -> Tensor:
+    """(B,) float: a weight that goes evenly from the least to the highest guidance."""
+    u, (low, high) = (guidance - 1) / (TOLD_MAX - 1), ends
+    return low + (high - low) * u
+
+
 def _texture_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
     """(B,) float: how much the local strength of the first three activations differs.
 
@@ -380,20 +328,15 @@ def _texture_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
 
 def mean_scores(system: nn.Module, batches: Sequence[Samples]) -> dict[str, float]:
     """Means over samples of what a `Stage1` in evaluation says of each batch."""
-    totals: dict[str, float] = {}
-    for batch in batches:
-        for name, value in system(batch, 1.0).logs.items():
-            totals[name] = totals.get(name, 0.0) + value * len(batch)
-    count = sum(map(len, batches))
-    return {name: round(total / count, 5) for name, total in totals.items()}
+    rows = [(system(batch, 1.0).logs, len(batch)) for batch in batches]
+    count = sum(size for _, size in rows)
+    means = {name: sum(logs[name] * size for logs, size in rows) / count for name in rows[0][0]}
+    return {name: round(mean, 5) for name, mean in means.items()}
 
 
-def parameter_groups(module: nn.Module, *, new_scale: float) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, *, new_scale: float) -> Groups:
     """A base's own weights at the run's learning rate, what starts fresh at a multiple of it."""
-    base: list[nn.Parameter] = []
-    new: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            fresh = not name.startswith("flow.") or "lora_" in name
-            (new if fresh else base).append(parameter)
-    return [{"params": base}, {"params": new, "lr_scale": new_scale}]
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    base = [name for name in trained if name.startswith("flow.") and "lora_" not in name]
+    new = [p for name, p in trained.items() if name not in base]
+    return [{"params": [trained[name] for name in base]}, {"params": new, "lr_scale": new_scale}]

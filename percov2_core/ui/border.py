@@ -26,7 +26,7 @@ from PIL import Image
 
 from percov2_core import image_io
 from percov2_core.bitstream import MAX_FILE_BYTES, Stream
-from percov2_core.config import MIN_SIDE_PX, check_whole
+from percov2_core.config import EFFORTS, MIN_SIDE_PX, check_choice, check_whole
 from percov2_core.errors import BitstreamError, ConfigError, ImageError, PerCoError
 
 MAX_UPLOAD_BYTES = 20 * 2**20
@@ -34,6 +34,7 @@ MAX_UPLOAD_PIXELS = 25 * 10**6
 COMFORTABLE_SIDE_PX = 1024  # above it, a resize is offered
 MAX_WORKING_SIDE_PX = 2048
 MAX_WORKING_PIXELS = 2_600_000  # whose tokens are read in 2 s of one plain core
+MAX_BEST_PIXELS = 1_100_000  # which the encoder's best effort takes a minute for, likewise
 MAX_STEP_PIXELS = 50 * 10**6  # steps x pixels, about a minute on two plain cores
 MAX_BODY_BYTES = 2**20  # of a request that uploads nothing: the longest link has 270 kB
 MAX_UPLOAD_BODY_BYTES = MAX_UPLOAD_BYTES * 4 // 3 + 2**16  # programs may send base64
@@ -305,6 +306,17 @@ def check_work(width_px: int, height_px: int, steps: int) -> None:
             f"steps: this page takes at most {most} for a picture of {width_px}x{height_px}, "
             f"got {steps}: use the command line"
         )
+
+
+def check_effort(effort: str, image: Image.Image) -> str:
+    """Return the effort if it takes no minutes for this picture; ConfigError if it does."""
+    width, height = image.size
+    if check_choice("effort", effort, EFFORTS) == "best" and width * height > MAX_BEST_PIXELS:
+        raise ConfigError(
+            f"effort: this page takes best up to {MAX_BEST_PIXELS / 1e6:.1f} megapixels, got "
+            f"{width}x{height}: use the command line"
+        )
+    return effort
 
 
 def words(field: str, value: object, most: int = MAX_BODY_BYTES) -> str:

@@ -234,10 +234,11 @@ class CompressTab:
         yield from self.compress(given, request)
 
     def _found(self, given: Given, image: Image.Image, caption: str) -> Tokens | None:
-        """What the encoder has found in this picture for this caption."""
+        """What the encoder has found in this picture, for this caption, with this effort."""
         runs: list[Run] = given[self.done]
-        same = (r for r in runs if r.original is image and r.contents.caption == caption)
-        return next((run.tokens for run in same), None)
+        wanted = (caption, given[self.settings.effort])
+        found = (run.tokens for run in runs if run.original is image and run.tokens)
+        return next((t for t in found if (t.caption, t.effort) == wanted), None)
 
     def _compress(self, given: Given, chosen: Chosen, turn: Turn) -> Iterator[Answer]:
         more, hybrid = self.settings, given[self.settings.mode] == "hybrid"
@@ -247,7 +248,8 @@ class CompressTab:
             tokens = found
         else:
             yield {self.stage: piece("painting", size=image.size)}
-            tokens = self.codec.look(image, caption=said)
+            effort = border.check_effort(given[more.effort], image)
+            tokens = self.codec.look(image, caption=said, effort=effort)
         stream = more.write(given, self.codec, tokens)
         contents = self.codec.read(stream)
         if turn.dropped.is_set():

@@ -24,7 +24,7 @@ from gradio.processing_utils import save_bytes_to_cache
 
 from percov2_core.bitstream import MAX_FILE_BYTES, MAX_SEED, SUFFIX
 from percov2_core.codec import PerCoV2
-from percov2_core.config import PRESETS, check_choice
+from percov2_core.config import DEFAULT_EFFORT, PRESETS, check_choice
 from percov2_core.metrics import bits_per_pixel
 from percov2_core.ui import border, text
 from percov2_core.ui.border import KEEP_FILES_S, MAX_UPLOAD_BYTES, Payload
@@ -140,19 +140,25 @@ class EndPoints:
             preset = gr.Textbox("balanced", label="preset")
             seed = gr.Number(0, precision=0, label="seed")
             size = gr.Number(0, precision=0, label="size")
+            effort = gr.Textbox(DEFAULT_EFFORT, label="effort")
             stream = gr.File(label="pcv2")
             decoded = gr.Image(label="decoded", format="png")
             facts = gr.JSON(label="facts")
             button = gr.Button()
         self.cache_dir = stream.GRADIO_CACHE
         public = {**DEVICE, "api_visibility": "public", "preprocess": False}
-        sent, wanted = [picture, mode, caption, size], [file, preset, seed]
+        sent, wanted = [picture, mode, caption, size, effort], [file, preset, seed]
         button.click(self.compress, sent, stream, api_name="compress", **public)
         button.click(self.decompress, wanted, decoded, api_name="decompress", **public)
         button.click(self.inspect, file, facts, api_name="inspect", **public)
 
     def compress(
-        self, picture: Payload | None, mode: str = "extreme", caption: str = "", size: int = 0
+        self,
+        picture: Payload | None,
+        mode: str = "extreme",
+        caption: str = "",
+        size: int = 0,
+        effort: str = DEFAULT_EFFORT,
     ) -> str:
         """Compress a picture to a .pcv2 file.
 
@@ -161,6 +167,7 @@ class EndPoints:
             mode: extreme, ultra-low or hybrid, which without a size sends the caption alone.
             caption: Text to send; empty lets the page describe the picture.
             size: Instead of the mode: the most bytes that the file may have; 0 sets no limit.
+            effort: fast, normal or best: how long to look for tokens that come close.
 
         Returns:
             The .pcv2 file.
@@ -168,7 +175,10 @@ class EndPoints:
         chosen = border.read_picture(picture)
         said = border.words("caption", caption).strip()
         most = border.whole("size", size, 0, MAX_FILE_BYTES) or None
-        stream = self.codec.encode(chosen.image, mode, caption=said or None, size=most)
+        effort = border.check_effort(effort, chosen.image)
+        stream = self.codec.encode(
+            chosen.image, mode, caption=said or None, size=most, effort=effort
+        )
         data, name = stream.to_bytes(), f"{chosen.name}{SUFFIX}"
         path: str = save_bytes_to_cache(data, name, self.cache_dir)
         return path

@@ -11,7 +11,14 @@ from PIL import Image
 
 from percov2_core.bitstream import MAX_FILE_BYTES, MAX_SEED, Stream
 from percov2_core.codec import PerCoV2
-from percov2_core.config import DEFAULT_SCHEDULE, LEVELS, MAX_GUIDANCE, MAX_STEPS, check_real
+from percov2_core.config import (
+    DEFAULT_EFFORT,
+    DEFAULT_SCHEDULE,
+    LEVELS,
+    MAX_GUIDANCE,
+    MAX_STEPS,
+    check_real,
+)
 from percov2_core.contents import Tokens
 from percov2_core.ui import border, text
 from percov2_core.ui.device import Look
@@ -57,6 +64,8 @@ class Settings:
         self.guidance = gr.Slider(1, MAX_GUIDANCE, strength, step=0.1, **control("Guidance"))
         self.seed = gr.Number(0, precision=0, minimum=0, **control("Seed"))
         self.schedule = gr.Dropdown(orders, value=DEFAULT_SCHEDULE, **control("Schedule"))
+        efforts = list(text.EFFORTS.items())
+        self.effort = gr.Radio(efforts, value=DEFAULT_EFFORT, **control("Encoder's effort"))
 
     def look(self, given: Given, image: Image.Image) -> Look:
         """How to paint `image`, if that takes no minutes."""

@@ -33,6 +33,7 @@ SCHEDULES = {
     "Checkerboard": "checkerboard",
     "None: every token costs the same": "uniform",
 }
+EFFORTS = {"Fast": "fast", "Normal": "normal", "Best (slow)": "best"}
 SIZES = {"1024 px (quick)": 1024, "Up to 2048 px (slow)": 2048}
 
 CAPTION_LABEL = "Caption (travels in the file)"
@@ -49,9 +50,10 @@ CONTROLS = {
     "Caption by": "Who writes the caption when the box is left alone or emptied.",
     "Preset": "Sets steps and guidance: closest to the original, in between, or liveliest.",
     "Steps": "How many strokes the flow model takes. More is slower.",
-    "Guidance": "How strongly the text steers the picture. 1 turns it off.",
+    "Guidance": "1 stays closest to what was sent; more invents more texture and contrast.",
     "Seed": "Another number invents other details. 0 costs no bytes.",
     "Schedule": "In which order tokens are sent, each predicted from the ones before.",
+    "Encoder's effort": "How long to look for tokens that come closer. Fast takes the first found.",
 }
 SIZE_INFO = "This picture is larger than the model likes. It is compressed at:"
 

@@ -64,10 +64,7 @@ WARM_UP_PX = 512
 
 
 def load_codec(
-    name: str | Path = "embedded",
-    *,
-    device: str | None = None,
-    residency: Residency | None = None,
+    name: str | Path = "embedded", *, device: str | None = None, residency: Residency | None = None
 ) -> PerCoV2:
     """Load a model once and keep it on its device.
 
@@ -77,16 +74,14 @@ def load_codec(
         device: A torch device; None takes PERCOV2_DEVICE, or a GPU if there is one.
         residency: How a large model lives here; None reads the environment.
 
-    Raises:
-        WeightsError: if a file is missing, unknown, damaged or of another version.
-        ConfigError: if a setting in the environment is wrong.
-    """
+    WeightsError if a file is missing, unknown, damaged or of another version; ConfigError if the
+    environment holds a wrong setting."""
     # Here and below: diffusers and transformers take seconds, which `load_file_codec` does without.
     from percov2_core.weights import parts
 
     home = residency or Residency.from_environment(device=device)
     folder, about = _find(name)
-    vae, painter = _over_base(folder, about, home) if about.base else _own(folder, home)
+    vae, painter = _vae_and_painter(folder, about, home)
     return assemble(
         about,
         digest=checked_digest(about, folder),
@@ -100,10 +95,7 @@ def load_codec(
 
 def load_file_codec(name: str | Path = "embedded") -> FileCodec:
     """The half of a model that reads and writes files, on the CPU, without its networks.
-
-    Raises:
-        WeightsError: as `load_codec` does.
-    """
+    WeightsError as for `load_codec`."""
     folder, about = _find(name)
     return FileCodec(
         name=about.name,
@@ -152,10 +144,8 @@ def assemble(
 
 
 def warm_up(codec: PerCoV2, home: Residency | None = None) -> None:
-    """Paint one grey picture per mode, if `home` (None reads the environment) asks for it.
-
-    The first run on a GPU chooses kernels and takes memory, which no visitor should wait for.
-    """
+    """Paint one grey picture per mode, if `home` (None reads the environment) asks for it: the
+    first run on a GPU chooses kernels and takes memory, which no visitor should wait for."""
     if not (home or Residency.from_environment()).warms_up:
         return
     grey = Image.new("RGB", (WARM_UP_PX, WARM_UP_PX), (128, 128, 128))
@@ -163,21 +153,19 @@ def warm_up(codec: PerCoV2, home: Residency | None = None) -> None:
         codec.decode(codec.encode(grey, mode, caption=""), steps=1, guidance=2.0)
 
 
-def _own(folder: Path, home: Residency) -> tuple[LatentAutoencoder, Painter]:
-    """A folder that holds its own base, as the embedded model's does."""
+def _vae_and_painter(
+    folder: Path, about: About, home: Residency
+) -> tuple[LatentAutoencoder, Painter]:
+    """Of a folder that holds its own base, or what differs from Stable Diffusion 3."""
     from diffusers import AutoencoderDC
 
     from percov2_core.latent import LatentAutoencoder
     from percov2_core.weights.parts import load_painter
 
-    vae = LatentAutoencoder(load_part(AutoencoderDC, folder / "vae", home.target))
-    return vae, load_painter(folder / PAINTER_DIR, home)
-
-
-def _over_base(folder: Path, about: About, home: Residency) -> tuple[LatentAutoencoder, Painter]:
-    """A folder that holds what differs from Stable Diffusion 3."""
+    if not about.base:
+        vae = LatentAutoencoder(load_part(AutoencoderDC, folder / "vae", home.target))
+        return vae, load_painter(folder / PAINTER_DIR, home)
     from percov2_core.weights.base import load_base
-    from percov2_core.weights.parts import load_painter
 
     place = find_base(about.base, t5=home.t5 and about.t5_tokens > 0)
     base = load_base(place, name=about.base, residency=home, t5_tokens=about.t5_tokens)

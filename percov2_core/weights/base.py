@@ -44,9 +44,8 @@ class SD3TextEncoder:
         device: torch.device,
     ) -> None:
         self.models, self.t5_tokens, self.device = models, t5_tokens, device
-        parts: dict[str, Any] = dict.fromkeys(
-            ("text_encoder_3", "tokenizer_3", "transformer", "scheduler", "vae")
-        )
+        absent = ("text_encoder_3", "tokenizer_3", "transformer", "scheduler", "vae")
+        parts: dict[str, Any] = dict.fromkeys(absent)
         for suffix, model, tokenizer in zip(("", "_2", "_3"), models, tokenizers, strict=False):
             parts |= {f"text_encoder{suffix}": model, f"tokenizer{suffix}": tokenizer}
         self.pipeline: Any = StableDiffusion3Pipeline(**parts)
@@ -63,9 +62,8 @@ class SD3TextEncoder:
         if captions == [""] and self._empty is not None:
             return self._empty
         options = {"do_classifier_free_guidance": False, "max_sequence_length": self.t5_tokens}
-        sequence, _, pooled, _ = self.pipeline.encode_prompt(
-            captions, None, None, device=self.device, **options
-        )
+        made = self.pipeline.encode_prompt(captions, None, None, device=self.device, **options)
+        sequence, _, pooled, _ = made
         found = TextEmbedding(sequence.float(), pooled.float())
         if captions == [""]:
             self._empty = found
@@ -83,26 +81,18 @@ class SD3Base:
 
 
 def load_base(
-    folder: Path,
-    *,
-    name: str = "sd3-medium",
-    residency: Residency | None = None,
-    t5_tokens: int = T5_TOKENS,
+    folder: Path, *, name: str = "sd3-medium", residency: Residency, t5_tokens: int = T5_TOKENS
 ) -> SD3Base:
     """Load all but the transformer of a folder in diffusers' layout, strictly.
     WeightsError if a file is missing or damaged, or a parameter does not fit; UnavailableError if
     text encoders are to visit the GPU and accelerate is not installed. 0 `t5_tokens` leave the
     third text encoder out."""
-    home = residency or Residency.from_environment()
     if not (folder / INDEX_FILE).is_file():
         raise WeightsError(f"base {name!r}: no {INDEX_FILE} in folder {str(folder)!r}")
+    home = residency
     vae = load_published(AutoencoderKL, folder / "vae", device=home.target, dtype=home.precision)
-    return SD3Base(
-        name=name,
-        vae=LatentAutoencoder(vae),
-        text=load_text(folder, home, t5_tokens=t5_tokens if home.t5 else 0),
-        shift=load_shift(folder),
-    )
+    text = load_text(folder, home, t5_tokens=t5_tokens if home.t5 else 0)
+    return SD3Base(name=name, vae=LatentAutoencoder(vae), text=text, shift=load_shift(folder))
 
 
 def load_shift(folder: Path) -> float:
@@ -143,6 +133,5 @@ def _load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise WeightsError(
-            f"tokenizer {str(folder)!r} cannot be read: {one_line(error)}"
-        ) from error
+        problem = f"tokenizer {str(folder)!r} cannot be read: {one_line(error)}"
+        raise WeightsError(problem) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from percov2_core.config import LEVELS, MODES, PRESETS, Preset
 from percov2_core.entropy.exact import ExactModel
 from percov2_core.entropy.prior import TokenPrior
-from percov2_core.errors import ConfigError, PerCoError, WeightsError
+from percov2_core.errors import ConfigError, WeightsError
 from percov2_core.weights.sizes import BASES
 
 FORMAT = 2
@@ -38,48 +38,28 @@ _Settings = TypeVar("_Settings")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
-    """The fields of `model.json`; those with a default may be absent.
+    """The fields of `model.json`; those with a default may be absent."""
 
-    Attributes:
-        name: What messages call the model.
-        presets: Steps and guidance per mode and preset.
-        shift: Of the flow's time, towards its noisy end.
-        base: Key into `sizes.BASES`; empty if the folder holds its own base.
-        t5_tokens: Tokens of the base's third text encoder that the model was trained with.
-        captioner: Who writes the captions that the model was trained on.
-        digest: Hexadecimal `model_digest` of the folder; empty if it was not recorded.
-    """
-
-    name: str
-    presets: Mapping[str, Mapping[str, Preset]]
-    shift: float = 1.0
-    base: str = ""
-    t5_tokens: int = 0
-    captioner: str = "describer"
-    digest: str = ""
+    name: str  # what messages call the model
+    base: str = ""  # key into `sizes.BASES`; empty if the folder holds its own base
+    shift: float = 1.0  # of the flow's time, towards its noisy end
+    t5_tokens: int = 0  # of the base's third text encoder, as the model was trained
+    captioner: str = "describer"  # who wrote the captions that the model was trained on
+    digest: str = ""  # hexadecimal `model_digest` of the folder; empty if it was not recorded
+    presets: Mapping[str, Mapping[str, Preset]]  # steps and guidance per mode and preset
 
 
 def read_about(folder: Path) -> About:
-    """Read and check `model.json`.
-
-    Raises:
-        WeightsError: if it is missing, of another format, or names an unknown base.
-    """
+    """Read and check `model.json`; WeightsError if it is missing, of another format, or names an
+    unknown base."""
     found = read_json(folder / ABOUT_FILE)
-    if found.get("format") != FORMAT:
-        raise WeightsError(
-            f"model {str(folder)!r}: format {found.get('format')!r}, this build reads {FORMAT}"
-        )
-    about = About(
-        name=str(found.get("name", folder.name)),
-        presets=_presets(found),
-        shift=float(found.get("shift", 1.0)),
-        base=str(found.get("base", "")),
-        t5_tokens=int(found.get("t5_tokens", 0)),
-        captioner=str(found.get("captioner", "describer")),
-        digest=str(found.get("digest", "")),
-    )
-    if about.base and about.base not in BASES:
+    if (kind := found.get("format")) != FORMAT:
+        raise WeightsError(f"model {str(folder)!r}: format {kind!r}, this build reads {FORMAT}")
+    kinds: dict[str, type[Any]] = dict.fromkeys(("base", "captioner", "digest"), str)
+    kinds |= {"shift": float, "t5_tokens": int}
+    given = {name: convert(found[name]) for name, convert in kinds.items() if name in found}
+    about = About(name=str(found.get("name", folder.name)), presets=_presets(found), **given)
+    if about.base not in ("", *BASES):
         known = ", ".join(BASES)
         raise WeightsError(f"{ABOUT_FILE}: base must be one of {known}, got {about.base!r}")
     return about
@@ -91,25 +71,14 @@ def write_about(about: About, folder: Path) -> None:
         mode: {name: preset._asdict() for name, preset in named.items()}
         for mode, named in about.presets.items()
     }
-    values = {
-        "format": FORMAT,
-        "name": about.name,
-        "base": about.base,
-        "shift": about.shift,
-        "t5_tokens": about.t5_tokens,
-        "captioner": about.captioner,
-        "digest": model_digest(folder).hex(),
-        "presets": presets,
-    }
+    digest = model_digest(folder).hex()
+    values = {"format": FORMAT, **asdict(about), "digest": digest, "presets": presets}
     write_json(folder / ABOUT_FILE, values)
 
 
 def model_digest(folder: Path) -> bytes:
-    """SHA-256 over what gives a file its meaning: caption tables, codebooks, entropy models.
-
-    Its first byte is the fingerprint in every file. The decoder's other weights may improve
-    without making old files unreadable.
-    """
+    """SHA-256 over what gives a file its meaning: caption tables, codebooks, entropy models. The
+    decoder's other weights may improve without making old files unreadable."""
     digest = hashlib.sha256()
     per_level = (ENTROPY_FILE, f"quantizer/{WEIGHTS_FILE}")
     for name in (LANGUAGE_FILE, *(f"{level}/{part}" for level in LEVELS for part in per_level)):
@@ -119,11 +88,8 @@ def model_digest(folder: Path) -> bytes:
 
 
 def checked_digest(about: About, folder: Path) -> bytes:
-    """`model_digest`, which must be the recorded one.
-
-    Raises:
-        WeightsError: if parts of another model were put into the folder.
-    """
+    """`model_digest`, which must be the recorded one; WeightsError if parts of another model were
+    put into the folder."""
     digest = model_digest(folder)
     if about.digest not in ("", digest.hex()):
         raise WeightsError(
@@ -148,17 +114,15 @@ def _preset(values: Mapping[str, Any]) -> Preset:
 
 def load_part(kind: type[_Part], folder: Path, device: torch.device) -> _Part:
     """A diffusers module from its `config.json` and its weights, strictly, in float32."""
-    config = read_json(folder / "config.json")
-    part: _Part = kind.from_config(config)  # type: ignore[attr-defined]
+    part: _Part = kind.from_config(read_json(folder / "config.json"))  # type: ignore[attr-defined]
     return fill(part, folder / WEIGHTS_FILE).to(device)
 
 
 def fill(part: _Part, weights: Path) -> _Part:
     """Load every parameter, strictly, in float32."""
+    path = existing(weights)
     try:
-        part.load_state_dict(unpack(load_file(existing(weights))), strict=True)
-    except PerCoError:
-        raise
+        part.load_state_dict(unpack(load_file(path)), strict=True)
     except Exception as error:  # safetensors and torch each raise their own kinds
         name = type(part).__name__
         raise WeightsError(f"{str(weights)!r} does not fit {name}: {one_line(error)}") from error
@@ -167,12 +131,7 @@ def fill(part: _Part, weights: Path) -> _Part:
 
 def load_published(kind: Any, folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
     """A model of diffusers or transformers from its folder, by the library's own loader.
-
-    What a part has too little, too much or misshapen is an error, not a random number.
-
-    Raises:
-        WeightsError: if a parameter does not fit, or a file is missing or damaged.
-    """
+    WeightsError if a file is missing or damaged, or a parameter missing, unknown or misshapen."""
     existing(folder / "config.json")
     try:
         part, found = kind.from_pretrained(
@@ -195,17 +154,12 @@ def check_fit(
     unknown: Iterable[str],
     misshapen: Iterable[tuple[str, Iterable[int], Iterable[int]]],
 ) -> None:
-    """Parameters that a network lacks, does not know, or has in another shape (found, expected).
-
-    Raises:
-        WeightsError: if there are any; names the first.
-    """
+    """Refuse parameters that a network lacks, does not know, or has in another shape (found,
+    expected); the WeightsError names the first."""
     wrong = [f"{name} is missing" for name in sorted(missing)]
     wrong += [f"{name} is unknown" for name in sorted(unknown)]
-    wrong += [
-        f"{name} has shape {tuple(has)}, expected {tuple(wanted)}"
-        for name, has, wanted in misshapen
-    ]
+    shape = "{} has shape {}, expected {}"
+    wrong += [shape.format(n, tuple(has), tuple(wanted)) for n, has, wanted in misshapen]
     if wrong:
         raise WeightsError(f"{str(place)!r}: {'; '.join(wrong[:_SHOWN])}")
 
@@ -221,16 +175,14 @@ def load_prior(path: Path, device: str = "cpu") -> TokenPrior:
 def pack(folder: Path) -> None:
     """Store the large matrices of a saved part as 8-bit integers: half the size of halves."""
     path = next(folder / name for name in _WEIGHTS_FILES if (folder / name).is_file())
-    packed: dict[str, Tensor] = {}
-    for name, value in load_file(path).items():
-        if value.ndim < 2 or value.numel() < PACKED_FROM:
-            packed[name] = value
-            continue
-        rows = value.float().flatten(1)
-        scale = (rows.abs().amax(dim=1) / 127).clamp_min(1e-12)  # (rows,)
-        packed[name] = (rows / scale[:, None]).round().to(torch.int8).reshape(value.shape)
-        packed[name + SCALE_SUFFIX] = scale
-    save_file(packed, path, metadata={"format": "pt"})
+    state = load_file(path)
+    for name, value in list(state.items()):
+        if value.ndim >= 2 and value.numel() >= PACKED_FROM:
+            rows = value.float().flatten(1)
+            scale = (rows.abs().amax(dim=1) / 127).clamp_min(1e-12)  # (rows,)
+            state[name] = (rows / scale[:, None]).round().to(torch.int8).reshape(value.shape)
+            state[name + SCALE_SUFFIX] = scale
+    save_file(state, path, metadata={"format": "pt"})
 
 
 def unpack(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -243,22 +195,14 @@ def unpack(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def existing(path: Path) -> Path:
-    """`path` if it is a file.
-
-    Raises:
-        WeightsError: if it is not.
-    """
+    """`path` if it is a file, else a WeightsError."""
     if not path.is_file():
         raise WeightsError(f"weights: no file at {str(path)!r}")
     return path
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        WeightsError: if the file is missing or holds something else.
-    """
+    """The object in a JSON file; WeightsError if the file is missing or holds something else."""
     try:
         value = json.loads(existing(path).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -269,11 +213,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_settings(kind: type[_Settings], path: Path) -> _Settings:
-    """A dataclass of settings from a JSON file of its fields.
-
-    Raises:
-        WeightsError: if a field is unknown or holds something that it cannot.
-    """
+    """A dataclass of settings from a JSON file of its fields; WeightsError if a field is unknown or
+    holds something that it cannot."""
     try:
         return kind(**read_json(path))
     except (TypeError, ConfigError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,13 +15,7 @@ from percov2_core.caption.captioner import BLIP_MODEL, BLIP_VARIABLE, DOWNLOAD_V
 from percov2_core.config import LEVELS
 from percov2_core.errors import WeightsError
 from percov2_core.weights import hub
-from percov2_core.weights.files import (
-    ABOUT_FILE,
-    PAINTER_DIR,
-    existing,
-    read_about,
-    read_json,
-)
+from percov2_core.weights.files import ABOUT_FILE, PAINTER_DIR, existing, read_about, read_json
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import BASES, find_base_model
 
@@ -32,12 +27,8 @@ CHECKPOINT_FILES = ["*.json", "*.npz", "*.safetensors", "*.txt", "*.md"]
 BLIP_FILES = ["*.json", "*.txt", "model.safetensors", "model-*.safetensors"]
 # Not `*.safetensors`: the Hub's folders hold a second copy of the text encoders, "model.fp16...".
 _STEMS = (
-    "config.json",
-    "*.safetensors.index.json",
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model-*.safetensors",
-    "model.safetensors",
-    "model-*.safetensors",
+    *("config.json", "*.safetensors.index.json", "model.safetensors", "model-*.safetensors"),
+    *("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-*.safetensors"),
 )
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -49,15 +40,10 @@ def base_of(name: str) -> str:
 
 
 def find_model(name: str) -> Path:
-    """The folder of a model.
-
-    Raises:
-        WeightsError: if it is not here; says how to get it.
-    """
+    """The folder of a model; WeightsError if it is not here: says how to get it."""
     if name == "embedded":
         return EMBEDDED_DIR
-    base = base_of(name)
-    if not base:
+    if not (base := base_of(name)):
         return Path(name)
     place = name.partition(":")[2]
     folder = Path(place) if place else MODELS_DIR / base
@@ -74,15 +60,8 @@ def find_model(name: str) -> Path:
 
 
 def find_base(name: str, *, t5: bool) -> Path:
-    """The folder of a base in diffusers' layout: PERCOV2_SD3_BASE, or from the Hub.
-
-    Args:
-        name: Key into `sizes.BASES`.
-        t5: Whether the third text encoder is needed.
-
-    Raises:
-        WeightsError: if it is not here; says how to get it.
-    """
+    """The folder of a base, in diffusers' layout: PERCOV2_SD3_BASE, or the Hub's, with the third
+    text encoder if `t5`. WeightsError if it is not here: says how to get it."""
     repository = find_base_model(name).repository
     if given := os.environ.get(BASE_VARIABLE, ""):
         if not (Path(given) / INDEX_FILE).is_file():
@@ -100,7 +79,7 @@ def repository_of(name: str) -> str:
 def base_files(*, t5: bool) -> list[str]:
     """Patterns of the files of a base that are used; others double the download."""
     tokenizers = ["tokenizer/*", "tokenizer_2/*", *(["tokenizer_3/*"] if t5 else [])]
-    weights = [pattern for patterns in base_parts(t5=t5).values() for pattern in patterns]
+    weights = chain.from_iterable(base_parts(t5=t5).values())
     return [INDEX_FILE, "scheduler/*.json", *tokenizers, *weights]
 
 
@@ -117,42 +96,32 @@ def _fetched(name: str, repository: str, patterns: list[str], probe: str) -> Pat
     if os.environ.get(DOWNLOAD_VARIABLE) == "1":
         return hub.download(repository, patterns, probe=probe)
     also = f", or set {BASE_VARIABLE} to its folder" if name in BASES else ""
-    raise WeightsError(
-        f"{name!r}: {repository!r} is not in the Hub's cache: run "
-        f"`python -m percov2_core weights --model {name} --download`{also}"
-    )
+    run = f"run `python -m percov2_core weights --model {name} --download`{also}"
+    raise WeightsError(f"{name!r}: {repository!r} is not in the Hub's cache: {run}")
 
 
 class Part(NamedTuple):
-    """One network or one set of tables.
-
-    `problem` is empty if it is here; `size_bytes` is that of its files; `device` is where it rests.
-    """
+    """One network or one set of tables."""
 
     name: str
     place: str
-    size_bytes: int
-    device: str
-    problem: str
+    size_bytes: int  # of its files
+    device: str  # where it rests
+    problem: str  # empty if it is here
 
 
 def inventory(name: str, home: Residency) -> list[Part]:
     """The parts of a model, present or not; nothing is fetched."""
-    base = base_of(name)
+    base, t5, device = base_of(name), True, str(home.target)
     try:
         folder = find_model(name)
         about = read_about(folder)
+        base, t5 = about.base, about.t5_tokens > 0
+        names = (*LEVELS, PAINTER_DIR) if base else ("vae", *LEVELS, PAINTER_DIR)
+        ours = [_folder(part, folder / part, device) for part in names]
     except WeightsError as error:
-        checkpoint = [Part("checkpoint", name, 0, str(home.target), str(error))]
-        return [
-            *(_base(base, home, t5=True) if base else []),
-            *checkpoint,
-            *_blip(bool(base), home),
-        ]
-    ours = [_folder(n, folder / n, str(home.target)) for n in (*LEVELS, PAINTER_DIR)]
-    if not about.base:
-        return [_folder("vae", folder / "vae", str(home.target)), *ours]
-    return [*_base(about.base, home, t5=about.t5_tokens > 0), *ours, *_blip(True, home)]
+        ours = [Part("checkpoint", name, 0, device, str(error))]
+    return [*_base(base, home, t5=t5), *ours, _blip(home)] if base else ours
 
 
 def next_step(name: str, parts: list[Part]) -> str:
@@ -165,18 +134,13 @@ def next_step(name: str, parts: list[Part]) -> str:
         return "add --download for the captioner" if missing == {"captioner"} else ""
     token = "" if get_token() else " (not set now)"
     page = f"{constants.ENDPOINT}/{find_base_model(base).repository}"
-    return (
-        f"base: accept its licence at {page}, set HF_TOKEN{token}, and add --download; "
-        f"or set {BASE_VARIABLE} to its folder"
-    )
+    fetching = f"accept its licence at {page}, set HF_TOKEN{token}, and add --download"
+    return f"base: {fetching}; or set {BASE_VARIABLE} to its folder"
 
 
 def fetch(name: str, home: Residency) -> None:
-    """Download what a model needs and this machine lacks.
-
-    Raises:
-        WeightsError: if something cannot be had; says what to accept or set.
-    """
+    """Download what a model needs and this machine lacks; WeightsError if something cannot be had:
+    says what to accept or set."""
     wanted = []
     if repository := repository_of(name):
         wanted.append((repository, CHECKPOINT_FILES, ABOUT_FILE))
@@ -196,10 +160,8 @@ def _base(name: str, home: Residency, *, t5: bool) -> Iterator[Part]:
     for part, patterns in base_parts(t5=t5 and home.t5).items():
         found = Path(given) if given else hub.cached(repository, patterns)
         device = _device(part, home)
-        if found is None:
-            yield Part(part, repository, 0, device, "not in the Hub's cache")
-        else:
-            yield _folder(part, found / part, device)
+        missing = Part(part, repository, 0, device, "not in the Hub's cache")
+        yield _folder(part, found / part, device) if found else missing
 
 
 def _device(part: str, home: Residency) -> str:
@@ -210,10 +172,8 @@ def _device(part: str, home: Residency) -> str:
 
 
 def _folder(name: str, folder: Path, device: str) -> Part:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return Part(
-        name, str(folder), sum(path.stat().st_size for path in files), device, _problem(folder)
-    )
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return Part(name, str(folder), size, device, _problem(folder))
 
 
 def _problem(folder: Path) -> str:
@@ -226,17 +186,13 @@ def _problem(folder: Path) -> str:
                 existing(index.parent / name)
     except WeightsError as error:
         return str(error)
-    if not any(folder.rglob("*.safetensors")):
-        return "no weights in it"
-    return ""
+    return "" if any(folder.rglob("*.safetensors")) else "no weights in it"
 
 
-def _blip(wanted: bool, home: Residency) -> list[Part]:
-    if not wanted:
-        return []
+def _blip(home: Residency) -> Part:
     source = os.environ.get(BLIP_VARIABLE) or BLIP_MODEL
     found = Path(source) if Path(source).is_dir() else hub.cached(source, BLIP_FILES)
     if found is None:
         note = "not in the Hub's cache: the describer writes the captions"
-        return [Part("captioner", source, 0, str(home.target), note)]
-    return [_folder("captioner", found, str(home.target))]
+        return Part("captioner", source, 0, str(home.target), note)
+    return _folder("captioner", found, str(home.target))

@@ -26,13 +26,7 @@ from percov2_core.flow.transformer import extend_patch_embedding
 from percov2_core.latent import LatentAutoencoder
 from percov2_core.weights import assemble, parts
 from percov2_core.weights.base import SD3TextEncoder, load_shift, load_text, settled
-from percov2_core.weights.files import (
-    ENTROPY_FILE,
-    LANGUAGE_FILE,
-    PAINTER_DIR,
-    About,
-    write_about,
-)
+from percov2_core.weights.files import ENTROPY_FILE, LANGUAGE_FILE, PAINTER_DIR, About, write_about
 from percov2_core.weights.find import EMBEDDED_DIR
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import CLIP_TOKENS, SD3, SHIFT, T5_TOKENS, BaseModel, Sizes
@@ -48,24 +42,15 @@ def write_fresh_checkpoint(
     lora_rank: int = 64,
     t5_tokens: int = T5_TOKENS,
     sizes: Sizes = SD3,
-    residency: Residency | None = None,
-    seed: int = 0,
 ) -> Path:
-    """Write an untrained checkpoint over a base folder, to be trained in place.
-
-    Args:
-        base: Folder of the base in diffusers' layout.
-        lora_rank: Rank of the transformer's difference; 0 writes a full transformer.
-        t5_tokens: Tokens of the third text encoder, 0 to do without it.
-
-    Raises:
-        WeightsError: if the base is incomplete.
-        UnavailableError: if `lora_rank` is not 0 and peft is not installed.
-    """
-    home = residency or Residency(device="cpu")
+    """Write an untrained checkpoint over the folder of a `base`, to be trained in place.
+    `lora_rank` is that of the transformer's difference, 0 writes a full transformer; 0 `t5_tokens`
+    do without the third text encoder. WeightsError if the base is incomplete; UnavailableError if
+    `lora_rank` is not 0 and peft is not installed."""
+    home = Residency(device="cpu")
     text = load_text(base, home, t5_tokens=0)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         plain = parts.load_transformer(base / "transformer", home)
         wide = extend_patch_embedding(plain, sizes.features)
         transformer = parts.add_lora(wide, rank=lora_rank) if lora_rank else wide
@@ -79,27 +64,21 @@ def write_fresh_checkpoint(
     return folder
 
 
-def random_codec(
-    model: BaseModel, *, residency: Residency | None = None, t5_tokens: int = T5_TOKENS
-) -> PerCoV2:
-    """A codec of the published size on random weights: speed and memory are the same.
-
-    Captions become the numbers of a small vocabulary: the real
-    tokenizers cannot be had here.
-    """
-    home = residency or Residency.from_environment()
+def random_codec(model: BaseModel, *, residency: Residency, t5_tokens: int) -> PerCoV2:
+    """A codec of the published size on random weights: speed and memory are the same. Captions
+    become the numbers of a small vocabulary: the real tokenizers cannot be had here."""
+    home = residency
     text = _random_text(model, home, t5_tokens if home.t5 else 0)
     plain = _random(home, SD3Transformer2DModel, **model.transformer)
     transformer = extend_patch_embedding(plain, model.sizes.features)
     levels, painter = parts.build(model.sizes, transformer=transformer, text=text)
+    decoder = painter.decoder.to(home.target).eval()
     return assemble(
         _about(model.name, SHIFT, t5_tokens),
         digest=bytes(32),
         vae=LatentAutoencoder(_random(home, AutoencoderKL, **model.vae)),
         levels={name: _on(modules, home) for name, modules in levels.items()},
-        painter=replace(
-            painter, decoder=painter.decoder.to(home.target).eval(), flow=painter.flow.eval()
-        ),
+        painter=replace(painter, decoder=decoder, flow=painter.flow.eval()),
         language=load_language(EMBEDDED_DIR / LANGUAGE_FILE),
         home=home,
     )
@@ -111,17 +90,14 @@ def _random(home: Residency, kind: Any, *config: Any, **settings: Any) -> Any:
     torch.set_default_dtype(home.precision)
     try:
         with home.target:
-            part = kind(*config, **settings)
+            return kind(*config, **settings).eval().requires_grad_(False)
     finally:
         torch.set_default_dtype(default)
-    return part.eval().requires_grad_(False)
 
 
 def _random_text(model: BaseModel, home: Residency, t5_tokens: int) -> SD3TextEncoder:
-    models = [
-        _random(home, CLIPTextModelWithProjection, CLIPTextConfig(**settings))
-        for settings in (model.clip_l, model.clip_g)
-    ]
+    configs = (CLIPTextConfig(**settings) for settings in (model.clip_l, model.clip_g))
+    models = [_random(home, CLIPTextModelWithProjection, config) for config in configs]
     if t5_tokens:
         models.append(_random(home, T5EncoderModel, T5Config(**model.t5)))
     return SD3TextEncoder(

@@ -41,9 +41,8 @@ def download(repository: str, patterns: list[str], *, probe: str) -> Path:
     WeightsError if the repository cannot be had; says what to accept or set. `probe` is a file that
     it must have, asked for first: a gated one answers for itself but not for its files."""
     with _one_line(repository):
-        get_hf_file_metadata(
-            hf_hub_url(repository, probe, endpoint=constants.ENDPOINT), timeout=ANSWER_S
-        )
+        address = hf_hub_url(repository, probe, endpoint=constants.ENDPOINT)
+        get_hf_file_metadata(address, timeout=ANSWER_S)
         return Path(snapshot_download(repository, allow_patterns=patterns))
 
 
@@ -54,9 +53,8 @@ def upload(folder: Path, repository: str) -> str:
         api = HfApi()
         if not api.repo_exists(repository):
             api.create_repo(repository, private=True)
-        api.upload_folder(
-            repo_id=repository, folder_path=folder, commit_message="PerCoV2 checkpoint"
-        )
+        message = "PerCoV2 checkpoint"
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
     return f"{constants.ENDPOINT}/{repository}"
 
 

@@ -7,7 +7,7 @@ the base's as peft stores it: the low-rank matrices, and the extended patch embe
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,17 +53,10 @@ if TYPE_CHECKING:
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 PATCH_EMBEDDING = "pos_embed.proj"
-TARGETS = (
-    "to_q",
-    "to_k",
-    "to_v",
-    "to_out.0",
-    "add_q_proj",
-    "add_k_proj",
-    "add_v_proj",
-    "to_add_out",
-    "ff.net.0.proj",
-    "ff.net.2",
+TARGETS = (  # queries, keys, values and outputs of the picture and of the caption; feed-forward
+    *("to_q", "to_k", "to_v", "to_out.0"),
+    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    *("ff.net.0.proj", "ff.net.2"),
 )
 
 
@@ -71,19 +64,10 @@ def build(
     sizes: Sizes, *, transformer: nn.Module | None = None, text: TextEmbedder | None = None
 ) -> tuple[dict[str, LevelModules], Painter]:
     """Fresh modules on the CPU; the entropy models give every token the same probability.
-
-    Args:
-        transformer: A base's, its input channels extended; None makes one, which paints `start`.
-        text: The base's text encoders; None makes one.
-    """
+    `transformer` and `text` encoders are a base's, the input channels extended; None makes a
+    transformer, which paints `start`, and an encoder."""
     text = text or small_text_encoder(VOCABULARY, width=sizes.text_width, layers=sizes.text_layers)
-    flow = FlowConfig(
-        start=sizes.start,
-        noise_scale=sizes.noise_scale,
-        guidance_width=sizes.guidance_width,
-        text_guidance=sizes.text_guidance,
-        tile=sizes.tile,
-    )
+    flow = FlowConfig(**{field.name: getattr(sizes, field.name) for field in fields(FlowConfig)})
     decoder = HyperDecoder(
         LATENT_CHANNELS,
         sizes.features,
@@ -101,36 +85,29 @@ def build(
 
 def _build_level(name: str, sizes: Sizes) -> LevelModules:
     level, ratio = sizes.levels[name], PARENT_RATIO if name == FINE.name else 0
-    masked = MaskedModelConfig(
-        codebook_size=sizes.codebook_size, vocabulary=VOCABULARY, ratio=ratio
-    )
+    count, width = sizes.codebook_size, sizes.code_dim
+    masked = MaskedModelConfig(codebook_size=count, vocabulary=VOCABULARY, ratio=ratio)
     widths, depths = level.encoder_widths, level.encoder_depths
     return LevelModules(
-        encoder=HyperEncoder(LATENT_CHANNELS, widths, depths, sizes.code_dim),
-        quantizer=VectorQuantizer(sizes.codebook_size, sizes.code_dim),
+        encoder=HyperEncoder(LATENT_CHANNELS, widths, depths, width),
+        quantizer=VectorQuantizer(count, width),
         prior=TokenPrior(export(MaskedImageModel(masked).eval())),
         search=level.search,
     )
 
 
 def save_level(modules: LevelModules, folder: Path, *, packed: bool) -> None:
-    """Write all but the entropy model, which is trained afterwards and saved by itself.
-
-    Args:
-        packed: In half precision, large matrices in 8 bits; the modules are left in half
-            precision. False keeps the precision that they have.
-    """
+    """Write all but the entropy model, which is trained afterwards and saved by itself. `packed` is
+    in half precision, large matrices in 8 bits, and leaves the modules in half precision; else they
+    keep the precision that they have."""
     _save(modules.encoder, folder / "hyper_encoder", packed)
     modules.quantizer.save_pretrained(folder / "quantizer")  # its numbers give tokens a meaning
     write_json(folder / "search.json", asdict(modules.search))
 
 
 def save_painter(painter: Painter, folder: Path, *, packed: bool) -> None:
-    """Write the painter; the transformer as its low-rank difference if `add_lora` made it.
-
-    Args:
-        packed: As in `save_level`.
-    """
+    """Write the painter, `packed` as in `save_level`; the transformer as its low-rank difference if
+    `add_lora` made it."""
     _save(painter.decoder, folder / "hyper_decoder", packed)
     if isinstance(painter.text, TextEncoder):
         _save(painter.text.model, folder / "text_encoder", packed)
@@ -149,21 +126,18 @@ def _save(part: Any, folder: Path, packed: bool) -> None:
 
 
 def load_levels(folder: Path, home: Residency) -> dict[str, LevelModules]:
-    """Load the levels of a model.
+    """Load the levels of a model; WeightsError if a file is missing or damaged, or a parameter does
+    not fit."""
+    return {name: _load_level(folder / name, home.target) for name in LEVELS}
 
-    Raises:
-        WeightsError: if a file is missing or damaged, or a parameter does not fit.
-    """
-    device, found = home.target, {}
-    for name in LEVELS:
-        place = folder / name
-        found[name] = LevelModules(
-            encoder=load_part(HyperEncoder, place / "hyper_encoder", device),
-            quantizer=load_part(VectorQuantizer, place / "quantizer", device),
-            prior=load_prior(place / ENTROPY_FILE, str(device)),
-            search=read_settings(SearchConfig, place / "search.json"),
-        )
-    return found
+
+def _load_level(folder: Path, device: torch.device) -> LevelModules:
+    return LevelModules(
+        encoder=load_part(HyperEncoder, folder / "hyper_encoder", device),
+        quantizer=load_part(VectorQuantizer, folder / "quantizer", device),
+        prior=load_prior(folder / ENTROPY_FILE, str(device)),
+        search=read_settings(SearchConfig, folder / "search.json"),
+    )
 
 
 def load_painter(
@@ -174,23 +148,15 @@ def load_painter(
     text: TextEmbedder | None = None,
     merge: bool = True,
 ) -> Painter:
-    """Load painter/ of a model.
-
-    Args:
-        base: Folder of Stable Diffusion 3, for a model over it.
-        text: Its text encoders; None loads those beside the painter.
-        merge: Fold a low-rank difference into the weights; False keeps it apart, for training.
-
-    Raises:
-        WeightsError: if a file is missing or damaged, or a parameter does not fit.
-        UnavailableError: if the checkpoint needs peft and it is not installed.
-    """
+    """Load painter/ of a model; one over Stable Diffusion 3 needs the folder of that `base`, and
+    its `text` encoders (None loads those beside the painter). `merge` folds a low-rank difference
+    into the weights; False keeps it apart, for training. WeightsError if a file is missing or
+    damaged, or a parameter does not fit; UnavailableError if peft is needed and not installed."""
     device = home.target
-    transformer = (
-        _load_over(folder, base, home, merge)
-        if base
-        else load_part(SD3Transformer2DModel, folder / "transformer", device)
-    )
+    if base:
+        transformer = _load_over(folder, base, home, merge)
+    else:
+        transformer = load_part(SD3Transformer2DModel, folder / "transformer", device)
     return Painter(
         decoder=load_part(HyperDecoder, folder / "hyper_decoder", device),
         text=text or _load_text(folder, device),
@@ -242,19 +208,11 @@ def _load_text(folder: Path, device: torch.device) -> TextEncoder:
 
 
 def add_lora(transformer: SD3Transformer2DModel, *, rank: int = 64) -> PeftModel:
-    """Wrap an extended transformer so that only the low-rank part and the patch embedding train.
-
-    Before training its output is the transformer's.
-
-    Raises:
-        UnavailableError: if peft is not installed.
-    """
+    """Wrap an extended transformer so that only the low-rank part and the patch embedding train;
+    before training its output is the transformer's. UnavailableError if peft is not installed."""
     peft = _peft()
     config = peft.LoraConfig(
-        r=rank,
-        lora_alpha=rank,
-        target_modules=list(TARGETS),
-        modules_to_save=[PATCH_EMBEDDING],
+        r=rank, lora_alpha=rank, target_modules=list(TARGETS), modules_to_save=[PATCH_EMBEDDING]
     )
     wrapped: PeftModel = peft.get_peft_model(transformer, config)
     return wrapped
@@ -265,23 +223,19 @@ def is_lora(transformer: nn.Module) -> bool:
     return hasattr(transformer, "peft_config")
 
 
-def save_lora(transformer: nn.Module, folder: Path) -> None:
+def save_lora(transformer: Any, folder: Path) -> None:
     """Write the difference of what `add_lora` made."""
-    wrapped: Any = transformer
     folder.mkdir(parents=True, exist_ok=True)
-    wrapped.peft_config["default"].save_pretrained(folder)
-    state = _peft().get_peft_model_state_dict(wrapped)
+    transformer.peft_config["default"].save_pretrained(folder)
+    state = _peft().get_peft_model_state_dict(transformer)
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     save_file(state, folder / ADAPTER_FILE, metadata={"format": "pt"})
 
 
 def load_lora(transformer: SD3Transformer2DModel, folder: Path) -> PeftModel:
-    """Put a saved difference around an extended transformer, strictly.
-
-    Raises:
-        WeightsError: if a parameter is missing, unknown or misshapen, or a file is damaged.
-        UnavailableError: if peft is not installed.
-    """
+    """Put a saved difference around an extended transformer, strictly. WeightsError if a parameter
+    is missing, unknown or misshapen, or a file is damaged; UnavailableError if peft is not
+    installed."""
     peft = _peft()
     path = existing(folder / ADAPTER_FILE)
     existing(folder / ADAPTER_CONFIG_FILE)
@@ -299,10 +253,9 @@ def load_lora(transformer: SD3Transformer2DModel, folder: Path) -> PeftModel:
     return wrapped
 
 
-def merged(transformer: nn.Module, dtype: torch.dtype) -> SD3Transformer2DModel:
+def merged(transformer: PeftModel, dtype: torch.dtype) -> SD3Transformer2DModel:
     """The plain, frozen transformer that computes the same; the wrapped one is used up."""
-    wrapped: Any = transformer
-    plain: SD3Transformer2DModel = wrapped.merge_and_unload()
+    plain: SD3Transformer2DModel = transformer.merge_and_unload()
     for parameter in plain.parameters():  # peft trains in float32
         parameter.data = parameter.data.to(dtype)
     return plain.requires_grad_(False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from percov2_core.config import check_choice
 from percov2_core.errors import ConfigError
 
 OFFLOADS = ("none", "t5", "text")
@@ -29,10 +30,8 @@ class Residency:
     warm_up: bool | None = None
 
     def __post_init__(self) -> None:
-        for field, allowed in (("dtype", DTYPES), ("offload", OFFLOADS)):
-            if (value := getattr(self, field)) not in allowed:
-                name = f"PERCOV2_{field.upper()}"
-                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        check_choice("PERCOV2_DTYPE", self.dtype, DTYPES)
+        check_choice("PERCOV2_OFFLOAD", self.offload, OFFLOADS)
         try:
             torch.device(self.device or "cpu")
         except RuntimeError as error:

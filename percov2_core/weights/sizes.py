@@ -13,13 +13,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from percov2_core.config import COARSE, FINE
-from percov2_core.errors import ConfigError
+from percov2_core.config import COARSE, FINE, check_choice
 from percov2_core.hyper.search import SearchConfig
 
 CLIP_TOKENS = 77
 T5_TOKENS = 256
-
 
 Settings: TypeAlias = Mapping[str, Any]
 
@@ -35,13 +33,11 @@ class LevelSizes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """One model. `coarse_*` and `decoder_*` are those of the hyper-decoder, coarse to fine.
-
-    `heads`, `head_dim`, `layers` and `pos_embed_max` are those of a transformer of one's own,
-    `text_width` and `text_layers` of the text encoder beside it: a model over Stable Diffusion 3
-    takes both from its base. `start`, `noise_scale`, `text_guidance` and `tile` are explained at
-    `FlowConfig`.
-    """
+    """One model. `coarse_*` and `decoder_*` are those of the hyper-decoder, coarse to fine; those
+    of a transformer of one's own are `heads`, `head_dim`, `layers` and `pos_embed_max`, of the text
+    encoder beside it `text_width` and `text_layers`: a model over Stable Diffusion 3 takes both
+    from its base. `start`, `noise_scale`, `text_guidance`, `guidance_width` and `tile` are those of
+    `FlowConfig`."""
 
     coarse: LevelSizes
     fine: LevelSizes
@@ -96,12 +92,9 @@ def _over_sd3(
     code_dim: int = 16,
     features: int = 32,
 ) -> Sizes:
-    """The paper's flow from pure noise; the tile is what the base was trained on, 1024 px.
-
-    Args:
-        widths, depths: Of the coarse level's encoder.
-        fine: Width and depth of the fine level's, and of the hyper-decoder on its grid.
-    """
+    """The paper's flow from pure noise; the tile is what the base was trained on, 1024 px. `widths`
+    and `depths` are those of the coarse level's encoder, `fine` width and depth of the fine level's
+    and of the hyper-decoder on its grid."""
     return Sizes(
         coarse=LevelSizes(encoder_widths=widths, encoder_depths=depths),
         fine=LevelSizes(encoder_widths=fine[:1], encoder_depths=fine[1:]),
@@ -125,22 +118,16 @@ SHIFT = 3.0  # of the flow's time, towards its noisy end
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseModel:
-    """One model of the family: settings of its parts, and of ours over it.
+    """One model of the family: settings of its parts, and of ours over it."""
 
-    Attributes:
-        name: What `load_codec` and `model.json` call it.
-        repository: Its diffusers layout on the Hub; gated.
-        sizes: Of our modules.
-    """
-
-    name: str
-    repository: str
+    name: str  # what `load_codec` and `model.json` call it
+    repository: str  # its diffusers layout on the Hub; gated
     transformer: Settings
     vae: Settings
     clip_l: Settings
     clip_g: Settings
     t5: Settings
-    sizes: Sizes
+    sizes: Sizes  # of our modules
 
 
 def _published(name: str, sizes: Sizes) -> BaseModel:
@@ -156,11 +143,5 @@ TINY = _published(
 
 
 def find_base_model(name: str) -> BaseModel:
-    """Look up a published base by its name.
-
-    Raises:
-        ConfigError: if there is no such base.
-    """
-    if name not in BASES:
-        raise ConfigError(f"base must be one of {', '.join(BASES)}, got {name!r}")
-    return BASES[name]
+    """Look up a published base by its name; ConfigError if there is no such base."""
+    return BASES[check_choice("base", name, BASES)]

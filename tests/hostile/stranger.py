@@ -1,14 +1,10 @@
 """The page's own protocol without its browser: what any program on the internet can send."""
 
-from __future__ import annotations
-
 import json
 import secrets
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -41,23 +37,23 @@ class Answer:
     data: list[Any] = field(default_factory=list)
 
     @property
-    def full(self) -> bool:
+    def full(self):
         """The queue took no more visitors."""
         return self.status == 503
 
     @property
-    def refused(self) -> bool:
+    def refused(self):
         return self.status >= 400 or (self.finished and not self.success)
 
-    def finish(self, output: dict[str, Any], *, success: bool) -> None:
+    def finish(self, output, *, success):
         self.finished, self.success = True, success
         self.error, self.data = output.get("error"), output.get("data") or []
 
 
-class Stranger:
+class Stranger(AbstractContextManager):
     """One session, which may do what it likes."""
 
-    def __init__(self, address: str, config: dict[str, Any] | None = None) -> None:
+    def __init__(self, address, config=None):
         self.http = httpx.Client(base_url=address, timeout=PATIENCE_S)
         self.patience_s = PATIENCE_S
         self.config = config or self.http.get("config").json()
@@ -65,35 +61,31 @@ class Stranger:
         self.parts = {part["id"]: part for part in self.config["components"]}
         self.session = secrets.token_hex(6)
 
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_):
         self.http.close()
 
-    def named(self, name: str) -> int:
+    def named(self, name):
         """Number of a public end point."""
         return next(i for i, call in self.calls.items() if call["api_name"] == name)
 
-    def part(self, elem_id: str) -> int:
+    def part(self, elem_id):
         """Number of an element of the page."""
         return next(i for i, part in self.parts.items() if part["props"].get("elem_id") == elem_id)
 
-    def upload(self, name: str, data: bytes) -> dict[str, Any]:
+    def upload(self, name, data):
         """-> what gradio's own client sends for the file from then on."""
         answer = self.http.post(f"{API}/upload", files={"files": (name, data)})
         answer.raise_for_status()
         return file_data(answer.json()[0], orig_name=name)
 
-    def join(self, call: Call) -> Answer:
+    def join(self, call):
         """Ask for a place in the queue; what needs none is answered at once."""
         queued = self.calls[call.number]["queue"]
+        route = f"{API}/{'queue/join' if queued else 'run/predict'}"
         body = {"data": call.data, "event_data": call.event, "fn_index": call.number}
-        reply = self.http.post(
-            f"{API}/{'queue/join' if queued else 'run/predict'}",
-            content=json.dumps({**body, "session_hash": self.session}).encode(),
-            headers={"content-type": "application/json"},
-        )
+        body["session_hash"] = self.session
+        headers = {"content-type": "application/json"}
+        reply = self.http.post(route, content=json.dumps(body), headers=headers)
         answer = Answer(call, reply.status_code, reply.text)
         if queued and reply.is_success:
             answer.event_id = reply.json()["event_id"]
@@ -101,18 +93,16 @@ class Stranger:
             answer.finish(reply.json(), success=reply.is_success)
         return answer
 
-    def messages(self) -> Generator[dict[str, Any], None, None]:
+    def messages(self):
         """What the server says to this session, until nothing is under way."""
         route, who = f"{API}/queue/data", {"session_hash": self.session}
-        with (
-            suppress(httpx.ReadTimeout),
-            self.http.stream("GET", route, params=who, timeout=self.patience_s) as stream,
-        ):
+        asked = self.http.stream("GET", route, params=who, timeout=self.patience_s)
+        with suppress(httpx.ReadTimeout), asked as stream:
             for line in stream.iter_lines():
                 if line.startswith("data:"):
                     yield json.loads(line[5:])
 
-    def ask(self, calls: Iterable[Call]) -> list[Answer]:
+    def ask(self, calls):
         """All at once; -> their answers, in order."""
         answers = [self.join(call) for call in calls]
         waiting = {answer.event_id: answer for answer in answers if answer.event_id}
@@ -130,45 +120,43 @@ class Stranger:
                     break
         return answers
 
-    def one(self, number: int, data: Sequence[Any]) -> Answer:
+    def one(self, number, data):
         return self.ask([Call(number, list(data))])[0]
 
 
 class Visitor(Stranger):
     """Somebody who uses the page as it is meant: values of its parts, and what follows what."""
 
-    def __init__(self, address: str, config: dict[str, Any] | None = None) -> None:
+    def __init__(self, address, config=None):
         super().__init__(address, config)
         self.values = {i: part["props"].get("value") for i, part in self.parts.items()}
         self.presses = 0
         self.patient = True  # stays for what is measured after a picture is there
 
-    def put(self, elem_id: str, value: Any) -> None:
+    def put(self, elem_id, value):
         """Fill an element of the page."""
         self.values[self.part(elem_id)] = value
 
-    def shown(self, elem_id: str) -> Any:
+    def shown(self, elem_id):
         return self.values[self.part(elem_id)]
 
-    def fire(self, elem_id: str, event: str) -> Answer:
+    def fire(self, elem_id, event):
         """Something happens to an element; -> the first answer, or the first that failed."""
         return self._fire([self.part(elem_id), event])
 
-    def enter(self, link: str) -> Answer:
+    def enter(self, link):
         """The page is opened by a link."""
         self.http.params = httpx.QueryParams(pcv2=link)
         return self._fire("load")
 
-    def _fire(self, wanted: Any) -> Answer:
-        started = [
-            i
-            for i, call in self.calls.items()
-            if any(wanted in (target, target[1]) for target in call["targets"])
-        ]
-        answers = [answer for number in started for answer in self._run(number)]
+    def _fire(self, wanted):
+        answers = []
+        for number, call in self.calls.items():
+            if any(wanted in (target, target[1]) for target in call["targets"]):
+                answers += self._run(number)
         return next((answer for answer in answers if not answer.success), answers[0])
 
-    def _run(self, number: int, *, deep: bool = False) -> Iterator[Answer]:
+    def _run(self, number, *, deep=False):
         call = self.calls[number]
         data = [self.values.get(i) for i in call["inputs"]]
         if "presses" in (call["js"] or ""):  # which the page's own script counts
@@ -187,5 +175,5 @@ class Visitor(Stranger):
                 yield from self._run(follower["id"], deep=True)
 
 
-def file_data(path: str | Path, **more: Any) -> dict[str, Any]:
+def file_data(path, **more):
     return {"path": str(path), "meta": {"_type": "gradio.FileData"}, **more}

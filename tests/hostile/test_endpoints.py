@@ -1,19 +1,14 @@
 """Every input of every end point gets what it should not get, and says so in a sentence."""
 
-from __future__ import annotations
-
-import io
 import json
 import re
-from collections.abc import Iterator
 from itertools import islice
-from typing import Any
 
 import pytest
 
 from tests.hostile import values
-from tests.hostile.conftest import Target
-from tests.hostile.stranger import Answer, Call, Visitor
+from tests.hostile.stranger import Call, Visitor
+from tests.picture_files import saved
 from tests.tiny import picture, tiny_codec
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(600)]
@@ -28,11 +23,9 @@ FEW = 3  # values for an input of a function that has had all of them at another
 class Attack:
     """A session in the middle of its visit, and every call that it will try."""
 
-    def __init__(self, visitor: Visitor, target: Target) -> None:
+    def __init__(self, visitor, target):
         self.visitor, self.target = visitor, target
-        buffer = io.BytesIO()
-        picture(64, 64).save(buffer, "PNG")
-        self.photo = visitor.upload("photo.png", buffer.getvalue())
+        self.photo = visitor.upload("photo.png", saved(picture(64, 64), "PNG"))
         stream = tiny_codec().encode(picture(64, 64), "ultra-low", caption="a cat")
         self.file = visitor.upload("photo.pcv2", stream.to_bytes())
         visitor.patient = False
@@ -40,27 +33,25 @@ class Attack:
         assert visitor.fire("pc-image", "change").success
         assert visitor.fire("pc-compress", "click").success
 
-    def usual(self, part: int) -> Any:
+    def usual(self, part):
         """What a well-meaning program would send to an input."""
         kind, props = self.visitor.parts[part]["type"], self.visitor.parts[part]["props"]
         if kind not in FILES:
             return self.visitor.values.get(part)
         return self.photo if kind == "image" or props.get("label") == "picture" else self.file
 
-    def calls(self) -> Iterator[Call]:
+    def calls(self):
         """Every end point, public or not, with one input after the other replaced.
 
         Gradio lists a function once for each event that calls it (`draw`, `draw_1`): the first gets
         everything.
         """
         paths = values.payloads(self.target.places)
-        uploads = {
-            what: self.visitor.upload(name, data)
-            for what, (name, data) in values.uploads(tiny_codec()).items()
-        }
+        files = values.uploads(tiny_codec())
+        uploads = {what: self.visitor.upload(*file) for what, file in files.items()}
         for name in (values.MARK, "../" * 50, "a" * 10_000, "\0\x1b[31m\u202e"):
             uploads[f"named {name[:12]!r}"] = {**self.file, "orig_name": name}
-        seen: set[str] = set()
+        seen = set()
         for number, call in self.visitor.calls.items():
             name = re.sub(r"_\d+$", "", call["api_name"])
             function = f"{name} {call['inputs']} {call['outputs']}"
@@ -81,13 +72,12 @@ class Attack:
                     data = [*usual[:place], value, *usual[place + 1 :]]
                     yield Call(number, data, f"{kind} {place}: {what}")
 
-    def faults(self, answer: Answer) -> Iterator[str]:
+    def faults(self, answer):
         """What is wrong with an answer."""
         call, said = self.visitor.calls[answer.call.number], answer.error or ""
         kinds = [self.visitor.parts[part]["type"] for part in call["outputs"]]
-        html = [
-            v for kind, v in zip(kinds, answer.data, strict=False) if kind in ("html", "markdown")
-        ]
+        shown = zip(kinds, answer.data, strict=False)
+        html = [value for kind, value in shown if kind in ("html", "markdown")]
         _, _, what = answer.call.what.partition(": ")
         faults = {
             f"HTTP {answer.status}": answer.status >= 500 and not answer.full and not said,
@@ -100,16 +90,13 @@ class Attack:
             "HTML of the stranger's": values.MARK in json.dumps(html),
             "accepted": what in values.payloads(self.target.places) and not answer.refused,
         }
-        for fault, is_so in faults.items():
-            if is_so:
-                yield f"{call['api_name']}, {answer.call.what}: {fault}"
+        where = f"{call['api_name']}, {answer.call.what}"
+        return [f"{where}: {fault}" for fault, is_so in faults.items() if is_so]
 
 
-def test_every_input_of_every_end_point_is_refused_or_harmless(
-    visitor: Visitor, target: Target
-) -> None:
+def test_every_input_of_every_end_point_is_refused_or_harmless(visitor, target):
     attack, wrong, tried = Attack(visitor, target), [], 0
-    calls, before = attack.calls(), target.memory_bytes
+    calls, before = attack.calls(), target.server.memory_bytes
     while batch := list(islice(calls, AT_ONCE)):
         tried += len(batch)
         wrong += [fault for answer in visitor.ask(batch) for fault in attack.faults(answer)]
@@ -118,6 +105,6 @@ def test_every_input_of_every_end_point_is_refused_or_harmless(
     assert wrong == []
     assert target.called == []
     assert not target.complaints()
-    assert target.memory_bytes - before < GROWTH_BYTES
+    assert target.server.memory_bytes - before < GROWTH_BYTES
     with Visitor(target.server.address) as following:
         assert Attack(following, target)

@@ -1,33 +1,28 @@
 """What a stranger sends: values, paths, pictures and files that nobody should have to fear."""
 
-from __future__ import annotations
-
 import io
 import os
 import random
 import struct
 import zipfile
-import zlib
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
 from percov2_core.bitstream import Stream
 from percov2_core.caption.packing import FORMS
-from percov2_core.codec import PerCoV2
 from percov2_core.config import FILE_MODES
 from percov2_core.entropy.coder import SymbolWriter
 from tests.hostile.stranger import file_data
+from tests.picture_files import chunk, saved
 from tests.tiny import picture
 
 MARK = "<img src=x onerror=alert(1)>"  # may reach no page unescaped
 SECRET = "what the owner keeps to himself"
 NOISE = random.Random(26_000).randbytes(26_000)  # begins with what may be a caption
 
-ANYTHING: dict[str, Any] = {
+ANYTHING = {
     "HTML": f"{MARK}<script>alert(1)</script>",
     "not a number": float("nan"),
     "null": None,
@@ -52,13 +47,13 @@ ANYTHING: dict[str, Any] = {
     "a nest": [[[[[[[[[[[[[[[[{}]]]]]]]]]]]]]]]],
 }
 # What the page's own scripts send along with a click.
-EVENTS: list[Any] = [
+EVENTS = [
     "x", [1], *({"name": value, "path": value, "key": value}
                 for value in ("run:999", ["a"], float("nan"), MARK, "", None, -1)),
 ]  # fmt: skip
 
 
-def places(folder: Path, uploads: Path, port: int) -> dict[str, str]:
+def places(folder, uploads, port):
     """Paths and addresses that no visitor may have opened. `port`: somebody listens there."""
     secret, info = folder / "secret.png", PngImagePlugin.PngInfo()
     info.add_text("Comment", SECRET)
@@ -100,9 +95,9 @@ def places(folder: Path, uploads: Path, port: int) -> dict[str, str]:
     }
 
 
-def payloads(places: dict[str, str]) -> dict[str, Any]:
+def payloads(places):
     """The same as the page's file inputs take them, with and without gradio's mark."""
-    found: dict[str, Any] = {}
+    found = {}
     for what, path in places.items():
         found |= {f"{what}, bare": {"path": path}, f"{what}, marked": file_data(path)}
         if "://" in path:
@@ -113,9 +108,9 @@ def payloads(places: dict[str, str]) -> dict[str, Any]:
     return found | {f"odd {i}": payload for i, payload in enumerate(odd)}
 
 
-def uploads(codec: PerCoV2) -> dict[str, tuple[str, bytes]]:
+def uploads(codec):
     """-> name and content of pictures and files that are none, or too much of one."""
-    plain = _png(picture(64, 64))
+    plain = saved(picture(64, 64), "PNG")
     long, squeezed = PngImagePlugin.PngInfo(), PngImagePlugin.PngInfo()
     long.add_text("Comment", "a" * 5_000_000)
     squeezed.add_text("Comment", "a" * 50_000_000, zip=True)
@@ -132,15 +127,15 @@ def uploads(codec: PerCoV2) -> dict[str, tuple[str, bytes]]:
     return claims | {
         "60,000 x 60,000": ("a.png", _png_header(60_000, 60_000)),
         "4,000,000,000 x 1": ("a.png", _png_header(4_000_000_000, 1)),
-        "5 MB of text": ("a.png", _png(picture(64, 64), pnginfo=long)),
-        "50 MB of text, squeezed": ("a.png", _png(picture(64, 64), pnginfo=squeezed)),
+        "5 MB of text": ("a.png", saved(picture(64, 64), "PNG", pnginfo=long)),
+        "50 MB of text, squeezed": ("a.png", saved(picture(64, 64), "PNG", pnginfo=squeezed)),
         "10,000 frames": ("a.png", _gif(10_000)),
         "an archive in an archive": ("a.png", _archive(_archive(bytes(10**7)))),
         "half a picture": ("a.png", plain[: len(plain) // 2]),
         "nothing": ("a.png", b""),
         "a drawing": ("a.svg", f"<svg onload='alert(1)'>{MARK}</svg>".encode()),
         "a program": ("a.png", b"%!PS\n(/etc/passwd) (r) file"),
-        "one line": ("a.png", _png(Image.new("RGB", (4000, 1)))),
+        "one line": ("a.png", saved(Image.new("RGB", (4000, 1)), "PNG")),
         "named in HTML": (f"{MARK}.png", b"no picture"),
         "too long": ("a.pcv2", stream.to_bytes() + bytes(300_000)),
         "a header": ("a.pcv2", stream.to_bytes()[:7]),
@@ -150,7 +145,7 @@ def uploads(codec: PerCoV2) -> dict[str, tuple[str, bytes]]:
     }
 
 
-def claim(stream: Stream, mode: str, size: tuple[int, int], payload: bytes) -> bytes:
+def claim(stream, mode, size, payload):
     """A file of any size that a header can name, with `payload` in it."""
     header = Stream.blank(size, mode, stream.fingerprint, schedule=stream.schedule)
     if FILE_MODES[mode].partial:
@@ -158,7 +153,7 @@ def claim(stream: Stream, mode: str, size: tuple[int, int], payload: bytes) -> b
     return replace(header, check=stream.check, payload=payload).to_bytes()
 
 
-def caption_of_bytes(codec: PerCoV2, said: bytes) -> bytes:
+def caption_of_bytes(codec, said):
     """A file whose caption is `said`, which need not be text."""
     writer = SymbolWriter()
     forms = np.array([[form.frequency for form in FORMS]], dtype=np.uint32)
@@ -170,30 +165,21 @@ def caption_of_bytes(codec: PerCoV2, said: bytes) -> bytes:
     return replace(stream, payload=writer.finish()).to_bytes()
 
 
-def _png(image: Image.Image, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", **options)
-    return buffer.getvalue()
-
-
-def _png_header(width: int, height: int) -> bytes:
+def _png_header(width, height):
     """A picture that ends after saying how large it is."""
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk
-    return head + struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 10**6) + b"IDAT"
+    header = chunk(b"IHDR", struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + struct.pack(">I", 10**6) + b"IDAT"
 
 
-def _gif(frames: int) -> bytes:
+def _gif(frames):
     """A picture that goes on and on."""
-    buffer = io.BytesIO()
     first, second = (picture(64, 64, seed=seed).convert("P") for seed in (0, 1))
-    first.save(buffer, "GIF", save_all=True, append_images=[second])
-    data = buffer.getvalue()
+    data = saved(first, "GIF", save_all=True, append_images=[second])
     start = data.index(b"\x21\xf9")
     return data[:start] + data[start:-1] * (frames // 2) + b";"
 
 
-def _archive(data: bytes) -> bytes:
+def _archive(data):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", data)

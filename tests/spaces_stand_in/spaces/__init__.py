@@ -6,36 +6,26 @@ only the kind comes back. Here everything stays in this process, and each call i
 line of JSON.
 """
 
-from __future__ import annotations
-
 import inspect
 import json
 import os
 import pickle
-import sys
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 LOG_VARIABLE = "SPACES_STAND_IN_LOG"
-CALLS: list[dict[str, Any]] = []
-BORROWED: list[str] = []  # the tasks that have the GPU now
+CALLS = []
+BORROWED = []  # the tasks that have the GPU now
 
 
-def GPU(*, duration: Callable[..., float]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    def decorate(task: Callable[..., Any]) -> Callable[..., Any]:
-        def once(*arguments: Any) -> Any:
-            arguments = _through_a_pipe(arguments)
-            _note(task, duration(*arguments))
-            with _borrowed(task.__name__):
-                return _through_a_pipe(task(*arguments))
+def GPU(*, duration):
+    def decorate(task):
+        def once(*arguments):
+            with _borrowed(task, duration, arguments) as passed:
+                return _through_a_pipe(task(*passed))
 
-        def step_by_step(*arguments: Any) -> Iterator[Any]:
-            arguments = _through_a_pipe(arguments)
-            _note(task, duration(*arguments))
-            with _borrowed(task.__name__):
-                for state in task(*arguments):
-                    yield _through_a_pipe(state)
+        def step_by_step(*arguments):
+            with _borrowed(task, duration, arguments) as passed:
+                yield from map(_through_a_pipe, task(*passed))
 
         return step_by_step if inspect.isgeneratorfunction(task) else once
 
@@ -47,31 +37,26 @@ class WorkerError(Exception):
 
 
 @contextmanager
-def _borrowed(name: str) -> Iterator[None]:
-    BORROWED.append(name)
+def _borrowed(task, duration, arguments):
+    """-> the arguments on the other side, where errors are but their kind."""
+    passed = _through_a_pipe(arguments)
+    CALLS.append({"task": task.__name__, "seconds": duration(*passed)})
+    if path := os.environ.get(LOG_VARIABLE):
+        with open(path, "a", encoding="utf-8") as log:
+            log.write(json.dumps(CALLS[-1]) + "\n")
+    BORROWED.append(task.__name__)
     try:
-        yield
+        yield passed
     except Exception as error:
         raise WorkerError(type(error).__name__) from None
     finally:
-        BORROWED.remove(name)
+        BORROWED.remove(task.__name__)
 
 
-def gradio_auto_wrap(task: Callable[..., Any]) -> Callable[..., Any]:
+def gradio_auto_wrap(task):
     """What gradio asks for each listener; hosts leave them as they are unless told otherwise."""
     return task
 
 
-def _through_a_pipe(value: Any) -> Any:
+def _through_a_pipe(value):
     return pickle.loads(pickle.dumps(value))
-
-
-def _note(task: Callable[..., Any], seconds: float) -> None:
-    call = {"task": task.__name__, "seconds": seconds, "torch_first": _TORCH_WAS_THERE}
-    CALLS.append(call)
-    if path := os.environ.get(LOG_VARIABLE):
-        with open(path, "a", encoding="utf-8") as log:
-            log.write(json.dumps(call) + "\n")
-
-
-_TORCH_WAS_THERE = "torch" in sys.modules
