@@ -18,7 +18,7 @@ H x W pixels (padded to whole tokens), D code width, h x w token grid, K codeboo
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -184,7 +184,7 @@ class PerCoV2(FileCodec):
             self._search(x, z, level, picture.size, text, effort) if wanted else None
             for level, wanted in ((COARSE, coarse), (FINE, fine))
         ]
-        return Tokens(picture.size, text, *grids, effort)
+        return Tokens(picture.size, text, grids[0], grids[1], effort)
 
     def _search(
         self,
@@ -207,9 +207,8 @@ class PerCoV2(FileCodec):
             if level == FINE.name:
                 given = _codes(codes, torch.ones_like(codes[:, :1]), None)
             else:
-                fine = codes.new_zeros(
-                    *codes.shape[:2], *(PARENT_RATIO * n for n in codes.shape[2:])
-                )
+                sides = (PARENT_RATIO * n for n in codes.shape[2:])
+                fine = codes.new_zeros(*codes.shape[:2], *sides)
                 given = Codes(fine, fine[:, :1], codes)
             return self.vae.decode(self.painter.decoder(given, told).start)
 
@@ -219,16 +218,8 @@ class PerCoV2(FileCodec):
             found = modules.prior.choices(tile.cpu().numpy(), known, schedule=schedule)
             return torch.from_numpy(found).to(tile.device)
 
-        search = modules.search
-        rounds = {"fast": 0, "normal": search.rounds, "best": search.best_rounds}[effort]
-        found = search_tokens(
-            nearest,
-            modules.quantizer,
-            decode,
-            x,
-            config=replace(search, rounds=rounds),
-            bits=bits if rounds else None,
-        )
+        config = modules.search.at(effort)
+        found = search_tokens(nearest, modules.quantizer, decode, x, config=config, bits=bits)
         tokens: Ints = found[0].cpu().numpy()
         return tokens
 
@@ -325,9 +316,8 @@ class PerCoV2(FileCodec):
         """What a file says, as vectors: in place of a token not sent, the code to be expected."""
         coarse, fine = contents.coarse, contents.fine
         quantizer = self.levels[FINE.name].quantizer
-        codes = quantizer.lookup(
-            torch.from_numpy(fine.tokens)[None].to(self.device)
-        )  # (1, D, h, w)
+        tokens = torch.from_numpy(fine.tokens)[None].to(self.device)
+        codes = quantizer.lookup(tokens)  # (1, D, h, w)
         sent = torch.from_numpy(fine.sent).to(codes)[None, None]  # (1, 1, h, w)
         if contents.guesses is not None:
             guesses = torch.from_numpy(contents.guesses.astype(np.float32)).to(codes.device)

@@ -1,6 +1,5 @@
 """The one intake: any picture -> 8-bit sRGB, upright, on white; and PIL <-> tensors.
-
-B batch (here 1), H x W pixels, H' x W' pixels after padding.
+H x W pixels, H' x W' pixels after padding; batches are of one.
 
 Pillow decodes, behind `picture_file`, which hides from it what it stumbles over and knows what it
 does not tell: pyvips, OpenImageIO and imagecodecs bring 20 to 80 MB and gaps of their own. HEIC
@@ -13,7 +12,7 @@ import importlib
 import io
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias
@@ -48,6 +47,7 @@ _TURNS = (
 _BRADFORD = np.array(
     [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
 )
+_SIDES = f"each side must have {MIN_SIDE_PX} to {MAX_SIDE_PX}"
 _STRIP_ROWS = 64  # converted at a time, so that memory stays small
 
 
@@ -60,10 +60,9 @@ class Probe(NamedTuple):
 
 
 def load(source: Source, *, fit: int | None = None, name: str = "") -> Image.Image:
-    """Read a picture from a path, its bytes or an open file; the first frame if it moves.
-    `fit` is the longest side to reduce it to, `name` what its owner calls it; -> 8-bit sRGB, mode
-    "RGB", as `normalise` makes it. ImageError if it is no picture, is damaged, or a side is outside
-    [64, 4096] (after fitting): one sentence with what to do; OSError if it cannot be opened."""
+    """Read a picture, or the first frame of one that moves -> mode "RGB", as `normalise` makes it.
+    `fit` is the longest side to reduce it to, `name` what its owner calls it. ImageError if it is
+    none, is damaged, or a side is outside [64, 4096] after fitting; OSError if it does not open."""
     with _about(_called(source, name)):
         stored, image = _open(source)
         size = _checked(stored.size or image.size, fit)
@@ -88,10 +87,8 @@ def normalise(image: Image.Image) -> Image.Image:
         size = _checked(image.size, None)
         if type(image) is Image.Image and image.mode == "RGB" and not image.info:
             return image  # as this module made it: nothing is done twice
-        stored = Stored(
-            kind=image.format or "picture",
-            orientation=picture_file.exif_orientation(image.info.get("exif")),
-        )
+        turned = picture_file.exif_orientation(image.info.get("exif"))
+        stored = Stored(image.format or "picture", orientation=turned)
         return _finished(_decoded(stored, image, size), stored, size)
 
 
@@ -152,8 +149,8 @@ def _checked(size: tuple[int, int], fit: int | None) -> tuple[int, int]:
         )
     if fit is None and small != size:
         raise ImageError(
-            f"has {width} x {height} pixels, and each side must have {MIN_SIDE_PX} to "
-            f"{MAX_SIDE_PX}: reduce it, with --fit {MAX_SIDE_PX} or load(fit={MAX_SIDE_PX})"
+            f"has {width} x {height} pixels, and {_SIDES}: "
+            f"reduce it, with --fit {MAX_SIDE_PX} or load(fit={MAX_SIDE_PX})"
         )
     return small
 
@@ -164,15 +161,11 @@ def _reduced(size: tuple[int, int], side_px: int) -> tuple[int, int]:
     width, height = (max(1, round(side * scale)) for side in size)
     if min(*size, width, height) >= MIN_SIDE_PX:
         return width, height
-    found = f"has {size[0]} x {size[1]} pixels"
-    if scale == 1:
-        raise ImageError(
-            f"{found}, and each side must have {MIN_SIDE_PX} to {MAX_SIDE_PX}: choose a larger one"
-        )
-    raise ImageError(
-        f"{found}, which become {width} x {height} when reduced, and each side must have at "
-        f"least {MIN_SIDE_PX}: cut it to a less extreme shape"
-    )
+    wrong = f"and {_SIDES}: choose a larger one"
+    if scale < 1:
+        wrong = f"which become {width} x {height} when reduced, and each side must have at least "
+        wrong += f"{MIN_SIDE_PX}: cut it to a less extreme shape"
+    raise ImageError(f"has {size[0]} x {size[1]} pixels, {wrong}")
 
 
 def _open(source: Source) -> tuple[Stored, Image.Image]:
@@ -283,8 +276,7 @@ def _to_srgb_of(colour: picture_file.Colour, top: int) -> Callable[[NDArray[Any]
         seen = light[levels]
         if levels.shape[2] == 3:
             seen = seen @ matrix.T.astype(np.float32)
-        found: NDArray[Any] = srgb[np.rint(seen.clip(0, 1) * 65535).astype(np.intp)]
-        return found
+        return np.asarray(srgb[np.rint(seen.clip(0, 1) * 65535).astype(np.intp)])
 
     return convert
 
@@ -303,8 +295,7 @@ def _to_xyz(primaries: tuple[float, ...]) -> NDArray[Any]:
     white, corners = places[:, 0], places[:, 1:]
     seen = _BRADFORD @ [0.3127 / 0.329, 1, 0.3583 / 0.329] / (_BRADFORD @ white)
     adapted = np.linalg.inv(_BRADFORD) @ np.diag(seen) @ _BRADFORD
-    found: NDArray[Any] = adapted @ corners * np.linalg.solve(corners, white)
-    return found
+    return np.asarray(adapted @ corners * np.linalg.solve(corners, white))
 
 
 def _finished(image: Image.Image, stored: Stored, size: tuple[int, int]) -> Image.Image:
@@ -329,13 +320,10 @@ def _plain(image: Image.Image) -> Image.Image:
         return _scaled(image, highest=1.0)
     if image.mode.startswith("I"):
         return _scaled(image, highest=65535)
-    if image.mode == "La" or (image.mode == "L" and image.has_transparency_data):
-        return image.convert("LA")
-    if image.has_transparency_data and image.mode not in ("LA", "RGBA"):
-        return image.convert("RGBA")
-    if image.mode in ("1", "P"):
-        return image.convert("L" if image.mode == "1" else "RGB")
-    return image
+    mode = {"1": "L", "P": "RGB", "La": "LA"}.get(image.mode, image.mode)
+    if image.has_transparency_data and mode not in ("LA", "RGBA"):
+        mode = "LA" if image.mode == "L" else "RGBA"
+    return image if mode == image.mode else image.convert(mode)
 
 
 def _scaled(image: Image.Image, *, highest: float) -> Image.Image:
@@ -353,7 +341,7 @@ def _scaled(image: Image.Image, *, highest: float) -> Image.Image:
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Apply the colour profile if there is one that fits; otherwise trust the numbers."""
     if profile:
-        try:
+        with suppress(ImageCms.PyCMSError, OSError, ValueError):
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             mode = _PROFILE_MODES.get(source.profile.xcolor_space)
             fitting = image.convert("RGB") if (image.mode, mode) == ("L", "RGB") else image
@@ -362,7 +350,5 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
                 converted = ImageCms.profileToProfile(fitting, source, target, outputMode="RGB")
                 assert converted is not None  # None only for conversions in place
                 return converted
-        except (ImageCms.PyCMSError, OSError, ValueError):
-            pass
         logger.warning("colour profile ignored: it is damaged or for another kind of picture")
     return image.convert("RGB")

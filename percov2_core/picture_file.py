@@ -11,7 +11,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -56,13 +56,7 @@ _PRIMARIES = {
     12: (0.3127, 0.3290, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06),
 }
 _VIDEO = (1, 6, 14, 15)
-_TRANSFERS: dict[int, float | str] = {
-    **dict.fromkeys(_VIDEO, 2.4),
-    4: 2.2,
-    5: 2.8,
-    8: 1.0,
-    13: "srgb",
-}
+_CURVES: dict[int, float | str] = {**dict.fromkeys(_VIDEO, 2.4), 4: 2.2, 5: 2.8, 8: 1, 13: "srgb"}
 _HDR = {16: "PQ", 18: "HLG"}
 
 # Tags of a TIFF that pixels depend on: of one value, and of several.
@@ -71,8 +65,7 @@ _SERIAL_TAGS = {258, 273, 279, 320, 324, 325, 338, 339, 347, 519, 520, 521, 529,
 _WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 7: 1, 16: 8}  # bytes of a value, by the type of a tag
 _BITS, _PHOTOMETRIC, _ORIENTATION, _PROFILE = 258, 262, 274, 34675
 
-# width of a JPEG XL as a multiple of its height
-_RATIOS = ((1, 0), (1, 1), (6, 5), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
+_MARKER = re.compile(rb"\xff([^\0\1\xd0-\xd9\xff])")  # of those that begin a JPEG's segment
 
 
 class Colour(NamedTuple):
@@ -171,59 +164,45 @@ def _png(data: bytes) -> Stored:
     pairs = (bits, colour_type) == (16, 4)  # grey and alpha, which Pillow would cut to 8 bits
     if pairs:
         header[8:10] = 8, 6
-    palette = [name for name in (b"PLTE", b"tRNS") if name in first and colour_type == 3]
-    kept = [(b"IHDR", bytes(header)), *((name, first[name]) for name in palette)]
-    kept += [(b"IDAT", stream), (b"IEND", b"")]
-    colour, profile = _png_colour(first)
+    palette = [(n, first[n]) for n in (b"PLTE", b"tRNS") if n in first and colour_type == 3]
+    kept = [(b"IHDR", bytes(header)), *palette, (b"IDAT", stream), (b"IEND", b"")]
+    packed = (struct.pack(f">I4s{len(b)}sI", len(b), n, b, zlib.crc32(n + b)) for n, b in kept)
     clear = first.get(b"tRNS", b"")
     keyed = colour_type in (0, 2) and len(clear) >= 2 + 2 * colour_type
-    packed = (
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        for name, body in kept
-    )
-    return Stored(
-        "PNG",
-        data[:8] + b"".join(packed),
-        orientation=exif_orientation(first.get(b"eXIf", b"")),
-        profile=profile,
-        colour=colour,
-        key=struct.unpack_from(f">{1 + colour_type}H", clear) if keyed else (),
-        bits=bits,
-        pairs=pairs,
-        size=size,
-        place=place,
-    )
+    key = struct.unpack_from(f">{1 + colour_type}H", clear) if keyed else ()
+    turn = exif_orientation(first.get(b"eXIf"))
+    profile, colour = _png_colour(first)
+    file = data[:8] + b"".join(packed)
+    return Stored("PNG", file, turn, profile, colour, key, bits, pairs, size=size, place=place)
 
 
 def _inflates(stream: bytes) -> bool:
     """True if the pixels' own check value is right, whatever that of the chunk says."""
     inflater = zlib.decompressobj()
-    try:
+    with suppress(zlib.error):
         while stream and inflater.decompress(stream, 2**20):
             stream = inflater.unconsumed_tail
-    except zlib.error:
-        return False
     return inflater.eof
 
 
-def _png_colour(first: dict[bytes, bytes]) -> tuple[Colour | None, bytes | None]:
+def _png_colour(first: dict[bytes, bytes]) -> tuple[bytes | None, Colour | None]:
+    """The profile, or what says the colours in its place."""
     cicp = first.get(b"cICP", b"")
     if len(cicp) == 4 and cicp[3] == 1 and {cicp[0], cicp[1]} != {2}:
-        return _by_code(cicp[0], cicp[1]), None
+        return None, _by_code(cicp[0], cicp[1])
     if b"iCCP" in first:
         packed = first[b"iCCP"].partition(b"\0")[2][1:]
-        try:
-            return None, zlib.decompressobj().decompress(packed, MAX_PROFILE_BYTES)
-        except zlib.error:
-            return None, None
+        with suppress(zlib.error):
+            return zlib.decompressobj().decompress(packed, MAX_PROFILE_BYTES), None
+        return None, None
     gamma = int.from_bytes(first.get(b"gAMA", b"")) / 100_000
     if b"sRGB" in first or not 0 < gamma < 100:
         return None, None
     if len(first.get(b"cHRM", b"")) == 32:
         places = tuple(place / 100_000 for place in struct.unpack(">8I", first[b"cHRM"]))
-        return Colour(places, 1 / gamma), None
+        return None, Colour(places, 1 / gamma)
     # Whoever writes about the curve of sRGB means that of sRGB.
-    return (Colour(SRGB_PRIMARIES, 1 / gamma) if abs(gamma * 2.2 - 1) > 0.05 else None), None
+    return None, Colour(SRGB_PRIMARIES, 1 / gamma) if abs(gamma * 2.2 - 1) > 0.05 else None
 
 
 def _by_code(primaries: int, transfer: int) -> Colour | None:
@@ -233,24 +212,22 @@ def _by_code(primaries: int, transfer: int) -> Colour | None:
             f"is of high dynamic range ({_HDR[transfer]}), which is not read here: "
             "save it as an ordinary picture (SDR, sRGB)"
         )
-    known = primaries in _PRIMARIES and transfer in _TRANSFERS and (primaries, transfer) != (1, 13)
-    return Colour(_PRIMARIES[primaries], _TRANSFERS[transfer]) if known else None
+    known = primaries in _PRIMARIES and transfer in _CURVES and (primaries, transfer) != (1, 13)
+    return Colour(_PRIMARIES[primaries], _CURVES[transfer]) if known else None
 
 
 def _jpeg(data: bytes) -> Stored:
     """Tables, frame and scans; of what is for applications, only Adobe's and JFIF's colours."""
-    kept, profile = [data[:2]], []
+    kept, parts = [data[:2]], []  # the latter of the profile
     orientation, frame, at = 1, b"", 2
     while (found := _MARKER.search(data, at)) and found[1] != b"\xda":
         marker, at = found[1][0], found.end()
-        if 0xD0 <= marker <= 0xD9 or marker == 1:  # no segment follows
-            continue
         at += int(struct.unpack_from(">H", data, at)[0])
         body = data[found.end() + 2 : at]
         if marker == 0xE1 and body[:6] == b"Exif\0\0" and orientation == 1:
             orientation = exif_orientation(body)
         elif marker == 0xE2 and body[:12] == b"ICC_PROFILE\0":
-            profile.append(body[12:])
+            parts.append(body[12:])
         elif marker == 0xE0 and body[:5] == b"JFIF\0":
             kept.append(b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0")
         elif marker < 0xE0 or (marker == 0xEE and body[:5] == b"Adobe" and len(body) >= 12):
@@ -263,16 +240,8 @@ def _jpeg(data: bytes) -> Stored:
     scans = data[found.start() : end + 2] if end >= 0 else data[found.start() :].rstrip(b"\xff")
     if end < 0 and not _scanned(frame, scans):
         raise ValueError("the pixels are not all there")
-    return Stored(
-        "JPEG",
-        b"".join(kept) + scans,
-        orientation=orientation,
-        profile=b"".join(part[2:] for part in sorted(profile, key=lambda part: part[:1])) or None,
-        ended=end >= 0,
-    )
-
-
-_MARKER = re.compile(rb"\xff([^\0\xff])")
+    profile = b"".join(part[2:] for part in sorted(parts, key=lambda part: part[:1])) or None
+    return Stored("JPEG", b"".join(kept) + scans, orientation, profile, ended=end >= 0)
 
 
 def _scanned(frame: bytes, scans: bytes) -> bool:
@@ -288,12 +257,12 @@ def _scanned(frame: bytes, scans: bytes) -> bool:
 
 
 class _Tag(NamedTuple):
-    """An entry in a TIFF's directory: its first value as a whole number, and all as they stand."""
+    """An entry in a TIFF's directory."""
 
     number: int
     kind: int
-    value: int
-    content: bytes
+    value: int  # the first, as a whole number
+    content: bytes  # all values as they stand
 
 
 def _tags(data: bytes) -> Iterator[_Tag]:
@@ -304,8 +273,7 @@ def _tags(data: bytes) -> Iterator[_Tag]:
         return int.from_bytes(data[at : at + size], order)
 
     word, head = (8, 8) if number(2, 2) == 43 else (4, 2)  # of a BigTIFF, or any other
-    start = number(word, word)
-    step = 4 + 2 * word
+    start, step = number(word, word), 4 + 2 * word
     end = start + head + step * min(number(start, head), 65535)
     for at in range(start + head, min(end, len(data) - step + 1), step):
         kind = number(at + 2, 2)
@@ -319,9 +287,7 @@ def _tags(data: bytes) -> Iterator[_Tag]:
 
 def _tiff(data: bytes) -> Stored:
     """The same pixels before a directory of what they need; a BigTIFF becomes an ordinary one."""
-    tags: dict[int, _Tag] = {}
-    for tag in _tags(data):
-        tags.setdefault(tag.number, tag)
+    tags = {tag.number: tag for tag in reversed([*_tags(data)])}  # the first of a number counts
     facts = {number: tag.value for number, tag in tags.items()}
     bits = facts.get(_BITS, 1)
     negative = bits in (12, 16) and facts.get(_PHOTOMETRIC) == 0
@@ -345,14 +311,9 @@ def _tiff(data: bytes) -> Stored:
         entries += content.ljust(4, b"\0")
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", start)
     directory = struct.pack(order + "H", len(kept)) + entries + values
-    return Stored(
-        "TIFF",
-        (head + data[8:]).ljust(start, b"\0") + directory,
-        orientation=exif_orientation(data),
-        profile=tags[_PROFILE].content if _PROFILE in tags else None,
-        bits=bits,
-        negative=negative,
-    )
+    file = (head + data[8:]).ljust(start, b"\0") + directory
+    profile = tags[_PROFILE].content if _PROFILE in tags else None
+    return Stored("TIFF", file, exif_orientation(data), profile, bits=bits, negative=negative)
 
 
 def _heif(kind: str, data: bytes) -> Stored:
@@ -383,7 +344,8 @@ def _jpeg_xl(data: bytes) -> Stored:
 
     small = take(1) == 1
     height = side()
-    over, under = _RATIOS[take(3)]
+    ratios = ((1, 0), (1, 1), (6, 5), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # width to height
+    over, under = ratios[take(3)]
     return Stored("JPEG XL", data, 1, size=(height * over // under if under else side(), height))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from inspect import signature
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile
 
@@ -41,7 +41,7 @@ class Pcv2ImageFile(ImageFile.ImageFile):
         self._mode = "RGB"
         self.info.update(mode=self._stream.mode, schedule=self._stream.schedule)
 
-    def load(self) -> Image.core.PixelAccess | None:
+    def load(self) -> Any:
         if self._stream is not None:
             codec = _codec(MODEL)
             try:

@@ -92,8 +92,7 @@ def distortion_perception(
 
 
 def per_picture(frame: pd.DataFrame, *, x: str = "bpp", y: str = "picorank") -> go.Figure:
-    """A point per row. `customdata` holds the picture, the setting's key and the thumbnail's
-    path, for a page that shows the picture while the pointer is on its point."""
+    """A point per row, with `customdata`: the picture, the setting's key, the thumbnail's path."""
     rows = frame.dropna(subset=[x, y])
     _require(rows, x, y)
     figure = _drawn(px.scatter, rows, x, y, custom_data=["picture", "key", "thumbnail"])
@@ -133,9 +132,8 @@ def _require(frame: pd.DataFrame, *needed: str) -> None:
 def write_report(
     frame: pd.DataFrame, out: Path, pictures: Iterable[Picture], notes: Sequence[str]
 ) -> Path:
-    """Write `out/report.html`: every figure that the rows allow, the table, a picture wall.
-    The file loads nothing from anywhere; its thumbnails are looked for below `out`. `notes` are
-    sentences to show above the table, such as metrics that cannot be had."""
+    """Write `out/report.html`: all figures that the rows allow, `notes`, a table, a picture wall.
+    The file loads nothing from anywhere; its thumbnails are looked for below `out`."""
     # Responsive: the grid's columns are narrower once the page has its scroll bar.
     drawn = {"include_plotlyjs": False, "full_html": False, "config": {"responsive": True}}
     errors = frame.loc[frame["error"].notna(), ["picture", "key", "error"]]

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from percov2_core.config import MODES
+from percov2_core.config import DEFAULT_EFFORT, MODES
 from percov2_core.ui.page import SWEEP_FILES_S
 from percov2_core.ui.settings import LEAST_BYTES
 from percov2_core.ui.text import CANCELLED
@@ -112,7 +112,7 @@ class Crowd:
         job = dice.choice(self.jobs)
         photo, file = visitor.upload("a.png", job.photo), visitor.upload("a.pcv2", job.file)
         for name, data, expected, read in (
-            ("compress", [photo, job.mode, job.caption, 0], job.file, bytes),
+            ("compress", [photo, job.mode, job.caption, 0, DEFAULT_EFFORT], job.file, bytes),
             ("decompress", [file, "balanced", 0], job.pixels, rgb),
         ):
             began = time.monotonic()

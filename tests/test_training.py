@@ -117,6 +117,23 @@ def test_the_painter_learns_while_the_levels_stay_and_all_together_are_a_model(
     assert codec.decode(codec.encode(picture(), "ultra-low")).size == picture().size
 
 
+def test_encoders_can_learn_along_for_the_codes_that_there_are(photos, vae, levels, tmp_path):
+    loss = {"freeze_tokens": False, "fixed_codebook": True, "rate": 0.1}
+    recipe = {**RECIPE, "loss": loss, "shown": {"none": 1.0, "some": 0.0, "blind": 0.0}}
+    how = {"vae": vae, "parts": levels, "recipe": recipe, "steps": 2}
+    recipes.STAGES["painter"](job(photos, tmp_path, **how))
+    for name in LEVELS:
+        for kind, place, same in (
+            (HyperEncoder, "hyper_encoder", False),
+            (VectorQuantizer, "quantizer", True),
+        ):
+            own, now = (
+                load_part(kind, folder / name / place, CPU).state_dict()
+                for folder in (levels, tmp_path / "parts")
+            )
+            assert all(torch.equal(now[key], value) for key, value in own.items()) == same
+
+
 def test_training_shows_what_a_file_says():
     codec, rng = tiny_codec(), np.random.default_rng(0)
     grids = [rng.integers(0, 256, shape) for shape in ((1, 2), (4, 8))]
@@ -126,12 +143,15 @@ def test_training_shows_what_a_file_says():
     modules, unknown = codec.levels["fine"], ~contents.fine.sent
     fine, coarse = (torch.from_numpy(grid)[None] for grid in (tokens.fine, tokens.coarse))
     prior = restore(modules.prior.model, modules.prior.model.config).eval()
-    expected = expected_codes(prior, modules.quantizer, fine, coarse, unknown, [tokens.caption])
+    expected, bits = expected_codes(
+        prior, modules.quantizer, fine, coarse, unknown, [tokens.caption]
+    )
     above = codec.levels["coarse"].quantizer.lookup(coarse)
     shown = shown_codes(modules.quantizer.lookup(fine), unknown, above, expected=expected)
     for ours, theirs in zip(shown, codec._given(contents), strict=True):
         torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0)
     assert 0.01 < expected.norm(dim=1).max() < 1
+    torch.testing.assert_close((-bits).exp2().sum(-1), torch.ones(bits.shape[:-1]))
 
 
 def test_steps_see_every_part_of_a_file():

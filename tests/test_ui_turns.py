@@ -25,7 +25,7 @@ pytestmark = [  # gradio leaves sockets and event loops to the garbage collector
 VISITOR = SimpleNamespace(session_hash="a", headers={})
 CHOICES = {
     "mode": "ultra-low", "caption": "the sea", "captioner": "describer", "schedule": "qlds",
-    "size": 110, "side": 1024, "steps": 3, "guidance": 1.0, "seed": 0,
+    "size": 110, "side": 1024, "effort": "normal", "steps": 3, "guidance": 1.0, "seed": 0,
 }  # fmt: skip
 SIZED = ("ultra-low", 110)
 

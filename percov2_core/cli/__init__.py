@@ -1,7 +1,4 @@
-"""`python -m percov2_core`: the codec from a shell.
-
-Exit status: 0 done, 1 bad data, 2 wrong use, 130 interrupted.
-"""
+"""The codec from a shell. Exit status: 0 done, 1 bad data, 2 wrong use, 130 interrupted."""
 
 from __future__ import annotations
 

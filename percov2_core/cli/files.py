@@ -8,7 +8,7 @@ import os
 import stat
 import sys
 from collections.abc import Collection
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -28,10 +28,8 @@ def standard_input() -> BinaryIO:
 
 def read_stream(name: str) -> Stream:
     """Parse a file or standard input; BitstreamError if not ours, OSError if not there."""
-    # One byte over the limit is enough to be refused by name.
-    if name == STANDARD:
-        return Stream.from_bytes(standard_input().read(MAX_FILE_BYTES + 1))
-    with open(name, "rb") as file:
+    with nullcontext(standard_input()) if name == STANDARD else open(name, "rb") as file:
+        # One byte over the limit is enough to be refused by name.
         return Stream.from_bytes(file.read(MAX_FILE_BYTES + 1))
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from percov2_core.cli.terminal import GUIDANCE, SIDE, STEPS, Commands, add_device, add_model, within
-from percov2_core.config import DEFAULT_SCHEDULE, MODES, PRESETS, SCHEDULES
+from percov2_core.config import DEFAULT_EFFORT, DEFAULT_SCHEDULE, EFFORTS, MODES, PRESETS, SCHEDULES
 from percov2_core.errors import ConfigError
 from percov2_core.evaluation import add_machine
 from percov2_core.metrics import METRICS
@@ -27,6 +27,7 @@ def add_bench(commands: Commands) -> None:
     add = parser.add_argument
     add("picture", nargs="?", metavar="IN", help="to use (default: an example of the repository)")
     add("--modes", nargs="+", choices=MODES, default=["ultra-low", "extreme"], help="to time")
+    add("--effort", nargs="+", choices=EFFORTS, default=[DEFAULT_EFFORT], help="of the encoder")
     add("--size", nargs="+", type=SIDE, default=[512], help="sides of the square, px")
     add("--steps", nargs="+", type=STEPS, help="of the flow (default: the preset's)")
     add("--guidance", nargs="+", type=GUIDANCE, help="1 is none (default: the preset's)")
@@ -110,15 +111,10 @@ def run_evaluate(args: argparse.Namespace) -> None:
     settings += our_settings(modes, **points, schedules=args.schedules, tokens=args.tokens)
     pictures = find_pictures(args.data, square=not args.native)[: args.limit]
     sets = [name for name in args.metrics if name in SET_METRICS]
-    plan = Plan(
-        out=args.out,
-        data=args.data,
-        model=args.model,
-        device=args.device,
-        metrics=tuple(name for name in args.metrics if name in METRICS),
-        keep=bool(sets),
-    )
-    notes = [f"{k}: {why}" for k, why in Judge(plan.metrics).unavailable.items()]
+    metrics = tuple(name for name in args.metrics if name in METRICS)
+    places = {"out": args.out, "data": args.data, "model": args.model, "device": args.device}
+    plan = Plan(**places, metrics=metrics, keep=bool(sets))
+    notes = [f"{k}: {why}" for k, why in Judge(metrics).unavailable.items()]
     frame = evaluate(pictures, settings, plan, processes=args.processes)
     table = summarise(frame)
     shown = ("key", "pictures", "errors", "size_bytes", "bpp", *METRICS, "decode_s")

@@ -39,9 +39,8 @@ def add_model(parser: argparse.ArgumentParser, *, more: str = "") -> None:
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--device", type=device, help="cpu or cuda (default: a GPU if there is one)"
-    )
+    kinds = "cpu or cuda (default: a GPU if there is one)"
+    parser.add_argument("--device", type=device, help=kinds)
 
 
 def within(low: Number, high: Number) -> Callable[[str], Number]:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx2
 from huggingface_hub import (
@@ -20,7 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from percov2_core.deploy.spacefile import FILE_NAME, README, Plan
-from percov2_core.errors import DeployError, PerCoError
+from percov2_core.errors import DeployError
 
 ANSWER_S = 60.0  # for one answer of the Hub, and for one piece of an upload
 CONNECT_S = 10.0
@@ -29,8 +30,7 @@ POLL_S = (1.0, 10.0)  # between two looks at the Space: at first, and at most
 # What the Hub itself puts into a new Space.
 _THE_HUBS_OWN = {".gitattributes"}
 # The new files wake a Space that sleeps.
-_BUILDING = ("BUILDING", "RUNNING_BUILDING")
-_WAITING = (*_BUILDING, "APP_STARTING", "RUNNING_APP_STARTING", "SLEEPING")
+_WAITING = ("BUILDING", "RUNNING_BUILDING", "APP_STARTING", "RUNNING_APP_STARTING", "SLEEPING")
 _LATER = "try again in a few minutes"
 
 Report = Callable[[str], None]
@@ -57,12 +57,10 @@ def publish(plan: Plan, *, report: Report) -> str:
         there = _find_or_create(api, space, plan)
         report(f"uploading {len(plan.files)} files, {plan.total_bytes:,} bytes, to {space}")
         # One commit that makes the Space's files those of the plan.
-        changes: list[CommitOperationAdd | CommitOperationDelete] = [
-            *(CommitOperationAdd(path, plan.root / path) for path in plan.files),
-            *(CommitOperationDelete(path) for path in sorted(there - plan.files.keys())),
-        ]
+        new = [CommitOperationAdd(path, plan.root / path) for path in plan.files]
+        gone = [CommitOperationDelete(path) for path in sorted(there - plan.files.keys())]
         said = "Publish from the repository"
-        done = api.create_commit(space, changes, commit_message=said, repo_type="space")
+        done = api.create_commit(space, [*new, *gone], commit_message=said, repo_type="space")
         _apply_settings(api, space, plan, report)
         report(f"waiting until {space} runs")
         _wait(api, space, done.oid, plan.manifest.page.startup_s)
@@ -81,14 +79,12 @@ def _find_or_create(api: HfApi, space: str, plan: Plan) -> set[str]:
         there = set(api.list_repo_files(space, repo_type="space")) - _THE_HUBS_OWN
     except RepositoryNotFoundError:
         variables = plan.manifest.settings.variables.items()
-        api.create_repo(
-            space,
-            repo_type="space",
-            space_sdk="gradio",
-            space_hardware=plan.hardware,  # type: ignore[arg-type]
-            space_sleep_time=plan.sleep_time_s,
-            space_variables=[{"key": name, "value": value} for name, value in variables],
-        )
+        options: dict[str, Any] = {
+            "space_hardware": plan.hardware,
+            "space_sleep_time": plan.sleep_time_s,
+            "space_variables": [{"key": name, "value": value} for name, value in variables],
+        }
+        api.create_repo(space, repo_type="space", space_sdk="gradio", **options)
         return set()
     if there - {README} and FILE_NAME not in there:
         raise DeployError(
@@ -136,30 +132,26 @@ def _wait(api: HfApi, space: str, commit: str, startup_s: float) -> None:
 
 
 @contextlib.contextmanager
-def _explained(space: str, endpoint: str) -> Iterator[None]:
+def _explained(space: str, hub: str) -> Iterator[None]:
     """Turn what huggingface_hub raises into a `DeployError`; bugs keep their traceback."""
     try:
         yield
-    except PerCoError:
-        raise
     except Exception as error:
         found: BaseException | None = error
         while found is not None:  # uploads wrap their errors
-            if sentence := _sentence(found, space, endpoint):
+            if sentence := _sentence(found, space, hub):
                 raise DeployError(sentence) from error
             found = found.__cause__
         raise
 
 
-def _sentence(error: BaseException, space: str, endpoint: str) -> str | None:
-    """What was refused and what to do; None for an error of another kind."""
+def _sentence(error: BaseException, space: str, hub: str) -> str | None:
+    """What the Hub at `hub` refused and what to do; None for an error of another kind."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, httpx2.TransportError | ConnectionError):
-        return (
-            f"network: no answer from {endpoint} ({text}): check the connection, then run it again"
-        )
+        return f"network: no answer from {hub} ({text}): check the connection, then run it again"
     if isinstance(error, ValueError) and "metadata in README.md" in text:
-        return f"README.md: {endpoint} refuses its front matter: {text}"
+        return f"README.md: {hub} refuses its front matter: {text}"
     if not isinstance(error, HfHubHTTPError):
         return None
     # Of a Space that one may not see, the Hub says that there is none.
@@ -167,13 +159,13 @@ def _sentence(error: BaseException, space: str, endpoint: str) -> str | None:
     status = 403 if missing else error.response.status_code
     said = error.server_message or text
     by_status = {
-        401: f"token: {endpoint} does not accept it: run `hf auth login`, or set HF_TOKEN to one "
+        401: f"token: {hub} does not accept it: run `hf auth login`, or set HF_TOKEN to one "
         "that may write",
-        402: f"hardware: the host wants it paid for: {said}: see {endpoint}/settings/billing",
+        402: f"hardware: the host wants it paid for: {said}: see {hub}/settings/billing",
         403: f"space: this token may not write to {space}: use one that may "
-        f"({endpoint}/settings/tokens), or name a Space of your own with --space OWNER/NAME",
+        f"({hub}/settings/tokens), or name a Space of your own with --space OWNER/NAME",
         409: f"space: the name {space} is taken: choose another with --space OWNER/NAME",
-        429: f"network: {endpoint} has had too many questions: {_LATER}",
+        429: f"network: {hub} has had too many questions: {_LATER}",
     }
     later = f": {_LATER}" if status >= 500 else ""
-    return by_status.get(status, f"space: {endpoint} answers {status}: {said}{later}")
+    return by_status.get(status, f"space: {hub} answers {status}: {said}{later}")

@@ -158,7 +158,7 @@ def make_plan(
     or the files are too large."""
     if space is not None and not re.fullmatch(rf"({_PART}/)?{_PART}", space):
         raise ConfigError(f"--space: expected OWNER/NAME, got {space!r}")
-    hardware = hardware or manifest.settings.hardware
+    hardware, upload = hardware or manifest.settings.hardware, manifest.upload
     if hardware not in (known := [each.value for each in SpaceHardware]):
         raise ConfigError(f"hardware: expected one of {', '.join(known)}, got {hardware!r}")
     if SpaceCard.load(root / README).data.to_dict() != manifest.page.front_matter:
@@ -166,9 +166,9 @@ def make_plan(
             "README.md: its front matter is not what the Spacefile says: "
             "run `python -m percov2_core deploy --update-readme`"
         )
-    tracked = _git_files(root, manifest.upload)
-    found = _plain_files(root, manifest.upload) if tracked is None else tracked
-    for entry in manifest.upload:
+    tracked = _git_files(root, upload)
+    found = _plain_files(root, upload) if tracked is None else tracked
+    for entry in upload:
         if not any(path == entry or path.startswith(f"{entry.rstrip('/')}/") for path in found):
             raise ConfigError(f"{FILE_NAME}: upload: no file of {entry!r} is in git")
     for path in {FILE_NAME, README, "requirements.txt", manifest.page.app_file} | found:
@@ -179,14 +179,10 @@ def make_plan(
         raise ConfigError(
             f"{FILE_NAME}: upload: expected at most {MAX_TOTAL_BYTES:,} bytes, got {total:,}"
         )
-    others = _git_files(root, manifest.upload, "--others", "--exclude-standard")
+    others = tuple(sorted(_git_files(root, upload, "--others", "--exclude-standard") or ()))
+    space = space or manifest.space
     return Plan(
-        root=root,
-        manifest=manifest,
-        space=space or manifest.space,
-        hardware=hardware,
-        files=files,
-        untracked=tuple(sorted(others or ())),
+        root=root, manifest=manifest, space=space, hardware=hardware, files=files, untracked=others
     )
 
 

@@ -81,11 +81,12 @@ def points(codec: PerCoV2, args: argparse.Namespace) -> Iterator[BenchRow]:
         matmul_tflops=matmul_flops(codec.device) / 1e12,
         note=args.note,
     )
-    for size, mode, batch in product(args.size, args.modes, args.batch):
+    for size, mode, effort, batch in product(args.size, args.modes, args.effort, args.batch):
         preset = codec.presets[mode]["balanced"]
         ways = product(args.steps or [preset.steps], args.guidance or [preset.guidance])
         for steps, guidance in ways:
-            yield row(mode=mode, size_px=size, batch=batch, steps=steps, guidance=guidance)
+            what = {"mode": mode, "effort": effort, "size_px": size, "batch": batch}
+            yield row(**what, steps=steps, guidance=guidance)
 
 
 def measure(codec: PerCoV2, point: BenchRow, image: Image.Image, *, repeats: int) -> BenchRow:
@@ -94,10 +95,11 @@ def measure(codec: PerCoV2, point: BenchRow, image: Image.Image, *, repeats: int
     if codec.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(codec.device)
     square = ImageOps.fit(image, (point.size_px, point.size_px))
+    encode = partial(codec.encode, square, point.mode, effort=point.effort)
     paint = partial(codec.decode, steps=point.steps, guidance=point.guidance)
     runs = []
     for _ in range(1 + repeats):
-        stream, encoding = _timed(codec, point.mode, partial(codec.encode, square, point.mode))
+        stream, encoding = _timed(codec, point.mode, encode)
         data = stream.to_bytes()
         _, decoding = _timed(codec, point.mode, partial(paint, Stream.from_bytes(data)))
         seconds = {f"encode {box}": s for box, s in encoding.items()}

@@ -31,6 +31,7 @@ class BenchRow:
     batch: int
     steps: int  # of the flow
     guidance: float
+    effort: str = "normal"  # of the encoder
     encode_s: float = 0.0
     decode_s: float = 0.0
     loop_s: float = 0.0  # of the sampling loop, for the whole batch
@@ -109,6 +110,7 @@ _COLUMNS = {
     "steps": "{0.steps}",
     "guidance": "{0.guidance:g}",
     "T5": "{0.t5}",
+    "effort": "{0.effort}",
     "encode s": "{0.encode_s:.3f}",
     "decode s": "{0.decode_s:.3f}",
     "loop s": "{0.loop_s:.3f}",
@@ -122,7 +124,7 @@ _COLUMNS = {
 _LINE = f"| {' | '.join(_COLUMNS.values())} |"
 _HEAD = f"| {' | '.join(_COLUMNS)} |\n|{' --- |' * len(_COLUMNS)}"
 _MISSING = f"| {TARGET}, random, bfloat16 | any GPU | any | {{}} | 1 | {{}} | {{}} | {{}} |"
-_MISSING += " not measured |" * 8 + "  |"
+_MISSING += " any |" + " not measured |" * 8 + "  |"
 
 
 def headline(row: BenchRow) -> str:
@@ -136,8 +138,8 @@ def as_text(row: BenchRow) -> str:
     both, boxes = row.encode_s + row.decode_s, row.seconds_by_box()
     coding = sum(seconds for box, seconds in boxes.items() if box.endswith("coding"))
     lines = [
-        f"\n{row.mode}, {row.size_px}x{row.size_px}, batch {row.batch}, {row.steps} steps, "
-        f"guidance {row.guidance:g}, {row.size_bytes} bytes",
+        f"\n{row.mode}, {row.effort}, {row.size_px}x{row.size_px}, batch {row.batch}, "
+        f"{row.steps} steps, guidance {row.guidance:g}, {row.size_bytes} bytes",
         f"  encode {row.encode_s:.3f} s, decode {row.decode_s:.3f} s (medians)",
         *(f"  {box:<24}{s:8.3f} s {s / both:7.1%}" for box, s in boxes.items()),
         f"  entropy coding together {coding / both:.1%}",

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from percov2_core.baselines.base import Baseline, best_within, remembered
 from percov2_core.baselines.classic import family_at_all_sizes, find_baseline
+from percov2_core.config import DEFAULT_EFFORT
 from percov2_core.errors import ConfigError, ImageError, PerCoError
 from percov2_core.evaluation import rows as table
 from percov2_core.evaluation.judge import Judge, Seen
@@ -77,7 +78,7 @@ class Worker:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.judge = Judge(plan.metrics, device=plan.device)
-        self._looked: dict[tuple[str, str | None], tuple[float, Tokens]] = {}
+        self._looked: dict[tuple[str, str | None, str], tuple[float, Tokens]] = {}
 
     @cached_property
     def codec(self) -> PerCoV2:
@@ -128,19 +129,20 @@ class Worker:
         return _File(data=data, decode=lambda _: codec.decode(data), encode_s=took, columns=columns)
 
     def _look(
-        self, picture: Picture, image: Image.Image, caption: str | None
+        self, picture: Picture, image: Image.Image, caption: str | None, effort: str
     ) -> tuple[float, Tokens]:
         """Seconds, and the tokens of a picture; those of the last one are kept for its files."""
-        if (key := (picture.name, caption)) not in self._looked:
+        if (key := (picture.name, caption, effort)) not in self._looked:
             codec, begun = self.codec, time.perf_counter()  # the model is loaded before the clock
-            found = codec.look(image, caption=caption)
+            found = codec.look(image, caption=caption, effort=effort)
             self._looked = {key: (time.perf_counter() - begun, found)}
         return self._looked[key]
 
     def _ours(self, setting: Setting, picture: Picture, image: Image.Image) -> _File:
         assert setting.mode is not None and setting.schedule is not None
         codec, schedule = self.codec, setting.schedule
-        look_s, found = self._look(picture, image, self._caption(setting, picture))
+        caption, effort = self._caption(setting, picture), setting.effort or DEFAULT_EFFORT
+        look_s, found = self._look(picture, image, caption, effort)
         begun = time.perf_counter()
         stream = codec.write(
             found, setting.mode, count=setting.tokens, size=setting.budget_bytes, schedule=schedule

@@ -28,6 +28,7 @@ class Setting:
     steps: int | None = None  # these two override the preset
     guidance: float | None = None
     tokens: int | None = None  # hybrid only: how many are sent
+    effort: str | None = None  # of the search for tokens; None: normal
     caption: str | None = None  # describer, none (an empty caption) or fixed (from a table)
 
     @property
@@ -90,6 +91,7 @@ def our_settings(
     schedules: Sequence[str] = (config.DEFAULT_SCHEDULE,),
     tokens: Sequence[int] = (),
     captions: Sequence[str] = ("describer",),
+    efforts: Sequence[str | None] = (None,),
     budgets: Sequence[int | None] = (None,),
 ) -> list[Setting]:
     """Every combination. With `steps` or `guidance` the grid of both; else the presets. `tokens`
@@ -104,9 +106,17 @@ def our_settings(
         points = [Setting(codec=OURS, steps=s, guidance=g) for s, g in grid]
     return [
         replace(
-            point, mode=mode, schedule=schedule, caption=caption, tokens=count, budget_bytes=most
+            point,
+            mode=mode,
+            schedule=schedule,
+            caption=caption,
+            effort=effort,
+            tokens=count,
+            budget_bytes=most,
         )
-        for mode, schedule, caption, most in product(modes, schedules, captions, budgets)
+        for mode, schedule, caption, effort, most in product(
+            modes, schedules, captions, efforts, budgets
+        )
         # By default the caption alone.
         for count in ((tokens or (0,)) if config.MODES[mode].partial and most is None else (None,))
         for point in points

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from percov2_core.baselines import CLASSIC
-from percov2_core.config import MODES, PRESETS, SCHEDULES
+from percov2_core.config import EFFORTS, MODES, PRESETS, SCHEDULES
 from percov2_core.errors import PerCoError
 from percov2_core.evaluation import add_machine
 from percov2_core.evaluation import settings as ways
@@ -69,6 +69,10 @@ STUDIES = {
         lambda args: ways.our_settings(args.modes, steps=args.steps, guidance=args.guidance),
     ),
     "schedules": Study("bits of the tokens under each schedule", _schedules, ("psnr",)),
+    "effort": Study(
+        "what the encoder's search for tokens gains",
+        lambda args: ways.our_settings(["extreme"], presets=PRESETS[::2], efforts=EFFORTS),
+    ),
     "sizes": Study(
         "our files of N bytes, all cut from one encoding",
         lambda args: ways.our_settings(["hybrid"], presets=PRESETS[::2], budgets=SIZES_BYTES),

@@ -14,7 +14,7 @@ B batch (here 1), D code width, h x w token grid, K codebook size, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,6 +40,11 @@ class SearchConfig:
     curvature: float = 60.0  # squared error that a move of unit length costs beyond its gradient
     structure: float = 0.0  # weight of `metrics.structure` beside the mean squared error
     rate: float = 0.0  # squared error that one bit is worth: lambda
+
+    def at(self, effort: str) -> SearchConfig:
+        """The same with as many rounds as one of `config.EFFORTS` takes."""
+        rounds = {"fast": 0, "normal": self.rounds, "best": self.best_rounds}[effort]
+        return replace(self, rounds=rounds)
 
 
 def search_tokens(
@@ -71,7 +76,7 @@ def search_tokens(
             patch = x[..., top * stride :, left * stride :]
             patch = patch[..., : size * stride, : size * stride]
             tile = tokens[:, rows, columns]
-            found = bits(tile[0]) if bits is not None and config.rate else None
+            found = bits(tile[0]) if bits and config.rounds and config.rate else None
             tokens[:, rows, columns] = _search_tile(
                 tile, quantizer, decode, patch, config=config, bits=found
             )

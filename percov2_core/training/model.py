@@ -100,7 +100,7 @@ def train_stage1(options: RunOptions, name: str) -> None:
 
 
 def _train_embedded(options: RunOptions, name: str) -> None:
-    """Around a frozen autoencoder; to OUT/parts, an autoencoder that was tuned to OUT/vae."""
+    """Around a frozen autoencoder; to OUT/parts. An autoencoder that was tuned goes to OUT/vae."""
     loop = options.loop(lr=8e-4 if name == "tokens" else 5e-4)
     plan = options.settings(CropPlan, "plan", **_CROPS)
     loss = options.settings(Stage1Loss, "loss", **(_PAINTER_LOSS if name == "painter" else {}))
@@ -134,7 +134,7 @@ def _train_embedded(options: RunOptions, name: str) -> None:
 
     def save(system: Stage1) -> None:
         parts.save_painter(system.painter, options.out / "parts" / PAINTER_DIR, packed=True)
-        for level, modules in system.levels.items() if name == "tokens" else ():
+        for level, modules in () if loss.freeze_tokens else system.levels.items():
             parts.save_level(modules, options.out / "parts" / level, packed=True)
         if loss.tune_autoencoder:
             system.vae.vae.half().save_pretrained(options.out / "vae")

@@ -7,6 +7,7 @@ grid, hp x wp grid of the coarser level, D code width.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,10 +83,11 @@ def expected_codes(
     parents: Tensor | None,
     unknown: NDArray[np.bool_],
     captions: list[str],
-) -> Tensor:
-    """(B, D, h, w) mean codes of the unknown ones of (B, h, w) tokens under (B, hp, wp) parents."""
+) -> tuple[Tensor, Tensor]:
+    """(B, D, h, w) mean codes of the unknown ones of (B, h, w) tokens under (B, hp, wp) parents,
+    and (B, h, w, K) bits that each code would take there."""
     words = pad_words([word_ids(text, prior.config) for text in captions]).to(tokens.device)
     stage = torch.from_numpy(unknown).to(tokens.device, torch.int64)
-    logits = prior(tokens, words, stage, parents)
-    expected: Tensor = logits.float().softmax(-1) @ quantizer.codebook.float()  # (B, h, w, D)
-    return expected.movedim(-1, 1)
+    log_p = prior(tokens, words, stage, parents).float().log_softmax(-1)
+    expected: Tensor = log_p.exp() @ quantizer.codebook.float()  # (B, h, w, D)
+    return expected.movedim(-1, 1), log_p / -math.log(2)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ from percov2_core.training.quantize import TrainingQuantizer
 from percov2_core.training.samples import Samples
 from percov2_core.training.shown import Shown, expected_codes, shown_codes
 
+_NEARNESS = 20.0  # of the soft choice between codes that the rate is taken of, per unit of cosine
 SCORED_TIMES = (0.2, 0.5, 0.8, 1.0)
 _TIME_FLOOR = {"whole": 0.02, "logistic": 1e-3}
 
@@ -72,6 +73,8 @@ class Stage1Loss:
     pixel_relief: float = 0.0  # share of the pixel term that the highest guidance takes away
     tune_autoencoder: bool = False  # train its decoder along, on what the flow gives it
     freeze_tokens: bool = False  # once the entropy model is trained on them
+    fixed_codebook: bool = False  # train the hyper-encoders for the codes that there are
+    rate: float = 0.0  # with it: of the bits of a fine token that the entropy model has to tell
     freeze_start: bool = False  # train the transformer and the text encoder alone
     own_path: bool = False  # few-step distillation, see `Stage1._flow`
 
@@ -82,6 +85,13 @@ class Stage1Loss:
             raise ConfigError(f"shift must be above 0, got {self.shift}")
         if self.times not in _TIME_FLOOR:
             raise ConfigError(f"times must be one of {', '.join(_TIME_FLOOR)}, got {self.times!r}")
+
+
+class _Quantised(NamedTuple):
+    codes: Tensor  # (B, D, h, w) float, gradient passed straight through
+    tokens: Tensor  # (B, h, w) int64
+    loss: Tensor  # () float, commitment
+    unit: Tensor  # (B, D, h, w) float, vectors of the hyper-encoder, of unit length
 
 
 class Stage1(nn.Module):
@@ -148,7 +158,7 @@ class Stage1(nn.Module):
         start_loss = F.mse_loss(c.start, z)
         loss = w.flow * flow_loss + w.start * start_loss + w.commitment * commitment
         logs = {"flow": flow_loss.item(), "start": start_loss.item()}
-        if not w.freeze_tokens:
+        if not (w.freeze_tokens or w.fixed_codebook):
             for name, quantizer in self.quantizers.items():
                 logs[f"{name}_bits"] = cast(TrainingQuantizer, quantizer).entropy_bits()
         if x is not None and w.pixel_share:
@@ -169,29 +179,46 @@ class Stage1(nn.Module):
     def _coded(self, batch: Samples, z: Tensor) -> tuple[Codes, Tensor]:
         """Codes of a random part of a file, and what committing to them costs."""
         rng = np.random.default_rng(int(torch.randint(2**31, ())))
-        (fine, tokens, a), (coarse, parents, b) = (self._quantised(n, z) for n in (FINE, COARSE))
-        unknown, with_coarse = self.shown.draw((fine.shape[2], fine.shape[3]), rng)
-        expected, prior = None, self._frozen[4]
+        fine, coarse = (self._quantised(level, z) for level in (FINE, COARSE))
+        unknown, with_coarse = self.shown.draw((fine.tokens.shape[1], fine.tokens.shape[2]), rng)
+        cost, expected, prior = fine.loss + coarse.loss, None, self._frozen[4]
         blind = rng.random() < self.shown.blind or not unknown.any()
         if isinstance(prior, MaskedImageModel) and not blind:
-            quantizer, above = self.levels[FINE.name].quantizer, parents if with_coarse else None
-            expected = expected_codes(prior, quantizer, tokens, above, unknown, batch.captions)
+            quantizer, above = self.levels[FINE.name].quantizer, coarse.tokens
+            expected, bits = expected_codes(
+                prior,
+                quantizer,
+                fine.tokens,
+                above if with_coarse else None,
+                unknown,
+                batch.captions,
+            )
+            if self.weights.rate:
+                near = fine.unit.movedim(1, -1) @ quantizer.codebook.float().T  # (B, h, w, K)
+                rate = ((_NEARNESS * near).softmax(-1) * bits).sum(-1)  # (B, h, w)
+                rate = rate[:, torch.from_numpy(unknown).to(z.device)].mean()
+                cost = cost + self.weights.rate / self.weights.commitment * rate
         # Times zero: several processes want a gradient for every parameter.
-        return shown_codes(fine, unknown, coarse * float(with_coarse), expected=expected), a + b
+        parents = coarse.codes * float(with_coarse)
+        return shown_codes(fine.codes, unknown, parents, expected=expected), cost
 
-    def _quantised(self, level: Level, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, D, h, w) codes of a level, (B, h, w) tokens, () commitment."""
+    def _quantised(self, level: Level, z: Tensor) -> _Quantised:
         encoder, quantizer = self.encoders[level.name], self.levels[level.name].quantizer
         vectors = encoder(z)
+        unit = F.normalize(vectors.float(), dim=1)
         tokens = quantizer.tokens(vectors.detach())
+        nearest = quantizer.lookup(tokens)
         if self.weights.freeze_tokens or not self.training:
-            return quantizer.lookup(tokens), tokens, z.new_zeros(())
-        codes, commitment = self.quantizers[level.name](vectors)
-        return codes, tokens, commitment
+            return _Quantised(nearest, tokens, z.new_zeros(()), unit)
+        if self.weights.fixed_codebook:
+            loss = F.mse_loss(unit, nearest) * unit.shape[1]
+            return _Quantised(unit + (nearest - unit).detach(), tokens, loss, unit)
+        codes, loss = self.quantizers[level.name](vectors)
+        return _Quantised(codes, tokens, loss, unit)
 
     def _codes(self, z: Tensor) -> Codes:
         """Codes of a whole file."""
-        fine, coarse = (self._quantised(n, z)[0] for n in (FINE, COARSE))
+        fine, coarse = (self._quantised(level, z).codes for level in (FINE, COARSE))
         return Codes(fine, torch.ones_like(fine[:, :1]), coarse)
 
     def _conditions(self, codes: Codes, text: TextEmbedding, guidance: Tensor) -> Conditions:

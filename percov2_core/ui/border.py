@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-import stat
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -55,18 +54,14 @@ _FILLERS = "\u115f\u1160\u3164\uffa0"  # letters without a shape
 
 # What the page and its end points need of gradio; it serves more: proxies, recordings, histories.
 _ROUTES = {
-    "GET": re.compile(
-        r"/(config/?|theme\.css|favicon\.ico|manifest\.json|robots\.txt)?"
-        r"|/(assets|static|svelte)/.*"
-        r"|/gradio_api/(info|openapi\.json|startup-events|theme\.css|upload_progress)/?"
-        r"|/gradio_api/(app_id|heartbeat/[^/]+|queue/(data|status)|call/.*|mcp(/.*)?)/?"
-        r"|/gradio_api/file=(?!https?:).*"
-    ),
-    "POST": re.compile(
-        r"/gradio_api/(queue/join|upload|cancel|reset|run/[^/]+|api/[^/]+|call/.*|mcp(/.*)?)/?"
-    ),
-    "DELETE": re.compile(r"/gradio_api/mcp(/.*)?"),
-    "OPTIONS": re.compile(".*"),
+    "GET": r"/(config/?|theme\.css|favicon\.ico|manifest\.json|robots\.txt)?"
+    r"|/(assets|static|svelte)/.*"
+    r"|/gradio_api/(info|openapi\.json|startup-events|theme\.css|upload_progress)/?"
+    r"|/gradio_api/(app_id|heartbeat/[^/]+|queue/(data|status)|call/.*|mcp(/.*)?)/?"
+    r"|/gradio_api/file=(?!https?:).*",
+    "POST": r"/gradio_api/(queue/join|upload|cancel|reset|run/[^/]+|api/[^/]+|call/.*|mcp(/.*)?)/?",
+    "DELETE": r"/gradio_api/mcp(/.*)?",
+    "OPTIONS": ".*",
 }
 _CARRIES_FILES = re.compile(r"/gradio_api/(upload|mcp)\b.*")
 
@@ -77,7 +72,7 @@ Payload = Mapping[str, Any]  # gradio's own file data, for listeners without pre
 def allowed_bytes(method: str, path: str) -> int:
     """How much a request may send; below 0 if there is nothing for it here."""
     method = {"HEAD": "GET"}.get(method, method)
-    if method not in _ROUTES or not _ROUTES[method].fullmatch(path):
+    if method not in _ROUTES or not re.fullmatch(_ROUTES[method], path):
         return -1
     return MAX_UPLOAD_BODY_BYTES if _CARRIES_FILES.fullmatch(path) else MAX_BODY_BYTES
 
@@ -93,9 +88,7 @@ def shown_to_user(*, advice: str = "") -> Iterator[None]:
 
 def plain(said: str, *, advice: str = "") -> str:
     """Text that is safe where gradio shows HTML: escaped, short, one line of printable characters.
-
-    Nothing in it turns the direction of writing, or hides.
-    """
+    Nothing in it turns the direction of writing, or hides."""
     end = f". {advice}" if advice else ""
     room, shown = MAX_SAID - len(end), ""
     for character in said:
@@ -108,26 +101,18 @@ def plain(said: str, *, advice: str = "") -> str:
     return shown + end
 
 
-def checked(value: Any) -> Any:
+def checked(value: Any, depth: int = 0) -> Any:
     """What a listener is given, before gradio looks at it: files are uploads, or refused.
-
     Addresses of this page's own files, as MCP clients give them, become paths.
-
-    Raises:
-        ImageError: if a file lies elsewhere, or the value is nested too deeply.
-    """
-    return _checked(value, depth=0)
-
-
-def _checked(value: Any, depth: int) -> Any:
+    ImageError if a file lies elsewhere, or the value inside too many others: `depth` of them."""
     if depth > 8:
         raise ImageError("input: expected a plain value, got one inside many others")
     if isinstance(value, list):
-        return [_checked(one, depth + 1) for one in value]
+        return [checked(one, depth + 1) for one in value]
     if not isinstance(value, dict):
         return value
     if "path" not in value and "url" not in value:
-        return {name: _checked(one, depth + 1) for name, one in value.items()}
+        return {name: checked(one, depth + 1) for name, one in value.items()}
     name = value.get("orig_name")
     return {
         "path": str(_uploaded(value.get("path"))),
@@ -145,10 +130,7 @@ class Uploaded(NamedTuple):
 
 def uploaded(payload: Payload | None) -> Uploaded:
     """What a listener without preprocessing gets of a file component.
-
-    Raises:
-        ImageError: if there is no file, or it is not one that was uploaded.
-    """
+    ImageError if there is no file, or it is not one that was uploaded."""
     if payload is None:
         raise ImageError(CHOOSE_FIRST)
     path = _uploaded(payload.get("path") if isinstance(payload, Mapping) else payload)
@@ -159,19 +141,16 @@ def uploaded(payload: Payload | None) -> Uploaded:
 
 def _uploaded(path: object) -> Path:
     """The real path of an upload as somebody tells it, who might ask for any file."""
-    if not isinstance(path, str) or not path or "\0" in path:
+    if not isinstance(path, str):
         raise ImageError(NOT_UPLOADED)
     if address := _FILE_ADDRESS.fullmatch(path):
         path = unquote(address[1])
     folder = Path(get_upload_folder()).resolve()
-    try:
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # absent, too long, a ring
         found = Path(path).resolve(strict=True)
-        regular = stat.S_ISREG(found.stat().st_mode)
-    except (OSError, RuntimeError, ValueError):  # absent, too long, a ring of links
-        raise ImageError(NOT_UPLOADED) from None
-    if not regular or not found.is_relative_to(folder):
-        raise ImageError(NOT_UPLOADED)
-    return found
+        if found.is_file() and found.is_relative_to(folder):
+            return found
+    raise ImageError(NOT_UPLOADED)
 
 
 class Working(NamedTuple):
@@ -183,21 +162,13 @@ class Working(NamedTuple):
 
 @dataclass(frozen=True)
 class Chosen:
-    """The picture that a visitor works on.
+    """The picture that a visitor works on."""
 
-    Attributes:
-        source: The uploaded file.
-        name: File name without its ending.
-        kind: Format of the upload as Pillow calls it.
-        size_bytes: Length of the upload.
-        image: Mode "RGB", no larger than this page works on.
-    """
-
-    source: Path
-    name: str
-    kind: str
-    size_bytes: int
-    image: Image.Image
+    source: Path  # the uploaded file
+    name: str  # of the file, without its ending
+    kind: str  # format of the upload as Pillow calls it
+    size_bytes: int  # of the upload
+    image: Image.Image  # mode "RGB", no larger than this page works on
 
     @property
     def large(self) -> bool:
@@ -228,11 +199,7 @@ def _working(image: Image.Image) -> Working:
 
 
 def read_picture(payload: Payload | None) -> Chosen:
-    """Check and read an uploaded picture.
-
-    Raises:
-        ImageError: in words for a visitor.
-    """
+    """Check and read an uploaded picture; ImageError in words for a visitor."""
     path, name = uploaded(payload)
     size_bytes = path.stat().st_size
     if size_bytes > MAX_UPLOAD_BYTES:
@@ -253,27 +220,20 @@ def read_picture(payload: Payload | None) -> Chosen:
 
 def read_file(payload: Payload | None) -> Stream:
     """Parse an uploaded `.pcv2` file, however long it is.
-
-    Raises:
-        BitstreamError: if it is none, or holds a picture that this page does not paint.
-    """
+    BitstreamError if it is none, or holds a picture that this page does not paint."""
     with uploaded(payload).path.open("rb") as file:
         return _paintable(Stream.from_bytes(file.read(MAX_FILE_BYTES + 1)))
 
 
 def read_link(pasted: object) -> Stream:
-    """A whole link, or only the text after `pcv2=`.
-
-    Raises:
-        BitstreamError: if there is no file in it, or one that this page does not paint.
-    """
+    """Parse a whole link, or only the text after `pcv2=`.
+    BitstreamError if there is no file in it, or one that this page does not paint."""
     pasted = words("link", pasted, MAX_BODY_BYTES).strip()
     if "=" not in pasted and "/" not in pasted:
         return _paintable(Stream.from_text(pasted))
-    try:
-        found = parse_qs(urlsplit(pasted).query).get(PARAMETER)
-    except ValueError:  # such as brackets in the wrong place
-        found = None
+    found: list[str] = []
+    with contextlib.suppress(ValueError):  # such as brackets in the wrong place
+        found = parse_qs(urlsplit(pasted).query).get(PARAMETER, [])
     if not found:
         raise BitstreamError(f"link: expected one with ?{PARAMETER}=..., got {pasted[:60]!r}")
     return _paintable(Stream.from_text(found[0]))
@@ -295,11 +255,7 @@ def _paintable(stream: Stream) -> Stream:
 
 
 def check_work(width_px: int, height_px: int, steps: int) -> None:
-    """Refuse to paint for minutes.
-
-    Raises:
-        ConfigError: if the steps are too many for the size.
-    """
+    """Refuse to paint for minutes: ConfigError if the steps are too many for the size."""
     most = max(1, MAX_STEP_PIXELS // (width_px * height_px))
     if steps > most:
         raise ConfigError(
@@ -320,11 +276,7 @@ def check_effort(effort: str, image: Image.Image) -> str:
 
 
 def words(field: str, value: object, most: int = MAX_BODY_BYTES) -> str:
-    """Text of at most `most` characters.
-
-    Raises:
-        ConfigError: if it is something else; so does `whole`.
-    """
+    """Text of at most `most` characters; ConfigError, as of `whole`, if it is something else."""
     if not isinstance(value, str):
         raise ConfigError(f"{field} must be text, got {value!r}")
     if len(value) > most:

@@ -36,8 +36,7 @@ _COUNT_JS = "() => ++window.percov.presses"
 
 
 class CompressTab:
-    """Layout and callbacks; made inside its `gr.Tab`.
-    Callbacks answer with what they change: component -> its value."""
+    """Layout and callbacks, made inside its `gr.Tab`; callbacks answer component -> new value."""
 
     def __init__(self, codec: PerCoV2, turns: Turns, run: gr.State) -> None:
         self.codec, self.turns, self.run = codec, turns, run
@@ -285,8 +284,7 @@ class CompressTab:
         """Where the bits went, and the file to take away."""
         if run is None:
             return empty(text.EMPTY_BITS), empty(text.EMPTY_SHARE)
-        address = page_address(request.headers)
-        return results.bits_panel(run), share_panel(run, address=address)
+        return results.bits_panel(run), share_panel(run, address=page_address(request.headers))
 
 
 def _thumbnail(path: Path) -> str:

@@ -84,9 +84,7 @@ class Turn:
     dropped: threading.Event = field(default_factory=threading.Event)  # nobody wants it any more
 
 
-def paint(
-    codec: PerCoV2, contents: Contents, look: Look, turn: Turn
-) -> Generator[Frame, None, None]:
+def paint(codec: PerCoV2, contents: Contents, look: Look, turn: Turn) -> Iterator[Frame]:
     """Paint step by step; ends without a picture once nobody wants it, or gradio closes it because
     the visitor's connection ended. Raises what `PerCoV2.paint` raises."""
     steps_s, previews_s, preview = 0.0, 0.0, None

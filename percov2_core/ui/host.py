@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -86,9 +87,7 @@ def prepare() -> None:
 
 def use_temporary_folders() -> None:
     """Uploads go into the temporary folder; caches too where the home folder is read-only.
-
-    What the environment names already stays as it is.
-    """
+    What the environment names already stays as it is."""
     folder = Path(tempfile.gettempdir()) / "percov2"
     os.environ.setdefault("GRADIO_TEMP_DIR", str(folder / "uploads"))
     if not _writable(Path.home()):
@@ -98,11 +97,9 @@ def use_temporary_folders() -> None:
 
 def _writable(folder: Path) -> bool:
     # Asking for permissions is not enough: file systems can be read-only, even for root.
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder):
+        return True
+    return False
 
 
 def has_shared_gpu() -> bool:
@@ -120,10 +117,7 @@ def return_memory() -> None:
 
 def page_address(headers: Mapping[str, str]) -> str:
     """Where this page is, as the visitor's browser sees it, without query and fragment.
-
-    Browsers that do not say it leave the host's word: its forwarded name, and its path prefix in
-    the environment.
-    """
+    Browsers that do not say it leave the host's word: its forwarded name, and `PREFIX_VARIABLE`."""
     if seen := headers.get("referer"):
         parts = urlsplit(seen)
         return urlunsplit((parts.scheme, parts.netloc, parts.path or "/", "", ""))
@@ -143,15 +137,11 @@ def _first(listed: str | None) -> str:
 
 
 class Door:
-    """Every HTTP request goes through: refused, counted, given our headers on the way out.
-
-    Closed, it lets no new work in.
-    """
+    """Refuses or counts requests, and gives answers our headers; closed, it lets no new work in."""
 
     def __init__(self, cache: Path, allowed_bytes: Callable[[str, str], int]) -> None:
         """`allowed_bytes`: what a method may send to a path; below 0 it has no business there."""
-        self.cache = cache
-        self.allowed_bytes = allowed_bytes
+        self.cache, self.allowed_bytes = cache, allowed_bytes
         self.closed = threading.Event()
         self._lock = threading.Lock()
         self._inside = 0
@@ -164,22 +154,17 @@ class Door:
 
     def around(self, app: ASGIApp) -> ASGIApp:
         """`app` behind this door."""
-
-        async def passed(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] == "http":
-                await self._answer(app, scope, receive, send)
-            else:
-                await app(scope, receive, send)
-
-        return passed
+        return partial(self._answer, app)
 
     async def _answer(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
         method, path = scope["method"], scope["path"].removeprefix(scope.get("root_path", ""))
         request = _Bounded(receive, send, self.allowed_bytes(method, path))
-        standing = method == "GET" and any(part in path for part in _STANDING)
         if request.left_bytes < 0:
             await request.refuse(scope, 404, "Not found")
-        elif standing:
+        elif method == "GET" and any(part in path for part in _STANDING):
             await app(scope, request.receive, request.send)
         elif method == "POST" and self.closed.is_set():
             await request.refuse(scope, 503, STOPPING)
@@ -215,8 +200,7 @@ class _Bounded:
     """One request that may send so many bytes, and its answer with our headers."""
 
     def __init__(self, receive: Receive, send: Send, left_bytes: int) -> None:
-        self._receive, self._send = receive, send
-        self.left_bytes = left_bytes
+        self._receive, self._send, self.left_bytes = receive, send, left_bytes
         self.answered = False
         self.reason = (400, "This request cannot be answered.")
 
@@ -242,13 +226,8 @@ class _Bounded:
 
 def serve(demo: gr.Blocks, **options: Any) -> NoReturn:
     """Launch, and end this process with status 0 once the host or the keyboard stops the page.
-
-    On SIGTERM no new work is taken (503), what runs is answered, for at most `FINISH_S`.
-    On Ctrl+C it stops at once.
-
-    Args:
-        options: Arguments of `gr.Blocks.launch`.
-    """
+    On SIGTERM no new work is taken (503), what runs is answered, for at most `FINISH_S`; on Ctrl+C
+    it stops at once. `options` are arguments of `gr.Blocks.launch`."""
     from gradio.utils import get_upload_folder
 
     from percov2_core.ui.border import allowed_bytes

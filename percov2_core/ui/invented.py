@@ -67,8 +67,7 @@ def seeded(codec: PerCoV2, contents: Contents, seed: int) -> Contents:
 def disagreement(pictures: Sequence[Image.Image]) -> NDArray[np.float64]:
     """(H, W) standard deviation over pictures of one size, mean of the channels, in levels."""
     stack = np.stack([np.asarray(picture, dtype=np.float64) for picture in pictures])
-    spread: NDArray[np.float64] = stack.std(axis=0).mean(axis=-1)
-    return spread
+    return np.asarray(stack.std(axis=0).mean(axis=-1))
 
 
 def brightest(values: NDArray[np.float64]) -> float:

@@ -87,15 +87,14 @@ class OpenTab:
         """Paint a file, or a part of the whole one."""
         preset = self.codec.presets[stream.mode]["balanced"]
         look = Look(preset.steps, preset.guidance)
-        border.check_work(stream.width, stream.height, look.steps)
-        contents = self.codec.read(stream)
-        headline = piece("opened_headline", stream=stream)
+        sides = (stream.width, stream.height)
+        border.check_work(*sides, look.steps)
+        contents, headline = self.codec.read(stream), piece("opened_headline", stream=stream)
         yield {self.headline: headline}
         with self.turns.take(request.session_hash or "") as turn:
             for frame in paint(self.codec, contents, look, turn):
                 if frame.picture is None:
-                    size = (stream.width, stream.height)
-                    yield {self.stage: piece("painting", size=size, frame=frame)}
+                    yield {self.stage: piece("painting", size=sides, frame=frame)}
                 elif self.turns.finish(turn):
                     run = Run(name, contents, look, headline, frame.picture, frame.step_s)
                     details, stage = results.bits_panel(run), results.compare_run(run)

@@ -173,15 +173,12 @@ class EndPoints:
             The .pcv2 file.
         """
         chosen = border.read_picture(picture)
-        said = border.words("caption", caption).strip()
+        said = border.words("caption", caption).strip() or None
         most = border.whole("size", size, 0, MAX_FILE_BYTES) or None
         effort = border.check_effort(effort, chosen.image)
-        stream = self.codec.encode(
-            chosen.image, mode, caption=said or None, size=most, effort=effort
-        )
-        data, name = stream.to_bytes(), f"{chosen.name}{SUFFIX}"
-        path: str = save_bytes_to_cache(data, name, self.cache_dir)
-        return path
+        stream = self.codec.encode(chosen.image, mode, caption=said, size=most, effort=effort)
+        name = f"{chosen.name}{SUFFIX}"
+        return str(save_bytes_to_cache(stream.to_bytes(), name, self.cache_dir))
 
     def decompress(
         self,
@@ -203,8 +200,7 @@ class EndPoints:
         stream = border.read_file(file)
         named = self.codec.presets[stream.mode][check_choice("preset", preset, PRESETS)]
         border.check_work(stream.width, stream.height, named.steps)
-        wanted = border.whole("seed", seed, 0, MAX_SEED) or None
-        look = Look(named.steps, named.guidance, wanted)
+        look = Look(named.steps, named.guidance, border.whole("seed", seed, 0, MAX_SEED) or None)
         contents = self.codec.read(stream)
         with self.turns.take(request.session_hash or "") as turn:
             for frame in paint(self.codec, contents, look, turn):
@@ -222,11 +218,8 @@ class EndPoints:
         stream = border.read_file(file)
         contents = self.codec.read(stream)
         size_bytes = sum(stream.sizes)
-        return {
-            "width": stream.width,
-            "height": stream.height,
-            "mode": stream.mode,
-            "schedule": stream.schedule,
+        names = ("width", "height", "mode", "schedule")
+        return {name: getattr(stream, name) for name in names} | {
             "tokens_sent": stream.sent._asdict(),
             "tokens_total": stream.tokens_total._asdict(),
             "caption": contents.caption,
@@ -238,8 +231,7 @@ class EndPoints:
 
 def launch_options() -> dict[str, Any]:
     """Arguments of `gr.Blocks.launch` that belong to the page, whoever starts it."""
-    style = (_HERE / "page.css").read_text(encoding="utf-8")
-    script = (_HERE / "page.js").read_text(encoding="utf-8")
+    style, script = ((_HERE / f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
     return {
         "theme": gr.themes.Base(
             primary_hue=gr.themes.colors.teal,

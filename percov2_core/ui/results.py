@@ -32,8 +32,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Run:
-    """One file and the picture that came out of it.
-    `number` is the visitor's press of Compress that began it, 0 for an opened file."""
+    """One file and the picture that came out of it."""
 
     name: str
     contents: Contents
@@ -42,7 +41,7 @@ class Run:
     decoded: Image.Image
     step_s: float
     original: Image.Image | None = None
-    number: int = 0
+    number: int = 0  # of the visitor's press of Compress that began it, 0 for an opened file
     tokens: Tokens | None = None  # all that the encoder found, of opened files nobody knows
 
     @property

@@ -41,8 +41,7 @@ class Settings:
     """The controls of a run; `advanced` makes those that most visitors never open."""
 
     def __init__(self) -> None:
-        sizes = list(text.SIZES.items())
-        quick = border.COMFORTABLE_SIDE_PX
+        sizes, quick = list(text.SIZES.items()), border.COMFORTABLE_SIDE_PX
         self.side = gr.Radio(sizes, value=quick, label=text.SIZE_INFO, visible="hidden")
         modes = list(text.MODES.items())
         self.mode = gr.Radio(modes, value="ultra-low", elem_id="pc-mode", **control("Mode"))
@@ -93,10 +92,8 @@ class Settings:
     def sized(self, mode: str, size: float, sides: tuple[int, int], found: int = 0) -> Any:
         """Where the size control ends, and stands: at what the mode took, or usually takes."""
         tokens = sum(prod(level.grid(*sides[::-1])) for level in LEVELS.values())
-        usual = {
-            name: LEAST_BYTES + (n - LEAST_BYTES) * tokens // 1088
-            for name, n in USUAL_BYTES.items()
-        }
+        least = LEAST_BYTES
+        usual = {k: least + (n - least) * tokens // 1088 for k, n in USUAL_BYTES.items()}
         most = max(found, usual["extreme"])
         named = usual.get(border.words("mode", mode))
         value = found or named if named else min(border.count(size), most)

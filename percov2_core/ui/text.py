@@ -18,11 +18,7 @@ from percov2_core.baselines import CLASSIC
 TITLE = "PerCoV2"
 CLAIM = "A whole photo in about a hundred bytes."
 
-MODES = {
-    "Ultra-low": "ultra-low",
-    "Extreme": "extreme",
-    "Hybrid (any size)": "hybrid",
-}
+MODES = {"Ultra-low": "ultra-low", "Extreme": "extreme", "Hybrid (any size)": "hybrid"}
 OWN_CAPTIONER = "Describe it for me"
 OTHER_CAPTIONERS = {"BLIP network": "blip", "Exactly what I type": "fixed"}
 PRESETS = {"Faithful": "faithful", "Balanced": "balanced", "Vivid": "vivid"}
@@ -132,9 +128,8 @@ def stored(row: Mapping[str, Any]) -> str:
     """A stored point in words."""
     words = str(row["key"])
     if row.get("mode") in MODES.values():
-        preset = row.get("preset")
         count, guidance = row.get("steps"), row.get("guidance")
-        words = f"preset {preset}"
+        words = f"preset {row.get('preset')}"
         if count is not None and pd.notna(count) and pd.notna(guidance):
             words = f"{steps(int(count))}, guidance {guidance:g}"
         if pd.notna(tokens := row.get("tokens")):
@@ -148,10 +143,9 @@ def codec_name(label: str) -> str:
     return CODECS.get(family, family)
 
 
-def plain_html(value: str = "", **options: Any) -> gr.HTML:
+def plain_html(value: str = "", *, js_on_load: str | None = None, **options: Any) -> gr.HTML:
     """HTML that only the page's own style sheet touches."""
-    options.setdefault("js_on_load", None)
-    return gr.HTML(value, apply_default_css=False, **options)
+    return gr.HTML(value, js_on_load=js_on_load, apply_default_css=False, **options)
 
 
 def png_uri(image: Image.Image) -> str:

@@ -39,9 +39,7 @@ _CLICK_JS = "percov.points((key) => trigger(key.startsWith('run:') ? 'back' : 't
 # The same for those who do not point: every line of the table has a button.
 _BACK_JS = "percov.buttons(element, (key) => trigger('back', {key}))"
 _COLUMNS = ("label", "picture", "key", "thumbnail")
-_HOVER = (
-    "<b>%{fullData.name}</b><br>%{customdata[0]}<br>across %{x:.4g}, up %{y:.4g}<extra></extra>"
-)
+_HINT = "<b>%{fullData.name}</b><br>%{customdata[0]}<br>across %{x:.4g}, up %{y:.4g}<extra></extra>"
 _MARKERS = {
     text.REFERENCE: {"size": 10, "symbol": "x", "color": "#7b8794", "line": {"width": 0}},
     text.PUBLISHED: {"size": 11, "symbol": "star-open", "color": "#7b8794"},
@@ -94,9 +92,7 @@ class TradeOffTab:
             y = gr.Dropdown(axes, value="picorank", label="Up", min_width=280, elem_id="pc-y")
         plot, note = gr.Plot(show_label=False, elem_id="pc-plot"), plain_html()
         gr.Markdown(text.PLOT_NOTE)
-        self.table = plain_html(
-            results.runs_table([], runs_frame([])), js_on_load=_BACK_JS, elem_id="pc-runs"
-        )
+        self.table = plain_html(empty(text.EMPTY_RUNS), js_on_load=_BACK_JS, elem_id="pc-runs")
         self.clicks = plain_html("", js_on_load=_CLICK_JS, elem_id="pc-clicks")
         self.drawing = [self.history, x, y], [plot, note, self.table]
         gr.on([tab.select, x.input, y.input], self.draw, *self.drawing, **FREE)
@@ -107,9 +103,8 @@ class TradeOffTab:
         given, filled = [run, done, self.history], [numbers, self.history]
         measured = shown.success(self.measure, given, filled, trigger_mode="multiple", **MEASURE)
         measured.success(self.draw, *self.drawing, trigger_mode="multiple", **FREE)
-        measured.success(
-            self.compare_codecs, [run, self.history], numbers, trigger_mode="multiple", **CLASSICS
-        )
+        every: dict[str, Any] = {"trigger_mode": "multiple", **CLASSICS}
+        measured.success(self.compare_codecs, [run, self.history], numbers, **every)
 
     @cached_property
     def judge(self) -> Judge:
@@ -134,8 +129,7 @@ class TradeOffTab:
     ) -> Iterator[str]:
         """The table of numbers, growing by one classic codec after the other."""
         yield _KEEP
-        row = row_of(run, history)
-        session = request.session_hash or ""
+        row, session = row_of(run, history), request.session_hash or ""
         if run is None or run.original is None or row is None:
             return
         if not self.turns.compare(session, run.number):
@@ -174,22 +168,18 @@ class TradeOffTab:
         return gr.Tabs(selected="compress"), run.headline, results.compare_run(run), run
 
     def take(self, event: gr.EventData) -> tuple[Any, ...]:
-        """A click on a stored point of ours: its settings for the next picture.
-        -> tab, mode, steps, guidance, size"""
+        """A click on a stored point of ours -> tab, and its mode, steps, guidance and size."""
         point = self.stored.find(border.told(event, "key"))
         if not point:
             return (_KEEP,) * 5
-        preset = self.presets[point["mode"]][point.get("preset", "balanced")]
         gr.Info(text.TAKEN)
-        most = USUAL_BYTES["extreme"]
-        sized = gr.Slider(maximum=most, value=min(most, round(point["size_bytes"])))
-        return (
-            gr.Tabs(selected="compress"),
-            point["mode"],
-            int(point.get("steps", preset.steps)),
-            float(point.get("guidance", preset.guidance)),
-            sized if point["mode"] == "hybrid" else _KEEP,
-        )
+        mode, most = point["mode"], USUAL_BYTES["extreme"]
+        preset = self.presets[mode][point.get("preset", "balanced")]
+        steps = int(point.get("steps", preset.steps))
+        guidance = float(point.get("guidance", preset.guidance))
+        size = gr.Slider(maximum=most, value=min(most, round(point["size_bytes"])))
+        sized = size if mode == "hybrid" else _KEEP
+        return gr.Tabs(selected="compress"), mode, steps, guidance, sized
 
 
 def classic_entries(judge: Judge, original: Image.Image, *, size_bytes: int) -> Iterator[Entry]:
@@ -245,15 +235,12 @@ class Measurements:
 
 
 def figure(stored: Measurements, history: Sequence[Measured], *, x: str, y: str) -> Any | None:
-    """A Plotly figure; None if no point has both axes. The second entry of a point's
-    `customdata` is its key."""
+    """A Plotly figure, None if no point has both axes; `customdata[1]` of a point is its key."""
     # Only now: Plotly takes half a second, for which the first page need not wait.
     from percov2_core import plots
 
-    points = pd.concat(
-        [stored.means, _reference_rows(stored.reference, x=x, y=y), _run_rows(history)],
-        ignore_index=True,
-    ).reindex(columns=[*_COLUMNS, *AXES])
+    tables = [stored.means, _reference_rows(stored.reference, x=x, y=y), _run_rows(history)]
+    points = pd.concat(tables, ignore_index=True).reindex(columns=[*_COLUMNS, *AXES])
     if points.dropna(subset=[x, y]).empty:
         return None
     return _dressed(plots.per_picture(points, x=x, y=y))
@@ -270,7 +257,7 @@ def _dressed(drawn: Any) -> Any:
     for update in (drawn.update_xaxes, drawn.update_yaxes):
         update(gridcolor="rgba(128,140,155,.25)", zeroline=False)
     marker = {"size": 11, "opacity": 0.9, "line": {"width": 1, "color": "rgba(255,255,255,.7)"}}
-    drawn.update_traces(marker=marker, hovertemplate=_HOVER)
+    drawn.update_traces(marker=marker, hovertemplate=_HINT)
     named: set[str] = set()
     for trace in drawn.data:
         ours = trace.name.startswith("percov2")
