@@ -19,7 +19,7 @@ from percov2_core.caption import packing
 from percov2_core.caption.language import CaptionLanguage
 from percov2_core.config import COARSE, DEFAULT_EFFORT, DEFAULT_SCHEDULE, FINE, check_whole
 from percov2_core.entropy.coder import PRECISION, SymbolReader, SymbolWriter
-from percov2_core.entropy.prior import Draws, Known, Step, TokenPrior
+from percov2_core.entropy.prior import Decompressed, Draws, Known, Step, TokenPrior
 from percov2_core.entropy.schedule import Ints, coding_order, stage_map
 from percov2_core.errors import BitstreamError, ConfigError
 
@@ -225,8 +225,7 @@ class FileCodec:
             here = positions[:left]
             writer.write(level.ravel()[here], freqs[: len(here)])
             left -= len(here)
-        check = self._check(header, tokens)
-        return replace(header, check=check, payload=writer.finish())
+        return replace(header, check=self._check(header, tokens), payload=writer.finish())
 
     def _fitted(self, header: Stream, tokens: Tokens, size: int) -> Stream:
         """As many tokens as fit into so many bytes, of those that the header wants sent."""
@@ -266,7 +265,7 @@ class FileCodec:
         reader = SymbolReader(stream.payload)
         caption = packing.read_caption(reader.read, self.language)
         caption_bits, schedule, sent = reader.ideal_bits, stream.schedule, stream.sent
-        coarse = None
+        coarse = parents = None
         if stream.has_coarse:
             coarse = self.levels[COARSE.name].prior.decompress(
                 reader,
@@ -276,16 +275,16 @@ class FileCodec:
                 sent=sent.coarse,
                 draws=Draws(stream.seed, caption),
             )
+            parents = coarse.tokens
         fine = self.levels[FINE.name].prior.decompress(
             reader,
             stream.fine_grid,
-            Known(caption, None if coarse is None else coarse.tokens),
+            Known(caption, parents),
             schedule=schedule,
             sent=sent.fine,
             draws=None,
         )
         reader.close()
-        parents = None if coarse is None else coarse.tokens
         found = Tokens((stream.width, stream.height), caption, parents, fine.tokens)
         if (check := self._check(stream, found)) != stream.check:
             raise BitstreamError(
@@ -297,10 +296,8 @@ class FileCodec:
         return Contents(
             stream=stream,
             caption=caption,
-            coarse=None
-            if coarse is None
-            else _level(coarse.tokens, coarse.bits, schedule, sent.coarse),
-            fine=_level(fine.tokens, fine.bits, schedule, sent.fine),
+            coarse=None if coarse is None else _level(coarse, schedule, sent.coarse),
+            fine=_level(fine, schedule, sent.fine),
             guesses=fine.guesses,
             bits=Bits(8 * len(stream.header_bytes()), spent, payload - spent),
         )
@@ -316,10 +313,11 @@ class FileCodec:
         return check_value(stream, tokens.caption, tokens=b"".join(ordered), model=self.digest)
 
 
-def _level(tokens: Ints, bits: NDArray[np.float64], schedule: str, count: int) -> LevelContents:
-    sent = np.zeros(tokens.shape, dtype=np.bool_)
-    sent.reshape(-1)[coding_order(schedule, tokens.shape)[:count]] = True
-    return LevelContents(tokens, sent, bits, stage_map(schedule, tokens.shape))
+def _level(found: Decompressed, schedule: str, count: int) -> LevelContents:
+    grid = found.tokens.shape
+    sent = np.zeros(grid, dtype=np.bool_)
+    sent.reshape(-1)[coding_order(schedule, grid)[:count]] = True
+    return LevelContents(found.tokens, sent, found.bits, stage_map(schedule, grid))
 
 
 def check_stream(stream: Stream) -> Stream:

@@ -115,8 +115,7 @@ def to_image(tensor: Tensor, *, size: tuple[int, int]) -> Image.Image:
     """(1, 3, H', W') float on any device -> mode "RGB" of `size` = (W, H), cropped and clamped."""
     import torch  # see above
 
-    width, height = size
-    pixels = tensor.detach()[0, :, :height, :width].float().cpu()
+    pixels = tensor.detach()[0, :, : size[1], : size[0]].float().cpu()
     levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(levels.movedim(0, -1).contiguous().numpy())
 
@@ -316,10 +315,8 @@ def _finished(image: Image.Image, stored: Stored, size: tuple[int, int]) -> Imag
 
 def _plain(image: Image.Image) -> Image.Image:
     """8 bits, without palettes, with transparency as a channel of its own."""
-    if image.mode == "F":
-        return _scaled(image, highest=1.0)
-    if image.mode.startswith("I"):
-        return _scaled(image, highest=65535)
+    if image.mode.startswith(("F", "I")):
+        return _scaled(image, highest=1.0 if image.mode == "F" else 65535)
     mode = {"1": "L", "P": "RGB", "La": "LA"}.get(image.mode, image.mode)
     if image.has_transparency_data and mode not in ("LA", "RGBA"):
         mode = "LA" if image.mode == "L" else "RGBA"
@@ -329,8 +326,7 @@ def _plain(image: Image.Image) -> Image.Image:
 def _scaled(image: Image.Image, *, highest: float) -> Image.Image:
     """Wide greyscale -> mode "L", where Pillow's own conversion would clip it."""
     values = np.asarray(image).astype(np.float64)
-    # Written so that not-a-number fails as well.
-    if not (values.min() >= 0 and values.max() <= highest):
+    if not (values.min() >= 0 and values.max() <= highest):  # not-a-number fails as well
         raise ImageError(
             f"has greyscale levels from {values.min():g} to {values.max():g}, and they must be "
             f"0 to {highest:g}: save it with 8 or 16 bits"

@@ -251,8 +251,7 @@ def _scanned(frame: bytes, scans: bytes) -> bool:
         end = scan.end() + 2 * scan[1][0]
         first, last, bits = scans[end : end + 3]
         if bits & 15 == 0:
-            components = scans[scan.end() : end : 2]
-            missing -= {(c, k) for c in components for k in range(first, last + 1)}
+            missing -= {(c, k) for c in scans[scan.end() : end : 2] for k in range(first, last + 1)}
     return not missing
 
 
@@ -319,12 +318,10 @@ def _tiff(data: bytes) -> Stored:
 def _heif(kind: str, data: bytes) -> Stored:
     """Boxes turn the picture, so that EXIF data must not: it becomes an item that none reads."""
     codes = re.search(rb"colrnclx\0(.)\0(.)", data[: 2**16], re.DOTALL)
-    profiled = re.search(rb"colr(prof|rICC)", data[: 2**16])
     colour = None
-    if codes and not profiled:
+    if codes and not re.search(rb"colr(prof|rICC)", data[: 2**16]):
         # Here browsers take the curves of video for that of sRGB, and not in PNG.
-        transfer = 13 if codes[2][0] in _VIDEO else codes[2][0]
-        colour = _by_code(codes[1][0], transfer)
+        colour = _by_code(codes[1][0], 13 if codes[2][0] in _VIDEO else codes[2][0])
     hidden = re.sub(rb"(infe[\2\3].{7}(?:..)?)Exif", rb"\1none", data, flags=re.DOTALL)
     return Stored(kind, hidden, orientation=kind == "HEIC", colour=colour)
 
@@ -349,6 +346,5 @@ def _jpeg_xl(data: bytes) -> Stored:
     return Stored("JPEG XL", data, 1, size=(height * over // under if under else side(), height))
 
 
-_READERS: dict[str, Callable[[bytes], Stored]]
-_READERS = {"PNG": _png, "JPEG": _jpeg, "TIFF": _tiff, "JPEG XL": _jpeg_xl}
-_READERS |= {kind: partial(_heif, kind) for kind in ("AVIF", "HEIC")}
+_READERS: dict[str, Callable[[bytes], Stored]] = {k: partial(_heif, k) for k in ("AVIF", "HEIC")}
+_READERS |= {"PNG": _png, "JPEG": _jpeg, "TIFF": _tiff, "JPEG XL": _jpeg_xl}

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from percov2_core.cli import main
 from percov2_core.config import COARSE, EFFORTS, FINE
 from percov2_core.errors import ConfigError
 from tests.tiny import picture
@@ -30,6 +32,13 @@ def test_fast_takes_the_nearest_codes_and_asks_no_entropy_model(shipped, unsearc
     found = shipped.look(image, caption="", effort="fast")
     assert np.array_equal(found.fine, nearest.fine)
     assert np.array_equal(found.coarse, nearest.coarse)
+
+
+def test_the_command_hands_it_on(photo, unsearched, shipped, monkeypatch, tmp_path):
+    monkeypatch.setattr("percov2_core.weights.load_codec", lambda name: shipped)
+    out = tmp_path / "x.pcv2"
+    assert main(["compress", str(photo), "-o", str(out), "--effort", "fast"]) == 0
+    assert out.read_bytes() == unsearched.encode(Image.open(photo)).to_bytes()
 
 
 def test_an_effort_that_there_is_not_is_named(shipped):

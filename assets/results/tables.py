@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from percov2_core.baselines import CLASSIC
-from percov2_core.config import PRESETS, SCHEDULES
+from percov2_core.config import EFFORTS, PRESETS, SCHEDULES
 from percov2_core.errors import ConfigError
 
 Rows = list[dict[str, Any]]
@@ -68,6 +68,15 @@ def sizes_table(results: Path) -> str:
     return _markdown(("at most", *_HEAD), lines)
 
 
+def effort_table(results: Path) -> str:
+    """What the encoder's search gains."""
+    order = [(effort, preset) for effort in EFFORTS for preset in PRESETS]
+    rows = read_means(results, "effort")
+    rows = sorted(rows, key=lambda r: order.index((r["effort"], r["preset"])))
+    lines = [[f"**{row['effort']}**, {row['preset']}", *_cells(row)] for row in rows]
+    return _markdown(("effort", *_HEAD), lines)
+
+
 def protocol_table(results: Path) -> str:
     """Classic codecs at the settings of the protocol."""
     rows = sorted(read_means(results, "protocol"), key=lambda r: r["bpp"])
@@ -91,6 +100,7 @@ def schedule_table(results: Path) -> str:
 TABLES = {
     "sizes": sizes_table,
     "presets": presets_table,
+    "effort": effort_table,
     "protocol": protocol_table,
     "schedules": schedule_table,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -53,16 +54,10 @@ def resized(codec: Baseline, factor: int) -> Baseline:
     return Baseline(name, codec.qualities, describe, encode, decode)
 
 
-def remembered(codec: Baseline) -> Baseline:
-    """`codec` keeping the files of its one picture, so that several budgets share the work."""
-    files: dict[int, bytes] = {}
-
-    def encode(image: Image.Image, quality: int) -> bytes:
-        if quality not in files:
-            files[quality] = codec.encode(image, quality)
-        return files[quality]
-
-    return replace(codec, encode=encode)
+def remembered(codec: Baseline, image: Image.Image) -> Baseline:
+    """`codec` keeping the files of this one picture, so that several budgets share the work."""
+    encode = cache(partial(codec.encode, image))
+    return replace(codec, encode=lambda _, quality: encode(quality))
 
 
 class Fit(NamedTuple):

@@ -125,7 +125,6 @@ def _encode_vvc(image: Image.Image, quality: int) -> bytes:
 
 
 def _decode_vvc(data: bytes) -> Image.Image:
-    """BitstreamError if `data` is not what `_encode_vvc` wrote."""
     if len(data) < 2 or data[-1] > 3:
         raise BitstreamError("vvc: the last byte must be 0 to 3 and follow a bit stream")
     target = ("-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-")

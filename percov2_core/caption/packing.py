@@ -23,6 +23,7 @@ MAX_BYTES = 1000
 # Where symbols go and come from: (N,) symbols with their (N, K) frequencies.
 Write = Callable[[NDArray[np.integer], NDArray[np.uint32]], None]
 Read = Callable[[NDArray[np.uint32]], NDArray[np.int32]]
+Choice = tuple[int, NDArray[np.uint32]]  # one symbol and the (1, K) frequencies to code it with
 
 
 class Form(NamedTuple):
@@ -32,13 +33,6 @@ class Form(NamedTuple):
     capital: bool  # the first letter is a capital
     stop: bool  # the text ends with a full stop
     frequency: int
-
-
-class Choice(NamedTuple):
-    """One symbol and the (1, K) frequencies that it is coded with."""
-
-    symbol: int
-    freqs: NDArray[np.uint32]
 
 
 # The position is what files say: append only.
@@ -93,7 +87,7 @@ def _cheapest(text: str, model: CaptionLanguage) -> list[Choice]:
 
 
 def _bits(choices: list[Choice]) -> float:
-    return -sum(log2(int(choice.freqs[0, choice.symbol]) / TOTAL) for choice in choices)
+    return -sum(log2(int(freqs[0, symbol]) / TOTAL) for symbol, freqs in choices)
 
 
 def check_caption(text: str) -> str:
@@ -124,7 +118,7 @@ def _choices(text: str, form: Form, model: CaptionLanguage) -> list[Choice]:
     choices: list[Choice] = []
 
     def exchange(symbol: int, freqs: NDArray[np.uint32]) -> int:
-        choices.append(Choice(symbol, freqs))
+        choices.append((symbol, freqs))
         return symbol
 
     exchange(FORMS.index(form), _FORM_FREQS)

@@ -18,6 +18,7 @@ from percov2_core.entropy import masked_model as mm
 WEIGHT_LIMIT = 127
 EXPONENTIAL_BITS = 30
 _NORMED, _RESIDUAL = 2.0**-exact.NORM_BITS, 2.0**-exact.RESIDUAL_BITS
+_PLACES = ("rows", "columns", "word_places")
 _LOGIT_UNIT = log(2) * 2.0**-exact.LOGIT_BITS  # stored in bits, given in nats
 EXPONENTIAL_RANGE = 20  # bits below the likeliest token at which the probability becomes zero
 
@@ -28,9 +29,7 @@ def export(model: mm.MaskedImageModel) -> exact.ExactModel:
     tables = {
         **_mixed(model, "codes"),
         **_mixed(model, "words"),
-        "rows": _to_grid(model.rows.weight, _RESIDUAL),
-        "columns": _to_grid(model.columns.weight, _RESIDUAL),
-        "word_places": _to_grid(model.word_places.weight, _RESIDUAL),
+        **{name: _to_grid(getattr(model, name).weight, _RESIDUAL) for name in _PLACES},
         "exponential": _exponential(),
         **_product("out", model.out, step=_NORMED, unit=_LOGIT_UNIT, gain=model.norm.gain),
     }
@@ -50,20 +49,16 @@ def restore(twin: exact.ExactModel, config: mm.MaskedModelConfig) -> mm.MaskedIm
     twin's a coarser level: it changes nothing at first."""
     model, t = mm.MaskedImageModel(config), twin.tables
     code_step = 4 / exact.CODE_LIMIT  # embeddings of about unit variance
-    model.codes.weight.copy_(t["codes"] * code_step)
-    model.words.weight.copy_(t["words"] * code_step)
-    for name in ("rows", "columns", "word_places"):
-        getattr(model, name).weight.copy_(t[name] * _RESIDUAL)
-    _fill(model.mix_codes, t, "mix_codes", step=code_step, unit=_RESIDUAL)
-    _fill(model.mix_words, t, "mix_words", step=code_step, unit=_RESIDUAL)
-    _fill(model.out, t, "out", step=_NORMED, unit=_LOGIT_UNIT)
-    if config.ratio and not twin.config.ratio:
+    both = bool(config.ratio and twin.config.ratio)
+    if config.ratio and not both:
         for parameter in (*model.mix_parents.parameters(), model.below.weight):
             nn.init.zeros_(parameter)
-    elif config.ratio:
-        model.parents.weight.copy_(t["parents"] * code_step)
-        model.below.weight.copy_(t["below"] * _RESIDUAL)
-        _fill(model.mix_parents, t, "mix_parents", step=code_step, unit=_RESIDUAL)
+    for name in ("codes", "words", *["parents"] * both):
+        getattr(model, name).weight.copy_(t[name] * code_step)
+        _fill(getattr(model, f"mix_{name}"), t, f"mix_{name}", step=code_step, unit=_RESIDUAL)
+    for name in (*_PLACES, *["below"] * both):
+        getattr(model, name).weight.copy_(t[name] * _RESIDUAL)
+    _fill(model.out, t, "out", step=_NORMED, unit=_LOGIT_UNIT)
     for name, tower in (("content", model.content), ("queries", model.queries)):
         tower.bias.copy_(t[f"{name}.bias"] * 2.0**-exact.SCORE_BITS)
         tower.word_bias.copy_(t[f"{name}.word_bias"] * 2.0**-exact.SCORE_BITS)
@@ -111,8 +106,9 @@ def _layer(name: str, layer: mm.Layer) -> dict[str, Tensor]:
 
 def _mixed(model: mm.MaskedImageModel, name: str) -> dict[str, Tensor]:
     """Tables of embeddings, and of the matrix that mixes those of a neighbourhood."""
-    embeddings, step = _to_int8(getattr(model, name).weight)
-    mix = getattr(model, f"mix_{name}")
+    table, mix = getattr(model, name).weight, getattr(model, f"mix_{name}")
+    step = float(table.abs().max()) / exact.CODE_LIMIT
+    embeddings = torch.round(table / step).to(torch.int8)
     return {name: embeddings, **_product(f"mix_{name}", mix, step=step, unit=_RESIDUAL)}
 
 
@@ -139,11 +135,6 @@ def _finest_bits(weight: Tensor, *, clip: float) -> int:
     """Bits behind the point for inputs up to `clip` whose sums still fit into float32."""
     longest = float(_quantised(weight)[0].double().abs().sum(1).max())
     return max(bits for bits in range(12) if (clip * 2**bits + 1) * longest < exact.FLOAT32_EXACT)
-
-
-def _to_int8(table: Tensor) -> tuple[Tensor, float]:
-    step = float(table.abs().max()) / exact.CODE_LIMIT
-    return torch.round(table / step).to(torch.int8), step
 
 
 def _to_grid(table: Tensor, unit: float) -> Tensor:

@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import log
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -153,11 +152,8 @@ class RMSNorm(nn.Module):
         return normed
 
 
-class Biases(NamedTuple):
-    """Added to attention scores; very negative where nothing may be seen."""
-
-    words: Tensor  # (B, A, 1, W)
-    tokens: Tensor  # (1, A, N, N)
+# Added to attention scores; very negative where nothing may be seen.
+Biases = tuple[Tensor, Tensor]  # (B, A, 1, W) of words, (1, A, N, N) of tokens
 
 
 class Layer(nn.Module):
@@ -183,7 +179,7 @@ class Layer(nn.Module):
         """(B, N, D) positions look at (B, W, D) words and (B, N, D) positions -> (B, N, D)."""
         q = self._heads(self.query(self.norm(x)) * self.scale, clip=QUERY_CLIP)
         mixed, total = torch.zeros_like(q), torch.full_like(q[..., :1], SUM_OFFSET).float()
-        for seen, offset in ((phrase, bias.words), (memory, bias.tokens)):
+        for seen, offset in zip((phrase, memory), bias, strict=True):
             normed = self.memory_norm(seen)
             k = self._heads(self.key(normed), KEY_CLIP)
             v = self._heads(self.value(normed), VALUE_CLIP)
@@ -219,7 +215,7 @@ class Tower(nn.Module):
         to_tokens = self.bias[:, index].masked_fill(~visible, HIDDEN_SCORE)
         to_words = self.word_bias[:, None].expand(len(words), -1, words.shape[1])
         to_words = to_words.masked_fill((words == PAD_WORD)[:, None], HIDDEN_SCORE)
-        return Biases(to_words[:, :, None], to_tokens[None])
+        return to_words[:, :, None], to_tokens[None]
 
 
 class MaskedImageModel(nn.Module):
@@ -252,13 +248,9 @@ class MaskedImageModel(nn.Module):
         self, tokens: Tensor, words: Tensor, stage_map: Tensor, parents: Tensor | None = None
     ) -> Tensor:
         """(B, h, w, K) float logits of all tokens, each from the stages before its own.
-
-        Args:
-            tokens: (B, h, w) int64 in [0, K).
-            words: (B, W) int64 word ids, filled up with `PAD_WORD`.
-            stage_map: (h, w) int64, the stage of every token.
-            parents: (B, hp, wp) int64 in [0, K], K where the parent is not known; None if none is.
-        """
+        All int64: `tokens` (B, h, w) in [0, K); `words` (B, W) ids, filled up with `PAD_WORD`;
+        `stage_map` (h, w), the stage of every token; `parents` (B, hp, wp) in [0, K], K where it is
+        not known, None if none is."""
         grid = (tokens.shape[1], tokens.shape[2])
         stage, flat = stage_map.flatten(), tokens.flatten(1)
         phrase = self.read_words(words)  # (B, W, D)

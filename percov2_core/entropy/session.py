@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from math import sqrt
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,14 +29,6 @@ _SIDE = 2 * MAX_TILE - 1  # rows of the bias tables are all offsets in two dimen
 _CENTRE = (MAX_TILE - 1) * _SIDE + MAX_TILE - 1  # the column of no offset at all
 
 
-class _Layout(NamedTuple):
-    """What the shape of a tile decides."""
-
-    neighbours: Tensor  # (N, R) int64 positions, N outside of the tile
-    offset: Tensor  # (N,) int32: their differences are columns of the bias tables
-    place: Tensor  # (N, D) residual integers
-
-
 class Session:
     """One tile while its stages become known. Each position is computed once. Use: `frequencies` of
     a stage, then `reveal` its tokens, then the next stage. Who knows the tokens beforehand may take
@@ -49,9 +40,8 @@ class Session:
         """Open a tile; `above` its (N,) positions stand (N, D) integers, see `read_parents`."""
         self.model, n, device = model, grid[0] * grid[1], model.device
         self._carrier = torch.float32 if _float32_is_exact(device) else torch.float64
-        self._layout = _layout(model, grid)
-        if above is not None:
-            self._layout = self._layout._replace(place=self._layout.place + above)
+        self._neighbours, self._offset, place = _layout(model, grid)
+        self._place = place if above is None else place + above
         self._known = torch.full((n + 1,), model.config.mask_id, device=device)
         self._known[n] = model.config.outside_id
         self._words = len(words)
@@ -74,7 +64,7 @@ class Session:
         """(n,) flat positions -> (n, K) frequencies >= 1, each row summing to 2**16."""
         at = self._index(positions)
         with _plain(self.model.device):
-            ids = self._known[self._layout.neighbours[at]]
+            ids = self._known[self._neighbours[at]]
             return self._ask(at, ids, self._biases("queries", at))
 
     def reveal(self, positions: NDArray[np.int64], tokens: NDArray[np.integer]) -> None:
@@ -83,9 +73,9 @@ class Session:
             return
         at, filled = self._index(positions), len(self._looked_at)
         self._known[at] = self._index(tokens)
-        self._looked_at = torch.cat([self._looked_at, self._layout.offset[at]])
+        self._looked_at = torch.cat([self._looked_at, self._offset[at]])
         with _plain(self.model.device):
-            ids = self._known[self._layout.neighbours[at]]
+            ids = self._known[self._neighbours[at]]
             self._tell(at, ids, self._biases("content", at), filled=filled)
 
     def foresee(
@@ -97,10 +87,10 @@ class Session:
         at = self._index(np.concatenate(stages))
         when = self._index(np.repeat(np.arange(len(sizes)), sizes))
         self._known[at] = self._index(tokens)
-        self._looked_at = torch.cat([self._looked_at, self._layout.offset[at]])
+        self._looked_at = torch.cat([self._looked_at, self._offset[at]])
         around = torch.full_like(self._known, -1)  # (N + 1,) in which of these stages
         around[at] = when
-        around = around[self._layout.neighbours[at]]
+        around = around[self._neighbours[at]]
         with _plain(self.model.device):
             ids, bias = self._hide("content", at, around, when, before=when + 1)
             self._tell(at, ids, bias, filled=filled)
@@ -123,7 +113,7 @@ class Session:
     ) -> tuple[Tensor, Tensor]:
         """Of (n,) positions in the stages `when`, hide from each what is not `before` its own ->
         (n, R) codes around them, whose stages are `around`, and (A, n, M) biases."""
-        ids = self._known[self._layout.neighbours[at]]
+        ids = self._known[self._neighbours[at]]
         ids = ids.masked_fill(around >= before[:, None], self.model.config.mask_id)
         bias = self._biases(tower, at)
         late = when[None, :] >= before[:, None]
@@ -133,7 +123,7 @@ class Session:
     def _biases(self, tower: str, at: Tensor) -> Tensor:
         """(A, n, M) score biases towards the words and all positions known so far."""
         table = self.model.biases[tower]
-        index = self._layout.offset[at][:, None] - self._looked_at + _CENTRE
+        index = self._offset[at][:, None] - self._looked_at + _CENTRE
         index[:, : self._words] = table.shape[1] - 1
         return table.index_select(1, index.flatten()).reshape(len(table), *index.shape)
 
@@ -158,7 +148,7 @@ class Session:
 
     def _start(self, at: Tensor, ids: Tensor) -> Tensor:
         """(n,) positions with (n, R) codes around them -> (n, D) residual integers."""
-        return _residual(self.model.mix_codes(ids).add_(self._layout.place[at]))
+        return _residual(self.model.mix_codes(ids).add_(self._place[at]))
 
     def _remember(self, memory: Tensor, product: Product, x: Tensor, *, at: int) -> None:
         """Append keys and values of (m, D) normed integers for as many layers as `product` has."""
@@ -205,14 +195,15 @@ def read_parents(model: ExactModel, parents: Ints | None, grid: Grid) -> Tensor 
 
 
 @lru_cache(maxsize=4)
-def _layout(model: ExactModel, grid: Grid) -> _Layout:
+def _layout(model: ExactModel, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """What the shape of a tile decides: (N, R) int64 positions of the neighbours, N outside of the
+    tile; (N,) int32 offsets, whose differences are columns of the bias tables; (N, D) residual
+    integers of the places."""
     rows, columns = (torch.from_numpy(i).to(model.device) for i in mm.place_indices(grid))
     y, x = (torch.from_numpy(axis.ravel()) for axis in np.indices(grid))
-    return _Layout(
-        neighbours=torch.from_numpy(mm.neighbour_indices(grid)).to(model.device),
-        offset=(y * _SIDE + x).to(model.device, torch.int32),
-        place=model.table("rows")[rows] + model.table("columns")[columns],
-    )
+    neighbours = torch.from_numpy(mm.neighbour_indices(grid)).to(model.device)
+    offset = (y * _SIDE + x).to(model.device, torch.int32)
+    return neighbours, offset, model.table("rows")[rows] + model.table("columns")[columns]
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:

@@ -99,13 +99,14 @@ def measure(codec: PerCoV2, point: BenchRow, image: Image.Image, *, repeats: int
     paint = partial(codec.decode, steps=point.steps, guidance=point.guidance)
     runs = []
     for _ in range(1 + repeats):
-        stream, encoding = _timed(codec, point.mode, encode)
+        stream, encode_s, encoding = _timed(codec, encode)
         data = stream.to_bytes()
-        _, decoding = _timed(codec, point.mode, partial(paint, Stream.from_bytes(data)))
-        seconds = {f"encode {box}": s for box, s in encoding.items()}
+        _, decode_s, decoding = _timed(codec, partial(paint, Stream.from_bytes(data)))
+        seconds = {"encode": encode_s, "decode": decode_s}
+        seconds |= {f"encode {box}": s for box, s in encoding.items()}
         runs.append(seconds | {f"decode {box}": s for box, s in decoding.items()})
     boxes = {box: statistics.median(run[box] for run in runs[1:]) for box in runs[0]}
-    encode_s, decode_s = (boxes.pop(f"{call} {_WHOLE}") for call in ("encode", "decode"))
+    encode_s, decode_s = boxes.pop("encode"), boxes.pop("decode")
     run = sampling(codec, point)
     flops = counted_flops(run)
     loop_s = statistics.median(_seconds(run, codec.device, repeats))
@@ -122,45 +123,31 @@ def measure(codec: PerCoV2, point: BenchRow, image: Image.Image, *, repeats: int
     )
 
 
-class _Watch:
-    """A stopwatch for calls; one inside another belongs to the outer one."""
+def _timed(codec: PerCoV2, call: Callable[[], Any]) -> tuple[Any, float, dict[str, float]]:
+    """What a call returns, its seconds, and those of each box in it; of a generator, the time until
+    each of its steps. A box inside another belongs to the outer one."""
+    spent: dict[str, float] = defaultdict(float)
+    busy = False
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.spent: dict[str, float] = defaultdict(float)
-        self._busy = False
+    def timed(label: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        nonlocal busy
+        if busy:
+            return function(*args, **kwargs)
+        busy, began = True, _clock(codec.device)
+        result = function(*args, **kwargs)
+        spent[label] += _clock(codec.device) - began
+        busy = False
+        if not isinstance(result, Generator):
+            return result
+        return iter(partial(timed, label, next, result, None), None)
 
-    def around(self, function: Callable[..., Any], label: str) -> Callable[..., Any]:
-        """`function`, timed; of a generator, the time until each of its steps."""
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            if self._busy:
-                return function(*args, **kwargs)
-            self._busy, began = True, _clock(self.device)
-            result = function(*args, **kwargs)
-            self.spent[label] += _clock(self.device) - began
-            self._busy = False
-            if not isinstance(result, Generator):
-                return result
-            return iter(self.around(partial(next, result, None), label), None)
-
-        return run
-
-
-_WHOLE = "all"  # among the boxes: the call itself
-
-
-def _timed(codec: PerCoV2, mode: str, call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    """What a call returns, and the seconds of each box in it."""
-    watch = _Watch(codec.device)
     with ExitStack() as stack:
         for label, owner, name in _boxes(codec):
-            timed = watch.around(getattr(owner, name), label)
-            stack.enter_context(patch.object(owner, name, timed))
+            box = partial(timed, label, getattr(owner, name))
+            stack.enter_context(patch.object(owner, name, box))
         began = _clock(codec.device)
         result = call()
-        watch.spent[_WHOLE] = _clock(codec.device) - began
-    return result, watch.spent
+        return result, _clock(codec.device) - began, spent
 
 
 def _boxes(codec: PerCoV2) -> list[tuple[str, Any, str]]:
@@ -203,14 +190,12 @@ def sampling(codec: PerCoV2, point: BenchRow) -> Callable[[], None]:
     conditions = Conditions(start, features, modules.text.encode([CAPTION] * point.batch))
     null = modules.text.encode([""])
     noise = draw_noise(tuple(start.shape), 0, start.device)
-    times, guidance = sigmas(point.steps, codec.shift), point.guidance
-    steps = partial(
-        sample, modules.flow, conditions, null, times=times, guidance=guidance, noise=noise
-    )
+    times = sigmas(point.steps, codec.shift)
+    flow: dict[str, Any] = {"times": times, "guidance": point.guidance, "noise": noise}
 
     @torch.inference_mode()
     def run() -> None:
-        for _ in steps():
+        for _ in sample(modules.flow, conditions, null, **flow):
             pass
 
     return run

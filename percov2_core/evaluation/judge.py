@@ -119,24 +119,19 @@ def compare_sets(
             continue
         line: dict[str, Any] = {"key": key, "pictures": len(pairs)}
         if "set_swd" in names:
-            line["set_swd"] = float(set_swd(list(_originals(pairs)), list(_decoded(pairs))))
+            line["set_swd"] = float(set_swd(*map(list, _tensors(pairs))))
         if "fid" in names or "kid" in names:
             try:
-                line |= fid_kid(_originals(pairs), _decoded(pairs), count=len(pairs))
+                line |= fid_kid(*_tensors(pairs), count=len(pairs))
             except PerCoError as error:
                 line["note"] = str(error)
         lines.append(line)
     return pd.DataFrame(lines, columns=["key", "pictures", *names, "note"])
 
 
-def _originals(pairs: Sequence[tuple[Picture, Path]]) -> Iterator[Tensor]:
-    return (to_tensor(picture.open()) for picture, _ in pairs)
-
-
-def _decoded(pairs: Sequence[tuple[Picture, Path]]) -> Iterator[Tensor]:
-    for _, file in pairs:
-        with Image.open(file) as image:
-            yield to_tensor(image)
+def _tensors(pairs: Sequence[tuple[Picture, Path]]) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
+    originals = (to_tensor(picture.open()) for picture, _ in pairs)
+    return originals, (to_tensor(Image.open(file)) for _, file in pairs)
 
 
 def fid_kid(

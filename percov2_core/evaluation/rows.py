@@ -64,13 +64,6 @@ def _digest(text: str) -> str:
 COLUMNS = tuple(Row(picture="", setting=Setting(codec="")).flat())
 
 
-def append_rows(log: Path, rows: Iterable[Row]) -> None:
-    """Add lines to a log; they are on disk before the next rows are made."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row.flat()) + "\n" for row in rows)
-
-
 def read_log(folder: Path) -> Iterator[dict[str, Any]]:
     """Every row of every run. A line cut off by an interruption is left out."""
     for path in sorted(folder.glob("rows-*.jsonl")):
@@ -84,7 +77,7 @@ def read_log(folder: Path) -> Iterator[dict[str, Any]]:
 def to_frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """Flat rows -> a table with every column of `Row`, sorted, the last of equal keys kept."""
     frame = pd.DataFrame(list(rows), columns=list(COLUMNS))
-    empty = [name for name in COLUMNS if frame[name].isna().all()]
+    empty = frame.columns[frame.isna().all()]
     frame[empty] = float("nan")  # numbers, so that means can be taken
     frame = frame.drop_duplicates(["picture", "key"], keep="last")
     return frame.sort_values(["key", "picture"], ignore_index=True)

@@ -95,29 +95,29 @@ class Worker:
         except PerCoError as error:
             return [replace(row, error=str(error)) for row in rows]
         original = self.judge.see(image)
-        families: list[Baseline] = []
+        family: list[Baseline] = []
         files: dict[Setting, _File] = {}
         for i, row in enumerate(rows):
             setting = row.setting
             rows[i] = row = replace(row, width=image.width, height=image.height)
             try:
-                if setting.codec != OURS and setting.budget_bytes is not None and not families:
-                    families = [remembered(c) for c in family_at_all_sizes(setting.codec)]
+                if setting.codec != OURS and setting.budget_bytes is not None and not family:
+                    family = [remembered(c, image) for c in family_at_all_sizes(setting.codec)]
                 if setting.encoding not in files:
-                    files[setting.encoding] = self._encode(setting, image, unit.picture, families)
+                    files[setting.encoding] = self._encode(setting, image, unit.picture, family)
                 rows[i] = self._decode(row, files[setting.encoding], original)
             except PerCoError as error:
                 rows[i] = replace(row, error=str(error))
         return rows
 
     def _encode(
-        self, setting: Setting, image: Image.Image, picture: Picture, families: list[Baseline]
+        self, setting: Setting, image: Image.Image, picture: Picture, family: list[Baseline]
     ) -> _File:
         if setting.codec == OURS:
             return self._ours(setting, picture, image)
         begun, chosen = time.perf_counter(), None
         if (budget := setting.budget_bytes) is not None:
-            fit = best_within(families, image, size_bytes=budget)
+            fit = best_within(family, image, size_bytes=budget)
             if fit is None:
                 raise ImageError(f"{setting.codec} {table.UNMET} {budget} bytes")
             codec, data, chosen = fit.codec, fit.data, f"{fit.codec.name}@{fit.quality}"
@@ -277,11 +277,13 @@ def _run_share(index: int, units: Sequence[Unit], plan: Plan, count: int) -> Non
     worker = Worker(plan)
     # A log for each process and run: a line that was cut off harms no other.
     log = plan.out / LOG_FOLDER / f"rows-{time.time_ns()}-{os.getpid()}.jsonl"
+    log.parent.mkdir(parents=True, exist_ok=True)
     total = sum(len(unit.settings) for unit in share)
     with tqdm(total=total, unit="row", disable=None if index == 0 else True) as bar:
         for unit in share:
             rows = worker.run(unit)
-            table.append_rows(log, rows)
+            with log.open("a", encoding="utf-8") as file:  # on disk before the next rows are made
+                file.writelines(json.dumps(row.flat()) + "\n" for row in rows)
             bar.update(len(rows))
 
 

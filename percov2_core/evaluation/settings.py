@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
+from typing import Any
 
 from percov2_core import config
 from percov2_core.baselines import CLASSIC
@@ -100,24 +101,16 @@ def our_settings(
         config.check_whole("steps", number, 1, config.MAX_STEPS)
     for scale in guidance:
         config.check_real("guidance", scale, 1, config.MAX_GUIDANCE)
-    points = [Setting(codec=OURS, preset=preset) for preset in presets or ("balanced",)]
+    points: list[dict[str, Any]] = [{"preset": preset} for preset in presets or ("balanced",)]
     if steps or guidance:
         grid = product(steps or (None,), guidance or (None,))
-        points = [Setting(codec=OURS, steps=s, guidance=g) for s, g in grid]
-    return [
-        replace(
-            point,
-            mode=mode,
-            schedule=schedule,
-            caption=caption,
-            effort=effort,
-            tokens=count,
-            budget_bytes=most,
-        )
-        for mode, schedule, caption, effort, most in product(
-            modes, schedules, captions, efforts, budgets
-        )
+        points = [{"steps": s, "guidance": g} for s, g in grid]
+    settings = []
+    files = product(modes, schedules, captions, efforts, budgets)
+    for mode, schedule, caption, effort, most in files:
+        file = Setting(codec=OURS, mode=mode, schedule=schedule, caption=caption, effort=effort)
         # By default the caption alone.
-        for count in ((tokens or (0,)) if config.MODES[mode].partial and most is None else (None,))
-        for point in points
-    ]
+        counts = (tokens or (0,)) if config.MODES[mode].partial and most is None else (None,)
+        for count, point in product(counts, points):
+            settings.append(replace(file, tokens=count, budget_bytes=most, **point))
+    return settings

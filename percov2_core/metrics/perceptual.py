@@ -1,8 +1,8 @@
 """PicoRank: the bundled perceptual distance, for machines without a network.
 
 A small convolutional net of our own, trained to rank distortions as the SqueezeNet feature
-distance does (`training/perceptual.py`). It is not LPIPS and its numbers compare with nothing
-but themselves. B batch, H x W pixels.
+distance does; the code that trained it is that of commit 8b46783. It is not LPIPS and its numbers
+compare with nothing but themselves. B batch, H x W pixels.
 """
 
 from __future__ import annotations
@@ -33,11 +33,8 @@ class PicoRank(nn.Module):
         self.stem = nn.Conv2d(3, _WIDTHS[0], 5, stride=2, padding=2)
         self.blocks = nn.ModuleList(
             nn.Sequential(
-                nn.MaxPool2d(2),
-                nn.Conv2d(before, width, 3, padding=1),
-                nn.ReLU(),
-                nn.Conv2d(width, width, 3, padding=1),
-                nn.ReLU(),
+                *(nn.MaxPool2d(2), nn.Conv2d(before, width, 3, padding=1), nn.ReLU()),
+                *(nn.Conv2d(width, width, 3, padding=1), nn.ReLU()),
             )
             for before, width in pairwise(_WIDTHS)
         )

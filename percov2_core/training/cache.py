@@ -22,7 +22,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -38,14 +38,7 @@ from percov2_core.caption.captioner import get_captioner
 from percov2_core.errors import ConfigError
 from percov2_core.flow.text import TextEmbedding
 from percov2_core.training.loop import processes
-from percov2_core.training.samples import (
-    AT_ONCE_PX,
-    EncodedPhotos,
-    GridPlan,
-    PlannedCrop,
-    Samples,
-    planned_crops,
-)
+from percov2_core.training.samples import AT_ONCE_PX, EncodedPhotos, GridPlan, PlannedCrop, Samples
 from percov2_core.weights.base import SD3Base, load_base
 from percov2_core.weights.files import write_json
 from percov2_core.weights.find import find_base
@@ -97,10 +90,7 @@ class Cache:
                 )
         self.drawn = {side: found[: len(found) - held_out] for side, found in sides.items()}
         self._held_out = {side: found[len(found) - held_out :] for side, found in sides.items()}
-
-    @property
-    def sides(self) -> Sequence[int]:
-        return sorted(self.drawn)
+        self.sides = sorted(sides)
 
     def draw(self, step: int) -> Samples:
         """The batch of this step: one side, as many samples as have `batch_px` pixels."""
@@ -154,13 +144,12 @@ def write_cache(options: RunOptions) -> None:
         named = {name: value.cpu().contiguous() for name, value in empty._asdict().items()}
         save_file(named, out / _EMPTY_FILE)
         write_json(out / _INFO_FILE, asdict(info))
-    planned = planned_crops(plan, len(photos), seed=source.seed)
-    mine = islice(planned, state.process_index, None, state.num_processes)
+    mine = islice(source.planned(), state.process_index, None, state.num_processes)
     bar = tqdm(desc=out.name, unit=" shards", disable=None)
     for number, chunk in enumerate(iter(lambda: list(islice(mine, PER_SHARD)), [])):
         path = out / f"shard-{state.process_index:03d}-{number:05d}.tar"
         if not path.exists():
-            _write_archive(path, _members(source, chunk, base))
+            _write_archive(path, source, chunk, base)
         bar.update()
     state.wait_for_everyone()
 
@@ -175,19 +164,6 @@ def read_info(folder: Path) -> CacheInfo:
         raise ConfigError(f"cache {str(folder)!r}: format {found!r}, this build reads {FORMAT}")
     tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     return CacheInfo(**(values | tuples))
-
-
-def _members(
-    source: EncodedPhotos, chunk: Sequence[PlannedCrop], base: SD3Base
-) -> Iterator[tuple[str, dict[str, bytes]]]:
-    for group, samples in source.encode(chunk):
-        with torch.inference_mode():
-            text = base.text.encode(samples.captions)
-        assert samples.latent is not None
-        named = {"latent": samples.latent, **text._asdict()}
-        for i, crop in enumerate(group):
-            arrays = {f"{name}.npy": _half(values[i]) for name, values in named.items()}
-            yield crop.name, {**arrays, "txt": samples.captions[i].encode()}
 
 
 def _half(value: Tensor) -> bytes:
@@ -210,23 +186,28 @@ def _read(records: Sequence[_Record]) -> Samples:
 
 
 class _Record(NamedTuple):
-    """One sample in its archive."""
-
     name: str
     archive: Path
     members: dict[str, tuple[int, int]]  # start and size of each, by suffix
 
 
-def _write_archive(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> None:
-    """Write samples (name, bytes by suffix); a broken write leaves no archive. The same samples
-    give the same bytes: no owner, no time."""
+@torch.inference_mode()
+def _write_archive(
+    path: Path, source: EncodedPhotos, chunk: Sequence[PlannedCrop], base: SD3Base
+) -> None:
+    """Encode and write these crops; a broken write leaves no archive. The same crops give the same
+    bytes: no owner, no time."""
     partial = path.with_suffix(".partial")
     with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, members in samples:
-            for suffix, data in members.items():
-                entry = tarfile.TarInfo(f"{name}.{suffix}")
-                entry.size = len(data)
-                archive.addfile(entry, io.BytesIO(data))
+        for group, samples in source.encode(chunk):
+            assert samples.latent is not None
+            named = {"latent": samples.latent, **base.text.encode(samples.captions)._asdict()}
+            for i, crop in enumerate(group):
+                members = {f"{name}.npy": _half(values[i]) for name, values in named.items()}
+                for suffix, data in {**members, "txt": samples.captions[i].encode()}.items():
+                    entry = tarfile.TarInfo(f"{crop.name}.{suffix}")
+                    entry.size = len(data)
+                    archive.addfile(entry, io.BytesIO(data))
     partial.replace(path)
 
 

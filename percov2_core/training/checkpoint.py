@@ -125,9 +125,8 @@ class Checkpoints:
         return step, float(told["elapsed_s"])
 
     def _save_what_is_kept(self, _models: Any, weights: list[dict[str, Tensor]], _to: str) -> None:
-        if not weights:  # under FSDP, Accelerate gathers and writes them itself
-            return
-        weights[:] = [{name: _whole(v) for name, v in kept(self.average.module).items()}]
+        if weights:  # under FSDP there are none: Accelerate gathers and writes them itself
+            weights[:] = [{name: _whole(v) for name, v in kept(self.average.module).items()}]
 
     def _load_what_is_kept(self, models: list[nn.Module], folder: str) -> None:
         if models:

@@ -27,7 +27,6 @@ from percov2_core.errors import ConfigError
 from percov2_core.training.checkpoint import Average, Checkpoints
 
 LOG_EVERY = 20  # steps
-LOSSES, SCORES = "losses.csv", "scores.csv"
 MEASURED_STEPS = 20
 _COPIES_BYTES = 4 * 4  # of a trained number in float32: gradient, two averages of AdamW, our own
 _AHEAD, _READERS = 3, 4  # batches made before they are needed, threads that make them
@@ -81,13 +80,6 @@ def sharded() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
-def learning_rate(progress: float, step: int, config: LoopConfig) -> float:
-    """Linear warm-up, then cosine from `lr` to `floor` of it."""
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return config.lr * warm * (config.floor + (1 - config.floor) * cosine)
-
-
 def run(
     system: nn.Module,
     make_batch: Callable[[int], Batch],
@@ -119,8 +111,7 @@ def memory_bytes(system: nn.Module, processes: int = 1) -> int:
     parameters = list(system.parameters())
     own = sum(p.numel() * p.element_size() for p in parameters)
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    memory = own + _COPIES_BYTES * trained
-    return memory // processes if sharded() else memory
+    return (own + _COPIES_BYTES * trained) // (processes if sharded() else 1)
 
 
 class _Trainer:
@@ -148,7 +139,6 @@ class _Trainer:
         return self.elapsed / (60 * self.config.minutes)
 
     def train(self, make_batch: Callable[[int], Batch], evaluate: Evaluate | None) -> None:
-        """Take steps to the end of the run."""
         memory = memory_bytes(self.module, self.accelerator.num_processes) / 2**30
         trained = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
         self.accelerator.print(
@@ -182,7 +172,9 @@ class _Trainer:
     def take_step(self, batch: Batch) -> tuple[StepLoss, float]:
         """One update; the loss of its batch and the length of the gradient."""
         config, rank = self.config, self.accelerator.process_index
-        rate = learning_rate(self.progress, self.step, config)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress)))
+        warm = min(1.0, (self.step + 1) / max(1, config.warmup_steps))
+        rate = config.lr * warm * (config.floor + (1 - config.floor) * cosine)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         torch.manual_seed(config.seed * 1_000_003 + self.step + rank * 1_000_000_007)
@@ -204,12 +196,12 @@ class _Trainer:
             with torch.inference_mode(), self.accelerator.autocast():
                 scores = evaluate(self.module, self.step)
             self.module.train()
-        self._write(SCORES, scores)
+        self._write("scores.csv", scores)
 
     def _log(self, result: StepLoss, norm: float, bar: Any) -> None:
         if self.step % LOG_EVERY == 0 or self.step == self.config.steps:
             logs = {"loss": result.loss.item(), "grad_norm": norm, **result.logs}
-            self._write(LOSSES, logs)
+            self._write("losses.csv", logs)
             bar.set_postfix({k: f"{v:.4f}" for k, v in list(logs.items())[:4]})
 
     def _write(self, name: str, values: Mapping[str, float]) -> None:
@@ -234,7 +226,6 @@ class _Trainer:
         self.accelerator.print(text)
 
     def _numbers(self) -> Iterator[int]:
-        """Numbers of this process's batches."""
         every = self.accelerator.num_processes
         return count(self.step * every + self.accelerator.process_index, every)
 

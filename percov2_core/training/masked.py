@@ -29,7 +29,7 @@ from percov2_core.errors import ConfigError
 from percov2_core.hyper.networks import HyperEncoder, VectorQuantizer
 from percov2_core.training.cache import Cache
 from percov2_core.training.checkpoint import fill, load_average
-from percov2_core.training.loop import Groups, LoopConfig, StepLoss, processes, run
+from percov2_core.training.loop import LoopConfig, StepLoss, processes, run
 from percov2_core.training.model import open_vae, over_base
 from percov2_core.training.samples import EncodedPhotos, GridPlan
 from percov2_core.training.shown import random_prefix
@@ -91,10 +91,8 @@ class GridBatch(NamedTuple):
 
 def train_masked(options: RunOptions, name: str) -> None:
     """The entropy model of one level, on the tokens that the hyper-encoders give.
-
     ConfigError if there are several processes (the model is too small for more than one), nothing
-    to resume from, or other sizes than those of `--init`.
-    """
+    to resume from, or other sizes than those of `--init`."""
     state = processes(options.device)
     if state.num_processes > 1:
         raise ConfigError(f"stage masked-{name} runs in 1 process, got {state.num_processes}")
@@ -139,12 +137,9 @@ def fit(
     resume: bool = False,
 ) -> mm.MaskedImageModel:
     """Train on these grids; return the averaged model, on the CPU.
-
-    Args:
-        out: Receives what `loop.run` writes, and the words that the model knows.
-        config: An empty vocabulary is filled from `init`, or else from the captions.
-        init: Folder of an earlier run to start from, of the same sizes, or of a rate's parts.
-    """
+    `out` receives what `loop.run` writes, and the words that the model knows. An empty vocabulary
+    of `config` is filled from `init`, or else from the captions. `init` is the folder of an earlier
+    run to start from, of the same sizes, or of a rate's parts."""
     twin = ExactModel.load(init / ENTROPY_FILE) if init and (init / ENTROPY_FILE).exists() else None
     if not config.vocabulary:
         captions = [caption for s in sets for caption in s.captions]
@@ -159,6 +154,8 @@ def fit(
     out.mkdir(parents=True, exist_ok=True)
     (out / WORDS_FILE).write_text("\n".join(config.vocabulary))
     batches = BatchMaker(sets, config, tuning, seed=loop.seed)
+    matrices = [p for p in system.parameters() if p.ndim > 1]
+    others = [p for p in system.parameters() if p.ndim <= 1]  # biases, gains and the like
     run(
         system,
         batches.draw,
@@ -166,7 +163,7 @@ def fit(
         config=loop,
         resume=resume,
         evaluate=lambda module, step: held_out_bits(system.model, batches.held_out),
-        groups=_groups(system, loop.weight_decay),
+        groups=[{"params": matrices}, {"params": others, "weight_decay": 0.0}],
     )
     return system.model.cpu().eval().requires_grad_(False)
 
@@ -200,13 +197,6 @@ def held_out_bits(model: mm.MaskedImageModel, held_out: Sequence[GridBatch]) -> 
     return found
 
 
-def _groups(module: nn.Module, decay: float) -> Groups:
-    """Matrices decay; biases, gains and the like do not."""
-    matrices = [p for p in module.parameters() if p.ndim > 1]
-    others = [p for p in module.parameters() if p.ndim <= 1]
-    return [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
-
-
 class Tokenizer(NamedTuple):
     """What makes the tokens of a level."""
 
@@ -225,10 +215,8 @@ def token_sets(
     source: Cache | EncodedPhotos, folder: Path, *, levels: Mapping[str, Tokenizer]
 ) -> list[TokenSet]:
     """The grids of the finest of these levels, those of a coarser one as their parents.
-
     Kept in `folder` as one .npz per side of the crops for the next time. Grids that are larger than
-    the entropy model's tile are cut as the codec cuts them.
-    """
+    the entropy model's tile are cut as the codec cuts them."""
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for side in source.sides:
@@ -314,8 +302,11 @@ class BatchMaker:
         rng, ratio = np.random.default_rng([self.seed, step]), self.ratio
         which = int(rng.choice(len(self.sets), p=self.shares))
         (tokens, _, parents), known = self.sets[which], self.words[which]
-        full = (tokens.shape[1], tokens.shape[2])
-        grid = self._cut_size(full, rng)
+        grid = full = (tokens.shape[1], tokens.shape[2])
+        if rng.random() < _CROP_SHARE:
+            ranges = [(min(self.tuning.min_crop, side), side * 3 // 4) for side in full]
+            h, w = (int(rng.integers(low, max(low, high) + 1)) for low, high in ranges)
+            grid = (h, w)
         count = max(1, self.tuning.batch_tokens // (grid[0] * grid[1]))
         chosen = rng.integers(0, len(tokens), count)
         moves = [(side - part) // ratio + 1 for side, part in zip(full, grid, strict=True)]
@@ -336,10 +327,3 @@ class BatchMaker:
     def _blur(self, words: list[int], rng: np.random.Generator) -> list[int]:
         """Replace some words by the unknown word, which captions of training hardly hold."""
         return [mm.UNKNOWN_WORD if rng.random() < _WORD_DROP else word for word in words]
-
-    def _cut_size(self, full: Grid, rng: np.random.Generator) -> Grid:
-        if rng.random() >= _CROP_SHARE:
-            return full
-        ranges = [(min(self.tuning.min_crop, side), side * 3 // 4) for side in full]
-        h, w = (int(rng.integers(low, max(low, high) + 1)) for low, high in ranges)
-        return h, w

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from percov2_core.caption.describer import describe
-from percov2_core.codec import LevelModules, Painter
+from percov2_core.codec import LevelModules
 from percov2_core.config import FINE, LEVELS
 from percov2_core.entropy.exporter import restore
 from percov2_core.entropy.masked_model import MaskedImageModel
@@ -75,9 +75,7 @@ class Tuning:
     # Learning rate of what starts from random numbers (hyper-encoder, hyper-decoder, low-rank
     # matrices), as a multiple of the run's, which is the transformer's.
     new_scale: float = 10.0
-    # Steps before the codebook is set from the vectors seen so far; 0 to go on from one that is
-    # trained already.
-    warmup: int = 250
+    warmup: int = 250  # steps until the codebook is set from vectors seen; 0: it is trained already
     batch_px: int = 8 * 512 * 512  # pixels in one step of one process
     gradient_checkpointing: bool = True  # compute the transformer's activations twice, keep few
     held_out: int = 16  # last samples of each side, used for scores only
@@ -137,6 +135,7 @@ def _train_embedded(options: RunOptions, name: str) -> None:
         for level, modules in () if loss.freeze_tokens else system.levels.items():
             parts.save_level(modules, options.out / "parts" / level, packed=True)
         if loss.tune_autoencoder:
+            system.vae.vae.register_to_config(_name_or_path="percov2")  # no path of this machine
             system.vae.vae.half().save_pretrained(options.out / "vae")
 
     crops = PhotoCrops(options.photos(), plan, loop.seed)
@@ -216,11 +215,8 @@ def open_vae(folder: Path) -> LatentAutoencoder:
 
 def over_base(options: RunOptions, **how: int) -> tuple[Path, Cache]:
     """The model folder, made afresh if it is not there, and its cache, opened as `how` says.
-
-    Raises:
-        ConfigError: if the cache is for another base or text length, or a rank is given for a
-            model that is there.
-    """
+    ConfigError if the cache is for another base or text length, or a rank is given for a model that
+    is there."""
     (base, folder), state = options.over(), processes(options.device)
     cache = Cache(options.needs("cache"), **how)
     tokens, made = cache.info.text_tokens - CLIP_TOKENS, (folder / files.ABOUT_FILE).is_file()
@@ -242,11 +238,28 @@ def over_base(options: RunOptions, **how: int) -> tuple[Path, Cache]:
 def build_over_base(
     cache: Cache, model: Path, *, loss: Stage1Loss, shown: Shown, tuning: Tuning, loop: LoopConfig
 ) -> Stage1:
-    """A model folder with its loss; ConfigError if a low-rank difference is to be sharded."""
+    """A model folder with its loss, on the CPU; ConfigError if a low-rank difference is to be
+    sharded. What is trained is in float32, a frozen base may be in half precision."""
+    place = model / PAINTER_DIR
+    low_rank = (place / "lora").is_dir()
+    if low_rank and sharded():
+        raise ConfigError(
+            "FSDP cuts weights of one precision only, a low-rank difference has two: launch "
+            "without it, every GPU holds the frozen base"
+        )
+    half = low_rank and not on_cpu(loop.device)
+    home = Residency(device="cpu", dtype="bfloat16" if half else "float32")
+    base, text = find_base(read_about(model).base, t5=False), CachedText(cache.empty)
     levels = parts.load_levels(model, Residency(device="cpu"))
-    painter = _load_painter(model, cache.empty, loop)
+    painter = parts.load_painter(place, home, base=base, text=text, merge=False)
+    transformer = painter.flow.transformer
+    if not low_rank:
+        transformer.requires_grad_(True)
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:  # small steps vanish in half precision
+            parameter.data = parameter.data.float()
     if tuning.gradient_checkpointing:
-        painter.flow.transformer.enable_gradient_checkpointing()
+        transformer.enable_gradient_checkpointing()
     return Stage1(
         levels,
         painter,
@@ -257,29 +270,6 @@ def build_over_base(
         empty=cache.empty,
         prior=_prior(levels) if loss.freeze_tokens else None,
     )
-
-
-def _load_painter(folder: Path, empty: TextEmbedding, loop: LoopConfig) -> Painter:
-    """On the CPU. What is trained is in float32, a frozen base may be in half precision."""
-    place = folder / PAINTER_DIR
-    low_rank = (place / "lora").is_dir()
-    if low_rank and sharded():
-        raise ConfigError(
-            "FSDP cuts weights of one precision only, a low-rank difference has two: launch "
-            "without it, every GPU holds the frozen base"
-        )
-    half = low_rank and not on_cpu(loop.device)
-    home = Residency(device="cpu", dtype="bfloat16" if half else "float32")
-    base = find_base(read_about(folder).base, t5=False)
-    painter = parts.load_painter(place, home, base=base, text=CachedText(empty), merge=False)
-    transformer = painter.flow.transformer
-    if not low_rank:
-        transformer.requires_grad_(True)
-    for parameter in transformer.parameters():
-        if parameter.requires_grad:  # small steps vanish in half precision
-            parameter.data = parameter.data.float()
-    painter.decoder.requires_grad_(True)
-    return painter
 
 
 def _put_back(system: Stage1, model: Path, captioner: str) -> None:
@@ -304,11 +294,8 @@ def _put_back(system: Stage1, model: Path, captioner: str) -> None:
 
 
 def _continue_from(system: Stage1, weights: dict[str, Tensor]) -> None:
-    """Load another run's averaged weights.
-
-    Strictly, but that encoder and decoder may have grown: blocks and styles that the earlier run
-    did not have start as "no change".
-    """
+    """Load another run's averaged weights: strictly, but that encoder and decoder may have grown.
+    Blocks and styles that the earlier run did not have start as "no change"."""
     own = kept(system)
     # The autoencoder's decoder comes with the autoencoder, tuned by the earlier run or not.
     others = {k: v for k, v in weights.items() if not k.startswith("pixels.")}

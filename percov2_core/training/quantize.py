@@ -8,8 +8,6 @@ to one code. B batch, D code width, K codebook size, h x w token grid.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -22,11 +20,6 @@ _DECAY = 0.99
 _DEAD_BELOW = 0.05  # of the mean use: such a code moves onto a vector of the batch
 _KMEANS_ROUNDS = 12
 _POOL, _POOL_STEPS = 8192, 16  # vectors collected for k-means, and the steps that they come from
-
-
-class Quantized(NamedTuple):
-    codes: Tensor  # (B, D, h, w) float, gradient passed straight through
-    loss: Tensor  # () float, commitment
 
 
 class TrainingQuantizer(nn.Module):
@@ -59,21 +52,22 @@ class TrainingQuantizer(nn.Module):
         self.register_buffer("pool", torch.zeros(_POOL, d))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # steps
 
-    def forward(self, z: Tensor) -> Quantized:
-        """(B, D, h, w) float, output of the hyper-encoder -> codes, loss; moves the codebook."""
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, D, h, w) float, output of the hyper-encoder -> codes alike, gradient passed straight
+        through, and () commitment loss; moves the codebook."""
         unit = F.normalize(z.float(), dim=1)
         flat = unit.detach().movedim(1, -1).flatten(0, 2)  # (N, D)
         self.seen += 1
         if self.seen <= self.warmup:
             self._collect(flat)
-            return Quantized(unit, unit.new_zeros(()))
+            return unit, unit.new_zeros(())
         # Counts and sums would lose small numbers in half precision.
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
             nearest = self.moving(flat[None])[0][0]  # (N, D), from the codebook before it moves
             self.quantizer.codebook.copy_(self.moving.embed[0])
         codes = nearest.unflatten(0, unit.movedim(1, -1).shape[:3]).movedim(-1, 1)
         loss = F.mse_loss(unit, codes) * z.shape[1]
-        return Quantized(unit + (codes - unit).detach(), loss)
+        return unit + (codes - unit).detach(), loss
 
     @torch.no_grad()
     def _collect(self, flat: Tensor) -> None:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 from percov2_core.config import LEVELS
@@ -81,25 +80,22 @@ class RunOptions:
     def over(self) -> tuple[str, Path]:
         """What `--model` says: a base, and the folder over it; ConfigError if it names no base."""
         if not self.model:
-            raise ConfigError(
-                "--model is needed for this stage, got none: a base such as sd3-medium"
-            )
+            example = "a base such as sd3-medium"
+            raise ConfigError(f"--model is needed for this stage, got none: {example}")
         if self.lora_rank is not None and self.lora_rank < 0:
             raise ConfigError(f"--lora-rank must be at least 0, got {self.lora_rank}")
         base, _, folder = self.model.partition(":")
         return find_base_model(base).name, Path(folder) if folder else MODELS_DIR / base
 
     def needs(self, name: str) -> Path:
-        value = getattr(self, name)
-        if value is None:
+        if (value := getattr(self, name)) is None:
             raise ConfigError(f"--{name} is needed for this stage, got none")
         return Path(value)
 
     def refuse_base(self, stage: str) -> None:
         if self.model:
-            raise ConfigError(
-                f"stage {stage!r} trains no part over a base, got --model {self.model}"
-            )
+            problem = f"trains no part over a base, got --model {self.model}"
+            raise ConfigError(f"stage {stage!r} {problem}")
 
 
 def settings(kind: type[_Settings], values: Mapping[str, Any], where: str) -> _Settings:
@@ -123,13 +119,11 @@ def read_recipe(path: Path | None) -> dict[str, Any]:
     return recipe
 
 
-STAGES: Mapping[str, Callable[[RunOptions], None]] = MappingProxyType(
-    {
-        "autoencoder": train_autoencoder,
-        "tokens": partial(train_stage1, name="tokens"),
-        **{f"masked-{level}": partial(train_masked, name=level) for level in LEVELS},
-        "painter": partial(train_stage1, name="painter"),
-        "caption": train_caption_language,
-        "cache": write_cache,
-    }
-)
+STAGES: Mapping[str, Callable[[RunOptions], None]] = {
+    "autoencoder": train_autoencoder,
+    "tokens": partial(train_stage1, name="tokens"),
+    **{f"masked-{level}": partial(train_masked, name=level) for level in LEVELS},
+    "painter": partial(train_stage1, name="painter"),
+    "caption": train_caption_language,
+    "cache": write_cache,
+}

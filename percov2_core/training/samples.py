@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from percov2_core import image_io
@@ -92,16 +92,6 @@ class PlannedCrop:
         return random_crop(photo, self.side, rng)
 
 
-def planned_crops(plan: GridPlan, photos: int, *, seed: int) -> Iterator[PlannedCrop]:
-    """Every photo as often as every other, each side in an order of its own."""
-    for side, count in zip(plan.sides, plan.counts, strict=True):
-        rng = np.random.default_rng((seed, side))
-        for start in range(0, count, photos):
-            order = rng.permutation(photos)[: count - start]
-            for number, photo in enumerate(order, start):
-                yield PlannedCrop(number, side, int(photo))
-
-
 @dataclass(frozen=True, slots=True)
 class Samples:
     """What a step sees. No tuple: FSDP would look inside and round it to half precision."""
@@ -150,9 +140,18 @@ class EncodedPhotos:
     def sides(self) -> Sequence[int]:
         return self.plan.sides
 
+    def planned(self) -> Iterator[PlannedCrop]:
+        """Every photo as often as every other, each side in an order of its own."""
+        for side, count in zip(self.plan.sides, self.plan.counts, strict=True):
+            rng = np.random.default_rng((self.seed, side))
+            for start in range(0, count, len(self.photos)):
+                order = rng.permutation(len(self.photos))[: count - start]
+                for number, photo in enumerate(order, start):
+                    yield PlannedCrop(number, side, int(photo))
+
     def every(self, side: int) -> Iterator[Samples]:
-        crops = planned_crops(self.plan, len(self.photos), seed=self.seed)
-        yield from (samples for _, samples in self.encode(c for c in crops if c.side == side))
+        crops = (crop for crop in self.planned() if crop.side == side)
+        return (samples for _, samples in self.encode(crops))
 
     @torch.inference_mode()
     def encode(self, planned: Iterable[PlannedCrop]) -> Iterator[tuple[list[PlannedCrop], Samples]]:
@@ -184,7 +183,5 @@ def random_crop(photo: NDArray[np.uint8], side: int, rng: np.random.Generator) -
 
 def _resized(photo: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """The short side becomes `side`."""
-    h, w = photo.shape[:2]
-    scale = side / min(h, w)
-    size = (max(side, round(w * scale)), max(side, round(h * scale)))
-    return np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS))
+    picture = Image.fromarray(photo)
+    return np.asarray(ImageOps.cover(picture, (side, side), Image.Resampling.LANCZOS))

@@ -113,11 +113,9 @@ class Stage1(nn.Module):
         meaning: EfficientNetLite0 | None = None,
     ) -> None:
         """For `mean_use`, by level, and `warmup` see `TrainingQuantizer`.
-
         `empty` is the caption that is not there, where a cache embeds the captions; `prior` says
         what stands for fine tokens that were not sent (None: nothing does). Samples that are pixels
-        need `vae`, the perceptual terms `features` and `meaning`.
-        """
+        need `vae`, the perceptual terms `features` and `meaning`."""
         super().__init__()
         self.levels, self.painter = levels, painter
         self.encoders, self.quantizers = nn.ModuleDict(), nn.ModuleDict()
@@ -132,8 +130,8 @@ class Stage1(nn.Module):
         self.weights, self.shown = loss, shown
         for module in filter(None, (vae, prior)):
             module.requires_grad_(False).eval()
-        # In a list: frozen, and therefore no part of the checkpoint.
-        self._frozen = [vae, features, empty, meaning, prior]
+        # In a tuple: frozen, and therefore no part of the checkpoint.
+        self._frozen = (vae, features, empty, meaning, prior)
         if loss.tune_autoencoder and vae:
             self.pixels = vae.vae.decoder.requires_grad_(True)
         trained = {f"flow.{name}" for name, p in self.flow.named_parameters() if p.requires_grad}
@@ -142,9 +140,8 @@ class Stage1(nn.Module):
 
     @property
     def vae(self) -> LatentAutoencoder:
-        vae = self._frozen[0]
-        assert isinstance(vae, LatentAutoencoder)
-        return vae
+        assert self._frozen[0] is not None
+        return self._frozen[0]
 
     def forward(self, batch: Samples, progress: float) -> StepLoss:
         if not self.training:
@@ -184,14 +181,10 @@ class Stage1(nn.Module):
         cost, expected, prior = fine.loss + coarse.loss, None, self._frozen[4]
         blind = rng.random() < self.shown.blind or not unknown.any()
         if isinstance(prior, MaskedImageModel) and not blind:
-            quantizer, above = self.levels[FINE.name].quantizer, coarse.tokens
+            quantizer = self.levels[FINE.name].quantizer
+            above = coarse.tokens if with_coarse else None
             expected, bits = expected_codes(
-                prior,
-                quantizer,
-                fine.tokens,
-                above if with_coarse else None,
-                unknown,
-                batch.captions,
+                prior, quantizer, fine.tokens, above, unknown, batch.captions
             )
             if self.weights.rate:
                 near = fine.unit.movedim(1, -1) @ quantizer.codebook.float().T  # (B, h, w, K)
@@ -244,11 +237,9 @@ class Stage1(nn.Module):
         self, z: Tensor, t: Tensor, c: Conditions, guidance: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The latent that the velocity points at, and the flow-matching loss.
-
         With `own_path`, times are those of a path to where the sampler's first step leads, instead
         of to the truth. Few Euler steps meet no other states than these: a network this small,
-        trained on true interpolations alone, takes its own errors for texture.
-        """
+        trained on true interpolations alone, takes its own errors for texture."""
         w, config, tt = self.weights, self.flow.config, t[:, None, None, None]
         first, end = self.flow.first(c, noise), z
         if w.own_path:
@@ -342,10 +333,8 @@ def _between(ends: tuple[float, float], guidance: Tensor) -> Tensor:
 
 def _texture_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
     """(B,) float: how much the local strength of the first three activations differs.
-
     Strength is the root mean square of a channel over 6 x 6 cells. Other than a distance between
-    activations it does not ask for the texture to be in place, so that blur never pays.
-    """
+    activations it does not ask for the texture to be in place, so that blur never pays."""
     terms = []
     for x, y in zip(a[:3], b[:3], strict=True):
         made, real = (F.avg_pool2d(v.float().square(), 6, 3).add(1e-3).sqrt() for v in (x, y))

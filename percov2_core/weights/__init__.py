@@ -30,35 +30,21 @@ integers with one scale per output (`pack`), and computed with in float32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from percov2_core.caption.captioner import get_captioner
-from percov2_core.caption.language import CaptionLanguage, load_language
-from percov2_core.config import FILE_MODES, LEVELS, MODES
+from percov2_core.caption.language import load_language
+from percov2_core.config import LEVELS, MODES
 from percov2_core.contents import FileCodec, FileModules
 from percov2_core.errors import WeightsError
-from percov2_core.weights.files import (
-    ENTROPY_FILE,
-    LANGUAGE_FILE,
-    PAINTER_DIR,
-    About,
-    checked_digest,
-    existing,
-    load_part,
-    load_prior,
-    read_about,
-)
-from percov2_core.weights.find import base_of, find_base, find_model
+from percov2_core.weights import files
+from percov2_core.weights.find import base_of, find_model
 from percov2_core.weights.residency import Residency
 
 if TYPE_CHECKING:
-    from percov2_core.codec import LevelModules, Painter, PerCoV2
-    from percov2_core.latent import LatentAutoencoder
+    from percov2_core.codec import PerCoV2
 
 WARM_UP_PX = 512
 
@@ -76,19 +62,19 @@ def load_codec(
 
     WeightsError if a file is missing, unknown, damaged or of another version; ConfigError if the
     environment holds a wrong setting."""
-    # Here and below: diffusers and transformers take seconds, which `load_file_codec` does without.
+    # Loads diffusers and transformers, which takes seconds: `load_file_codec` does without.
     from percov2_core.weights import parts
 
     home = residency or Residency.from_environment(device=device)
     folder, about = _find(name)
-    vae, painter = _vae_and_painter(folder, about, home)
-    return assemble(
+    vae, painter = parts.load_vae_and_painter(folder, about, home)
+    return parts.assemble(
         about,
-        digest=checked_digest(about, folder),
+        digest=files.checked_digest(about, folder),
         vae=vae,
         levels=parts.load_levels(folder, home),
         painter=painter,
-        language=load_language(existing(folder / LANGUAGE_FILE)),
+        language=load_language(folder / files.LANGUAGE_FILE),
         home=home,
     )
 
@@ -99,48 +85,20 @@ def load_file_codec(name: str | Path = "embedded") -> FileCodec:
     folder, about = _find(name)
     return FileCodec(
         name=about.name,
-        digest=checked_digest(about, folder),
-        language=load_language(existing(folder / LANGUAGE_FILE)),
-        levels={n: FileModules(prior=load_prior(folder / n / ENTROPY_FILE)) for n in LEVELS},
+        digest=files.checked_digest(about, folder),
+        language=load_language(folder / files.LANGUAGE_FILE),
+        levels={
+            n: FileModules(prior=files.load_prior(folder / n / files.ENTROPY_FILE)) for n in LEVELS
+        },
     )
 
 
-def _find(name: str | Path) -> tuple[Path, About]:
+def _find(name: str | Path) -> tuple[Path, files.About]:
     folder = find_model(str(name))
-    about = read_about(folder)
+    about = files.read_about(folder)
     if (wanted := base_of(str(name))) not in ("", about.base):
         raise WeightsError(f"model {str(folder)!r}: base is {about.base!r}, expected {wanted!r}")
     return folder, about
-
-
-def assemble(
-    about: About,
-    *,
-    digest: bytes,
-    vae: LatentAutoencoder,
-    levels: Mapping[str, LevelModules],
-    painter: Painter,
-    language: CaptionLanguage,
-    home: Residency,
-) -> PerCoV2:
-    """The codec from its loaded parts."""
-    from percov2_core.codec import PerCoV2
-
-    if home.compile_allowed:
-        painter.flow.transformer.compile()
-    return PerCoV2(
-        name=about.name,
-        digest=digest,
-        vae=vae,
-        levels=levels,
-        painter=painter,
-        language=language,
-        captioners=partial(get_captioner, device=str(home.target)),
-        shift=about.shift,
-        # What a file of another mode is painted with is what its cuts are.
-        presets={m: about.presets[m if m in MODES else "hybrid"] for m in FILE_MODES},
-        captioner=about.captioner,
-    )
 
 
 def warm_up(codec: PerCoV2, home: Residency | None = None) -> None:
@@ -151,22 +109,3 @@ def warm_up(codec: PerCoV2, home: Residency | None = None) -> None:
     grey = Image.new("RGB", (WARM_UP_PX, WARM_UP_PX), (128, 128, 128))
     for mode in MODES:
         codec.decode(codec.encode(grey, mode, caption=""), steps=1, guidance=2.0)
-
-
-def _vae_and_painter(
-    folder: Path, about: About, home: Residency
-) -> tuple[LatentAutoencoder, Painter]:
-    """Of a folder that holds its own base, or what differs from Stable Diffusion 3."""
-    from diffusers import AutoencoderDC
-
-    from percov2_core.latent import LatentAutoencoder
-    from percov2_core.weights.parts import load_painter
-
-    if not about.base:
-        vae = LatentAutoencoder(load_part(AutoencoderDC, folder / "vae", home.target))
-        return vae, load_painter(folder / PAINTER_DIR, home)
-    from percov2_core.weights.base import load_base
-
-    place = find_base(about.base, t5=home.t5 and about.t5_tokens > 0)
-    base = load_base(place, name=about.base, residency=home, t5_tokens=about.t5_tokens)
-    return base.vae, load_painter(folder / PAINTER_DIR, home, base=place, text=base.text)

@@ -29,7 +29,6 @@ WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 TEXT_WEIGHTS_FILE = "model.safetensors"
 PACKED_FROM = 4096  # numbers in a matrix from which it is stored in 8 bits
 SCALE_SUFFIX = ".per_row_scale"
-_WEIGHTS_FILES = (WEIGHTS_FILE, TEXT_WEIGHTS_FILE)
 _SHOWN = 3  # parameters in a message
 
 _Part = TypeVar("_Part", bound=nn.Module)
@@ -105,11 +104,11 @@ def _presets(found: Mapping[str, Any]) -> dict[str, dict[str, Preset]]:
     missing = [f"{m}/{p}" for m in MODES for p in PRESETS if p not in presets.get(m, {})]
     if missing:
         raise WeightsError(f"{ABOUT_FILE}: presets lack {', '.join(missing)}")
-    return {mode: {p: _preset(presets[mode][p]) for p in PRESETS} for mode in MODES}
-
-
-def _preset(values: Mapping[str, Any]) -> Preset:
-    return Preset(int(values["steps"]), float(values["guidance"]))
+    given = {mode: {p: presets[mode][p] for p in PRESETS} for mode in MODES}
+    return {
+        mode: {p: Preset(int(v["steps"]), float(v["guidance"])) for p, v in named.items()}
+        for mode, named in given.items()
+    }
 
 
 def load_part(kind: type[_Part], folder: Path, device: torch.device) -> _Part:
@@ -174,7 +173,8 @@ def load_prior(path: Path, device: str = "cpu") -> TokenPrior:
 
 def pack(folder: Path) -> None:
     """Store the large matrices of a saved part as 8-bit integers: half the size of halves."""
-    path = next(folder / name for name in _WEIGHTS_FILES if (folder / name).is_file())
+    places = (folder / WEIGHTS_FILE, folder / TEXT_WEIGHTS_FILE)
+    path = next(place for place in places if place.is_file())
     state = load_file(path)
     for name, value in list(state.items()):
         if value.ndim >= 2 and value.numel() >= PACKED_FROM:

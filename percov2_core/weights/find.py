@@ -118,7 +118,7 @@ def inventory(name: str, home: Residency) -> list[Part]:
         about = read_about(folder)
         base, t5 = about.base, about.t5_tokens > 0
         names = (*LEVELS, PAINTER_DIR) if base else ("vae", *LEVELS, PAINTER_DIR)
-        ours = [_folder(part, folder / part, device) for part in names]
+        ours = [_part(part, folder / part, device) for part in names]
     except WeightsError as error:
         ours = [Part("checkpoint", name, 0, device, str(error))]
     return [*_base(base, home, t5=t5), *ours, _blip(home)] if base else ours
@@ -159,9 +159,7 @@ def _base(name: str, home: Residency, *, t5: bool) -> Iterator[Part]:
     repository = find_base_model(name).repository
     for part, patterns in base_parts(t5=t5 and home.t5).items():
         found = Path(given) if given else hub.cached(repository, patterns)
-        device = _device(part, home)
-        missing = Part(part, repository, 0, device, "not in the Hub's cache")
-        yield _folder(part, found / part, device) if found else missing
+        yield _part(part, found and found / part, _device(part, home), repository)
 
 
 def _device(part: str, home: Residency) -> str:
@@ -171,7 +169,9 @@ def _device(part: str, home: Residency) -> str:
     return str(rest) if rest == home.target else f"{rest}, visits {home.target}"
 
 
-def _folder(name: str, folder: Path, device: str) -> Part:
+def _part(name: str, folder: Path | None, device: str, source: str = "", effect: str = "") -> Part:
+    if folder is None:
+        return Part(name, source, 0, device, f"not in the Hub's cache{effect}")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return Part(name, str(folder), size, device, _problem(folder))
 
@@ -192,7 +192,5 @@ def _problem(folder: Path) -> str:
 def _blip(home: Residency) -> Part:
     source = os.environ.get(BLIP_VARIABLE) or BLIP_MODEL
     found = Path(source) if Path(source).is_dir() else hub.cached(source, BLIP_FILES)
-    if found is None:
-        note = "not in the Hub's cache: the describer writes the captions"
-        return Part("captioner", source, 0, str(home.target), note)
-    return _folder("captioner", found, str(home.target))
+    effect = ": the describer writes the captions"
+    return _part("captioner", found, str(home.target), source, effect)

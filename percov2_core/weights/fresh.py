@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from transformers.modeling_utils import local_torch_dtype
 
 from percov2_core.caption.describer import VOCABULARY
 from percov2_core.caption.language import load_language
@@ -24,7 +25,7 @@ from percov2_core.entropy.prior import TokenPrior
 from percov2_core.flow.text import word_tokenizer
 from percov2_core.flow.transformer import extend_patch_embedding
 from percov2_core.latent import LatentAutoencoder
-from percov2_core.weights import assemble, parts
+from percov2_core.weights import parts
 from percov2_core.weights.base import SD3TextEncoder, load_shift, load_text, settled
 from percov2_core.weights.files import ENTROPY_FILE, LANGUAGE_FILE, PAINTER_DIR, About, write_about
 from percov2_core.weights.find import EMBEDDED_DIR
@@ -67,32 +68,26 @@ def write_fresh_checkpoint(
 def random_codec(model: BaseModel, *, residency: Residency, t5_tokens: int) -> PerCoV2:
     """A codec of the published size on random weights: speed and memory are the same. Captions
     become the numbers of a small vocabulary: the real tokenizers cannot be had here."""
-    home = residency
-    text = _random_text(model, home, t5_tokens if home.t5 else 0)
-    plain = _random(home, SD3Transformer2DModel, **model.transformer)
+    text = _random_text(model, residency, t5_tokens if residency.t5 else 0)
+    plain = _random(residency, SD3Transformer2DModel, **model.transformer)
     transformer = extend_patch_embedding(plain, model.sizes.features)
     levels, painter = parts.build(model.sizes, transformer=transformer, text=text)
-    decoder = painter.decoder.to(home.target).eval()
-    return assemble(
+    decoder = painter.decoder.to(residency.target).eval()
+    return parts.assemble(
         _about(model.name, SHIFT, t5_tokens),
         digest=bytes(32),
-        vae=LatentAutoencoder(_random(home, AutoencoderKL, **model.vae)),
-        levels={name: _on(modules, home) for name, modules in levels.items()},
+        vae=LatentAutoencoder(_random(residency, AutoencoderKL, **model.vae)),
+        levels={name: _on(modules, residency) for name, modules in levels.items()},
         painter=replace(painter, decoder=decoder, flow=painter.flow.eval()),
         language=load_language(EMBEDDED_DIR / LANGUAGE_FILE),
-        home=home,
+        home=residency,
     )
 
 
 def _random(home: Residency, kind: Any, *config: Any, **settings: Any) -> Any:
     """A network made where and in the precision in which it runs."""
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(home.precision)
-    try:
-        with home.target:
-            return kind(*config, **settings).eval().requires_grad_(False)
-    finally:
-        torch.set_default_dtype(default)
+    with home.target, local_torch_dtype(home.precision):
+        return kind(*config, **settings).eval().requires_grad_(False)
 
 
 def _random_text(model: BaseModel, home: Residency, t5_tokens: int) -> SD3TextEncoder:

@@ -11,16 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import (
-    HfApi,
-    constants,
-    errors,
-    get_hf_file_metadata,
-    hf_hub_url,
-    is_offline_mode,
-    set_client_factory,
-    snapshot_download,
-)
+import huggingface_hub as hf
+from huggingface_hub import constants, errors, set_client_factory
 
 from percov2_core.errors import WeightsError
 
@@ -30,7 +22,7 @@ ANSWER_S = 5.0  # for each answer; a download itself may take as long as it need
 def cached(repository: str, patterns: list[str]) -> Path | None:
     """The folder of a repository in the local cache, if all that `patterns` name is there."""
     try:
-        found = snapshot_download(repository, allow_patterns=patterns, local_files_only=True)
+        found = hf.snapshot_download(repository, allow_patterns=patterns, local_files_only=True)
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         return None
     return Path(found)
@@ -41,16 +33,16 @@ def download(repository: str, patterns: list[str], *, probe: str) -> Path:
     WeightsError if the repository cannot be had; says what to accept or set. `probe` is a file that
     it must have, asked for first: a gated one answers for itself but not for its files."""
     with _one_line(repository):
-        address = hf_hub_url(repository, probe, endpoint=constants.ENDPOINT)
-        get_hf_file_metadata(address, timeout=ANSWER_S)
-        return Path(snapshot_download(repository, allow_patterns=patterns))
+        address = hf.hf_hub_url(repository, probe, endpoint=constants.ENDPOINT)
+        hf.get_hf_file_metadata(address, timeout=ANSWER_S)
+        return Path(hf.snapshot_download(repository, allow_patterns=patterns))
 
 
 def upload(folder: Path, repository: str) -> str:
     """Send a folder to a repository, which is made, private, if it does not exist; -> its address.
     WeightsError if it cannot be sent; says what to set."""
     with _one_line(repository):
-        api = HfApi()
+        api = hf.HfApi()
         if not api.repo_exists(repository):
             api.create_repo(repository, private=True)
         message = "PerCoV2 checkpoint"
@@ -73,7 +65,7 @@ def _hurry(request: httpx2.Request) -> None:
 def _one_line(repository: str) -> Iterator[None]:
     """Turn what the Hub's library raises into a `WeightsError`; bugs keep their traceback."""
     try:
-        if is_offline_mode():
+        if hf.is_offline_mode():
             raise errors.OfflineModeIsEnabled
         set_client_factory(_client)
         yield

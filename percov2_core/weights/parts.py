@@ -7,20 +7,24 @@ the base's as peft stores it: the low-rank matrices, and the extended patch embe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from diffusers import SD3Transformer2DModel
+from diffusers import AutoencoderDC, SD3Transformer2DModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
+from percov2_core.caption.captioner import get_captioner
 from percov2_core.caption.describer import VOCABULARY
-from percov2_core.codec import LevelModules, Painter
-from percov2_core.config import FINE, LATENT_CHANNELS, LEVELS, PARENT_RATIO
+from percov2_core.caption.language import CaptionLanguage
+from percov2_core.codec import LevelModules, Painter, PerCoV2
+from percov2_core.config import FILE_MODES, FINE, LATENT_CHANNELS, LEVELS, MODES, PARENT_RATIO
 from percov2_core.entropy.exporter import export
 from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfig
 from percov2_core.entropy.prior import TokenPrior
@@ -29,26 +33,11 @@ from percov2_core.flow.text import TextEmbedder, TextEncoder, small_text_encoder
 from percov2_core.flow.transformer import FlowConfig, FlowModel, extend_patch_embedding
 from percov2_core.hyper.networks import HyperDecoder, HyperEncoder, VectorQuantizer
 from percov2_core.hyper.search import SearchConfig
-from percov2_core.weights.files import (
-    ENTROPY_FILE,
-    TEXT_WEIGHTS_FILE,
-    check_fit,
-    existing,
-    fill,
-    load_part,
-    load_prior,
-    load_published,
-    one_line,
-    pack,
-    read_json,
-    read_settings,
-    write_json,
-)
+from percov2_core.latent import LatentAutoencoder
+from percov2_core.weights import files
+from percov2_core.weights.find import find_base
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import Sizes
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -96,13 +85,41 @@ def _build_level(name: str, sizes: Sizes) -> LevelModules:
     )
 
 
+def assemble(
+    about: files.About,
+    *,
+    digest: bytes,
+    vae: LatentAutoencoder,
+    levels: Mapping[str, LevelModules],
+    painter: Painter,
+    language: CaptionLanguage,
+    home: Residency,
+) -> PerCoV2:
+    """The codec from its loaded parts."""
+    if home.compile_allowed:
+        painter.flow.transformer.compile()
+    return PerCoV2(
+        name=about.name,
+        digest=digest,
+        vae=vae,
+        levels=levels,
+        painter=painter,
+        language=language,
+        captioners=partial(get_captioner, device=str(home.target)),
+        shift=about.shift,
+        # What a file of another mode is painted with is what its cuts are.
+        presets={m: about.presets[m if m in MODES else "hybrid"] for m in FILE_MODES},
+        captioner=about.captioner,
+    )
+
+
 def save_level(modules: LevelModules, folder: Path, *, packed: bool) -> None:
     """Write all but the entropy model, which is trained afterwards and saved by itself. `packed` is
     in half precision, large matrices in 8 bits, and leaves the modules in half precision; else they
     keep the precision that they have."""
     _save(modules.encoder, folder / "hyper_encoder", packed)
     modules.quantizer.save_pretrained(folder / "quantizer")  # its numbers give tokens a meaning
-    write_json(folder / "search.json", asdict(modules.search))
+    files.write_json(folder / "search.json", asdict(modules.search))
 
 
 def save_painter(painter: Painter, folder: Path, *, packed: bool) -> None:
@@ -113,31 +130,31 @@ def save_painter(painter: Painter, folder: Path, *, packed: bool) -> None:
         _save(painter.text.model, folder / "text_encoder", packed)
         painter.text.tokenizer.save_pretrained(folder / "tokenizer")
     if is_lora(painter.flow.transformer):
-        save_lora(painter.flow.transformer, folder / "lora")
+        _save_lora(painter.flow.transformer, folder / "lora")
     else:
         _save(painter.flow.transformer, folder / "transformer", packed)
-    write_json(folder / "flow.json", asdict(painter.flow.config))
+    files.write_json(folder / "flow.json", asdict(painter.flow.config))
 
 
 def _save(part: Any, folder: Path, packed: bool) -> None:
     (part.half() if packed else part).save_pretrained(folder)
     if packed:
-        pack(folder)
+        files.pack(folder)
 
 
 def load_levels(folder: Path, home: Residency) -> dict[str, LevelModules]:
     """Load the levels of a model; WeightsError if a file is missing or damaged, or a parameter does
     not fit."""
-    return {name: _load_level(folder / name, home.target) for name in LEVELS}
-
-
-def _load_level(folder: Path, device: torch.device) -> LevelModules:
-    return LevelModules(
-        encoder=load_part(HyperEncoder, folder / "hyper_encoder", device),
-        quantizer=load_part(VectorQuantizer, folder / "quantizer", device),
-        prior=load_prior(folder / ENTROPY_FILE, str(device)),
-        search=read_settings(SearchConfig, folder / "search.json"),
-    )
+    device = home.target
+    return {
+        place.name: LevelModules(
+            encoder=files.load_part(HyperEncoder, place / "hyper_encoder", device),
+            quantizer=files.load_part(VectorQuantizer, place / "quantizer", device),
+            prior=files.load_prior(place / files.ENTROPY_FILE, str(device)),
+            search=files.read_settings(SearchConfig, place / "search.json"),
+        )
+        for place in (folder / name for name in LEVELS)
+    }
 
 
 def load_painter(
@@ -156,12 +173,26 @@ def load_painter(
     if base:
         transformer = _load_over(folder, base, home, merge)
     else:
-        transformer = load_part(SD3Transformer2DModel, folder / "transformer", device)
+        transformer = files.load_part(SD3Transformer2DModel, folder / "transformer", device)
     return Painter(
-        decoder=load_part(HyperDecoder, folder / "hyper_decoder", device),
+        decoder=files.load_part(HyperDecoder, folder / "hyper_decoder", device),
         text=text or _load_text(folder, device),
-        flow=FlowModel(transformer, read_settings(FlowConfig, folder / "flow.json")).eval(),
+        flow=FlowModel(transformer, files.read_settings(FlowConfig, folder / "flow.json")).eval(),
     )
+
+
+def load_vae_and_painter(
+    folder: Path, about: files.About, home: Residency
+) -> tuple[LatentAutoencoder, Painter]:
+    """Of a folder that holds its own base, or what differs from Stable Diffusion 3."""
+    if not about.base:
+        vae = LatentAutoencoder(files.load_part(AutoencoderDC, folder / "vae", home.target))
+        return vae, load_painter(folder / files.PAINTER_DIR, home)
+    from percov2_core.weights.base import load_base  # brings a pipeline, which takes seconds
+
+    place = find_base(about.base, t5=home.t5 and about.t5_tokens > 0)
+    base = load_base(place, name=about.base, residency=home, t5_tokens=about.t5_tokens)
+    return base.vae, load_painter(folder / files.PAINTER_DIR, home, base=place, text=base.text)
 
 
 def _own_transformer(sizes: Sizes) -> SD3Transformer2DModel:
@@ -186,35 +217,42 @@ def _own_transformer(sizes: Sizes) -> SD3Transformer2DModel:
 
 def load_transformer(folder: Path, home: Residency) -> SD3Transformer2DModel:
     """A transformer folder of a base, or of a model over it that changed every weight."""
-    return load_published(SD3Transformer2DModel, folder, device=home.target, dtype=home.precision)
+    return files.load_published(
+        SD3Transformer2DModel, folder, device=home.target, dtype=home.precision
+    )
 
 
-def _load_over(folder: Path, base: Path, home: Residency, merge: bool) -> nn.Module:
+def _load_over(folder: Path, base: Path, home: Residency, merge: bool) -> Any:
     if not (folder / "lora").is_dir():
-        full: nn.Module = load_transformer(folder / "transformer", home)
-        return full
-    features = int(read_json(folder / "hyper_decoder" / "config.json")["feature_channels"])
+        return load_transformer(folder / "transformer", home)
+    features = int(files.read_json(folder / "hyper_decoder" / "config.json")["feature_channels"])
     plain = extend_patch_embedding(load_transformer(base / "transformer", home), features)
-    wrapped = load_lora(plain, folder / "lora")
-    return merged(wrapped, home.precision) if merge else wrapped
+    wrapped = _load_lora(plain, folder / "lora")
+    if not merge:
+        return wrapped
+    whole = wrapped.merge_and_unload()
+    for parameter in whole.parameters():  # peft trains in float32
+        parameter.data = parameter.data.to(home.precision)
+    return whole.requires_grad_(False)
 
 
 def _load_text(folder: Path, device: torch.device) -> TextEncoder:
-    config = CLIPTextConfig(**read_json(folder / "text_encoder" / "config.json"))
-    model = fill(CLIPTextModelWithProjection(config), folder / "text_encoder" / TEXT_WEIGHTS_FILE)
-    existing(folder / "tokenizer" / "tokenizer.json")
+    place = folder / "text_encoder"
+    config = CLIPTextConfig(**files.read_json(place / "config.json"))
+    model = files.fill(CLIPTextModelWithProjection(config), place / files.TEXT_WEIGHTS_FILE)
+    files.existing(folder / "tokenizer" / "tokenizer.json")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
     return TextEncoder(model.to(device), tokenizer)
 
 
-def add_lora(transformer: SD3Transformer2DModel, *, rank: int = 64) -> PeftModel:
+def add_lora(transformer: SD3Transformer2DModel, *, rank: int = 64) -> nn.Module:
     """Wrap an extended transformer so that only the low-rank part and the patch embedding train;
     before training its output is the transformer's. UnavailableError if peft is not installed."""
     peft = _peft()
     config = peft.LoraConfig(
         r=rank, lora_alpha=rank, target_modules=list(TARGETS), modules_to_save=[PATCH_EMBEDDING]
     )
-    wrapped: PeftModel = peft.get_peft_model(transformer, config)
+    wrapped: nn.Module = peft.get_peft_model(transformer, config)
     return wrapped
 
 
@@ -223,8 +261,7 @@ def is_lora(transformer: nn.Module) -> bool:
     return hasattr(transformer, "peft_config")
 
 
-def save_lora(transformer: Any, folder: Path) -> None:
-    """Write the difference of what `add_lora` made."""
+def _save_lora(transformer: Any, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     transformer.peft_config["default"].save_pretrained(folder)
     state = _peft().get_peft_model_state_dict(transformer)
@@ -232,33 +269,24 @@ def save_lora(transformer: Any, folder: Path) -> None:
     save_file(state, folder / ADAPTER_FILE, metadata={"format": "pt"})
 
 
-def load_lora(transformer: SD3Transformer2DModel, folder: Path) -> PeftModel:
-    """Put a saved difference around an extended transformer, strictly. WeightsError if a parameter
-    is missing, unknown or misshapen, or a file is damaged; UnavailableError if peft is not
-    installed."""
+def _load_lora(transformer: SD3Transformer2DModel, folder: Path) -> Any:
+    """Put a saved difference around an extended transformer, strictly."""
     peft = _peft()
-    path = existing(folder / ADAPTER_FILE)
-    existing(folder / ADAPTER_CONFIG_FILE)
+    path = files.existing(folder / ADAPTER_FILE)
+    files.existing(folder / ADAPTER_CONFIG_FILE)
     try:
         state = load_file(path)
         config = peft.LoraConfig.from_pretrained(str(folder))
-        wrapped: PeftModel = peft.get_peft_model(transformer, config)
+        wrapped = peft.get_peft_model(transformer, config)
     except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise WeightsError(f"adapter {str(folder)!r} cannot be read: {one_line(error)}") from error
+        problem = f"adapter {str(folder)!r} cannot be read: {files.one_line(error)}"
+        raise WeightsError(problem) from error
     expected = peft.get_peft_model_state_dict(wrapped)
     shapes = [(name, state[name].shape, expected[name].shape) for name in state.keys() & expected]
     misshapen = [shape for shape in shapes if shape[1] != shape[2]]
-    check_fit(path, expected.keys() - state.keys(), state.keys() - expected.keys(), misshapen)
+    files.check_fit(path, expected.keys() - state.keys(), state.keys() - expected.keys(), misshapen)
     peft.set_peft_model_state_dict(wrapped, state)
     return wrapped
-
-
-def merged(transformer: PeftModel, dtype: torch.dtype) -> SD3Transformer2DModel:
-    """The plain, frozen transformer that computes the same; the wrapped one is used up."""
-    plain: SD3Transformer2DModel = transformer.merge_and_unload()
-    for parameter in plain.parameters():  # peft trains in float32
-        parameter.data = parameter.data.to(dtype)
-    return plain.requires_grad_(False)
 
 
 def _peft() -> Any:

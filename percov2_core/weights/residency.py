@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from configparser import ConfigParser
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +14,7 @@ from percov2_core.errors import ConfigError
 
 OFFLOADS = ("none", "t5", "text")
 DTYPES = ("auto", "bfloat16", "float32")
-_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+_SWITCHES = ConfigParser.BOOLEAN_STATES  # 1, yes, true, on; 0, no, false, off
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +91,6 @@ def on_shared_gpu() -> bool:
 
 def _switch(values: Mapping[str, str], name: str) -> bool | None:
     text = values.get(name, "").strip().lower()
-    if text in (*_TRUE, *_FALSE):
-        return text in _TRUE
-    if text:
+    if text and text not in _SWITCHES:
         raise ConfigError(f"{name} must be 1 or 0, got {values[name]!r}")
-    return None
+    return _SWITCHES.get(text)

@@ -69,12 +69,12 @@ EMBEDDED = Sizes(
     coarse=LevelSizes(
         encoder_widths=(96, 160, 224),
         encoder_depths=(2, 2, 2),
-        search=SearchConfig(rounds=3, curvature=1000.0, rate=25.0),
+        search=SearchConfig(best_rounds=3, curvature=1000.0, rate=25.0),
     ),
     fine=LevelSizes(
         encoder_widths=(192,),
         encoder_depths=(6,),
-        search=SearchConfig(rounds=5, curvature=90.0, structure=0.1, rate=1.0),
+        search=SearchConfig(rounds=3, best_rounds=10, curvature=90.0, structure=0.1, rate=0.5),
     ),
     coarse_widths=(256, 224, 160),
     coarse_depths=(4, 4, 4),
@@ -86,11 +86,7 @@ EMBEDDED = Sizes(
 
 
 def _over_sd3(
-    widths: tuple[int, int, int],
-    depths: tuple[int, int, int],
-    fine: tuple[int, int],
-    code_dim: int = 16,
-    features: int = 32,
+    widths: tuple[int, int, int], depths: tuple[int, int, int], fine: tuple[int, int], **more: int
 ) -> Sizes:
     """The paper's flow from pure noise; the tile is what the base was trained on, 1024 px. `widths`
     and `depths` are those of the coarse level's encoder, `fine` width and depth of the fine level's
@@ -102,17 +98,16 @@ def _over_sd3(
         coarse_depths=depths[::-1],
         decoder_widths=fine[:1],
         decoder_depths=fine[1:],
-        code_dim=code_dim,
-        features=features,
         start="noise",
         noise_scale=1.0,
         text_guidance=1.0,
         guidance_width=0,
         tile=128,
+        **more,
     )
 
 
-SD3 = _over_sd3((192, 256, 320), (2, 3, 3), fine=(320, 6))
+SD3 = _over_sd3((192, 256, 320), (2, 3, 3), fine=(320, 6), features=32)
 SHIFT = 3.0  # of the flow's time, towards its noisy end
 
 
