@@ -1,18 +1,23 @@
-"""Metrics against closed forms and properties."""
+"""Metrics against their definitions, LPIPS against its own package's numbers, PicoRank."""
 
+import io
 import sys
+import urllib.request
+from unittest.mock import Mock
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter
 
-from percov2_core.errors import ImageError, UnavailableError
+from percov2_core.errors import ImageError, UnavailableError, WeightsError
 from percov2_core.evaluation.judge import fid_kid
 from percov2_core.evaluation.protocol import to_tensor
 from percov2_core.metrics.distortion import check_scales, ms_ssim, psnr, to_8bit
-from percov2_core.metrics.features import feature_distance
+from percov2_core.metrics.features import SqueezeNetFeatures, feature_distance
+from percov2_core.metrics.lpips import ENVIRONMENT, HEADS, TRUNK, Lpips, find_weights, load_lpips
 from percov2_core.metrics.perceptual import load_picorank
 from percov2_core.metrics.structure import structure_distance
 from percov2_core.metrics.swd import descriptors, set_swd, sliced_wasserstein
@@ -108,3 +113,115 @@ def test_structure_distance_follows_ms_ssim():
     theirs = [float(1 - ms_ssim(to_8bit(y), to_8bit(x))) for y in made]
     assert structure_distance(x, x).item() == pytest.approx(0, abs=1e-6)
     assert sorted(range(5), key=ours.__getitem__) == sorted(range(5), key=theirs.__getitem__)
+
+
+WIDTHS = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
+SHAPES = {place: (*shape, shape[2]) for place, shape in WIDTHS.items()}
+
+
+def random_weights():
+    generator = torch.Generator().manual_seed(0)
+    trunk, heads = {}, {}
+    for i, (place, shape) in enumerate(SHAPES.items()):
+        fan_in = shape[1] * shape[2] * shape[3]
+        trunk[f"features.{place}.weight"] = torch.randn(shape, generator=generator) / fan_in**0.5
+        trunk[f"features.{place}.bias"] = torch.randn(shape[0], generator=generator) / 10
+        heads[f"lin{i}.model.1.weight"] = torch.rand(1, shape[0], 1, 1, generator=generator)
+    return trunk, heads
+
+
+def pair(side=64):
+    generator = torch.Generator().manual_seed(1)
+    a, b = torch.rand(2, 2, 3, side, side, generator=generator) * 2 - 1
+    return a, b
+
+
+def written_out(a, b):
+    """AlexNet and the heads as one list of calls, in float64."""
+    trunk, heads = ({k: v.double() for k, v in part.items()} for part in random_weights())
+    shift = torch.tensor([-0.030, -0.088, -0.188]).double()[:, None, None]
+    scale = torch.tensor([0.458, 0.448, 0.450]).double()[:, None, None]
+    x, total = (torch.cat([a, b]).double() - shift) / scale, torch.zeros(len(a)).double()
+    for i, place in enumerate(SHAPES):
+        if place in (3, 6):
+            x = F.max_pool2d(x, kernel_size=3, stride=2)
+        stride, padding = ((4, 2), (1, 2), (1, 1), (1, 1), (1, 1))[i]
+        weight, bias = (trunk[f"features.{place}.{k}"] for k in ("weight", "bias"))
+        x = F.relu(F.conv2d(x, weight, bias, stride=stride, padding=padding))
+        unit = F.normalize(x, dim=1)
+        difference = (unit[: len(a)] - unit[len(a) :]) ** 2
+        total += F.conv2d(difference, heads[f"lin{i}.model.1.weight"]).mean((1, 2, 3))
+    return total
+
+
+def test_the_metric_is_the_published_formula():
+    net, (a, b) = Lpips(*random_weights()), pair()
+    got = net.compare(net.taps(a), net.taps(b))
+    assert got.double().tolist() == pytest.approx(written_out(a, b).tolist(), rel=1e-4)
+    assert net.compare(net.taps(a), net.taps(a)).tolist() == [0, 0]
+
+
+def test_weights_that_do_not_fit_or_cannot_be_had_are_named(tmp_path, monkeypatch):
+    trunk, heads = random_weights()
+    with pytest.raises(ImageError, match="LPIPS needs 32 px a side, got 31x31"):
+        Lpips(trunk, heads).taps(pair(31)[0])
+    del trunk["features.8.bias"]
+    with pytest.raises(WeightsError, match=r"(?s)LPIPS weights do not fit: .*features\.8\.bias"):
+        Lpips(trunk, heads)
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path))
+    with pytest.raises(UnavailableError, match=f"{ENVIRONMENT} holds no alexnet-owt"):
+        find_weights(TRUNK)
+    (tmp_path / "alex.pth").write_bytes(b"not the weights")
+    with pytest.raises(WeightsError, match="SHA-256 must be df73285e35b2"):
+        find_weights(HEADS)
+    monkeypatch.delenv(ENVIRONMENT)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(urllib.request, "urlopen", Mock(side_effect=OSError("no network")))
+    with pytest.raises(UnavailableError, match=r"LPIPS is unavailable: https://download\.pytorch"):
+        load_lpips()
+
+
+def jpeg(image, strength):
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=max(1, round(60 * (1 - strength) ** 2)))
+    return Image.open(buffer).convert("RGB")
+
+
+DISTORTIONS = {
+    "jpeg": jpeg,
+    "noise": lambda image, s: noisy(image, 2 * 30**s),
+    "blur": lambda image, s: image.filter(ImageFilter.GaussianBlur(0.5 * 20**s)),
+    "grey": lambda image, s: ImageEnhance.Color(image).enhance(0.9 - 0.9 * s),
+}
+
+
+def signed(image):
+    return to_tensor(image) / 127.5 - 1
+
+
+def distance(net, a, b):
+    return net.compare(net.features(a), net.features(b)).item()
+
+
+@pytest.mark.parametrize("name", sorted(DISTORTIONS))
+def test_the_distance_rises_with_the_strength_of_each_distortion(name):
+    image = noisy(picture(160, 150), 25)  # on a smooth picture a blur does nothing
+    weak, strong = (DISTORTIONS[name](image, strength) for strength in (0.1, 0.9))
+    far, further = (distance(load_picorank(), signed(image), signed(x)) for x in (weak, strong))
+    assert 0 < far < further
+
+
+def test_it_ranks_distorted_kodak_pictures_as_the_teacher_does(shared, kodak):
+    teacher = SqueezeNetFeatures(shared / "weights" / "squeezenet1_1_features.safetensors")
+    net, wanted, got = load_picorank(), [], []
+    with torch.inference_mode():
+        for path in kodak[::8]:
+            image = Image.open(path).convert("RGB").resize((192, 192))
+            a, truth = signed(image), teacher(signed(image))
+            for distort in DISTORTIONS.values():
+                for strength in np.linspace(0, 1, 5):
+                    b = signed(distort(image, float(strength)))
+                    wanted.append(feature_distance(truth, teacher(b)).item())
+                    got.append(distance(net, a, b))
+    ranks = pd.DataFrame({"wanted": wanted, "got": got}).corr("spearman")
+    assert ranks.loc["wanted", "got"] >= 0.95

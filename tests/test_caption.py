@@ -1,20 +1,24 @@
-"""Captioners by name; BLIP is run with a tiny random network of the real classes."""
+"""Captioners by name (BLIP as a tiny random network of the real classes), and the describer."""
 
+import hashlib
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from percov2_core.caption.captioner import BLIP_MODEL, get_captioner
-from percov2_core.caption.describer import describe
+from percov2_core.caption.describer import TERMS, VOCABULARY, describe, opponent, term_costs, words
 from percov2_core.errors import ConfigError, UnavailableError
 from percov2_core.flow.text import word_tokenizer
 
 PICTURE = Image.new("RGB", (40, 30), (90, 120, 200))
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[ENC]", "[DEC]", "a", "blue", "dog"]
+BLIP_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[ENC]", "[DEC]", "a", "blue", "dog"]
 LAYERS = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 VISION = {**LAYERS, "intermediate_size": 16, "image_size": 32, "patch_size": 16}
 PIXELS = BlipImageProcessorPil(size={"height": 32, "width": 32})
@@ -23,14 +27,14 @@ PIXELS = BlipImageProcessorPil(size={"height": 32, "width": 32})
 @pytest.fixture
 def tiny_blip(tmp_path):
     torch.manual_seed(0)
-    text = {"vocab_size": len(VOCABULARY), "intermediate_size": 16, "encoder_hidden_size": 16}
+    text = {"vocab_size": len(BLIP_WORDS), "intermediate_size": 16, "encoder_hidden_size": 16}
     special = {"bos_token_id": 6, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
     config = transformers.BlipConfig(
         text_config={**LAYERS, **text, **special, "max_position_embeddings": 64},
         vision_config=VISION,
     )
     transformers.BlipForConditionalGeneration(config).save_pretrained(tmp_path)
-    (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY))
+    (tmp_path / "vocab.txt").write_text("\n".join(BLIP_WORDS))
     tokenizer = transformers.BertTokenizer(str(tmp_path / "vocab.txt"))
     transformers.BlipProcessor(PIXELS, tokenizer).save_pretrained(tmp_path)
     return tmp_path
@@ -65,7 +69,7 @@ def test_either_blip_is_found_by_its_folder_and_writes_up_to_32_tokens(
     assert type(captioner.write.model).__name__ == f"{name}ForConditionalGeneration"
     assert type(captioner.write.processor.image_processor).__name__ == "BlipImageProcessorPil"
     caption = captioner(PICTURE)
-    assert caption == captioner(PICTURE) and set(caption.split()) <= set(VOCABULARY)
+    assert caption == captioner(PICTURE) and set(caption.split()) <= set(BLIP_WORDS)
     generate = Mock(wraps=captioner.write.model.generate)
     monkeypatch.setattr(captioner.write.model, "generate", generate)
     captioner(PICTURE)
@@ -96,3 +100,49 @@ def test_auto_is_blip_where_its_weights_are_and_the_describer_elsewhere(tiny_bli
     absent = get_captioner("auto", blip=str(tiny_blip / "nothing"))
     for captioner in (absent, get_captioner("describer")):
         assert (captioner.name, captioner(PICTURE)) == ("describer", describe(PICTURE))
+
+
+def landscape():
+    picture = np.zeros((240, 360, 3), np.uint8)
+    picture[:80] = (150, 190, 225)
+    picture[80:160, :180] = (55, 80, 35)
+    picture[80:160, 180:] = (160, 125, 80)
+    picture[160:] = (100, 72, 46)
+    picture[165:235, 10:110] = (205, 45, 45)
+    return Image.fromarray(picture)
+
+
+def test_sentences_are_frozen():
+    # Models are trained on these words: another sentence here means training them again.
+    assert describe(landscape()) == (
+        "pale blue sky, dark green beside tan middle, "
+        "red beside dark brown beside dark brown ground, smooth texture, uniform"
+    )
+    dice = np.random.default_rng(11)
+    sentences = []
+    for spread in range(2, 82, 2):
+        blocks = dice.integers(0, 256, 3) + dice.integers(-spread, spread, (5, 4, 3))
+        picture = Image.fromarray(np.clip(blocks, 0, 255).astype(np.uint8))
+        sentences.append(describe(picture.resize((200, 160), Image.Resampling.BOX)))
+    assert hashlib.sha256("\n".join(sentences).encode()).hexdigest()[:16] == "b2bd32ac66af4d9f"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (12, 12), (64, 64), (512, 37), (9, 2000)])
+@given(st.integers(0, 2**32 - 1))
+def test_any_picture_is_described_in_at_most_45_words_of_the_vocabulary(size, seed):
+    noise = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    told = words(describe(Image.fromarray(noise)))
+    assert set(told) <= set(VOCABULARY) and len(told) <= 45
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_each_term_names_its_own_colour(name):
+    total = opponent(np.array(TERMS[name], dtype=np.int64)) * 5
+    assert list(TERMS)[term_costs(total, 5).argmin()] == name
+
+
+def test_a_small_vivid_object_is_told_with_its_place_and_commas_are_words():
+    picture = np.full((240, 240, 3), 110, np.uint8)
+    picture[90:150, 90:150] = (205, 45, 45)
+    assert "vivid red centre" in describe(Image.fromarray(picture))
+    assert words("Pale blue sky,  brown") == ["pale", "blue", "sky", ",", "brown"]
