@@ -33,10 +33,9 @@ from tests.tiny import TINY_MASKED, drawing_within, picture, rows
 from tests.tiny_sd3 import tiny_checkpoint, tiny_sd3_folder
 
 pytestmark = pytest.mark.usefixtures("sd3_base")
-STAGE1 = {
-    "loop": {"save_every_s": 0.0, "warmup_steps": 1, "lr": 1e-3},
-    "tuning": {"batch_px": 4 * 64 * 64, "warmup": 2, "held_out": 2},
-}
+QUIET = {"warmup_steps": 1}
+LOOP = {**QUIET, "save_every_s": 0.0, "lr": 1e-3}
+STAGE1 = {"loop": LOOP, "tuning": {"batch_px": 4 * 64 * 64, "warmup": 2, "held_out": 2}}
 PLAN = {"plan": {"sides": [64, 128], "counts": [8, 4]}}
 
 
@@ -102,8 +101,7 @@ def changed(before, after):
 
 def test_what_was_trained_is_what_the_codec_loads(model, cache, tmp_path, capsys):
     before = states(model)
-    quiet = {**STAGE1, "loop": {"warmup_steps": 1}}
-    run(model, cache, tmp_path / "run", recipe=quiet, steps=21)
+    run(model, cache, tmp_path / "run", recipe=STAGE1 | {"loop": QUIET}, steps=21)
     counted, measured = (s for s in capsys.readouterr().out.splitlines() if s.startswith("cost:"))
     assert "GiB a process" in counted and "steps/s (measured); 21 take 0.0" in measured
     scores = rows(tmp_path / "run" / "scores.csv")
@@ -112,7 +110,7 @@ def test_what_was_trained_is_what_the_codec_loads(model, cache, tmp_path, capsys
     assert changed(before, trained) == set(trained)
     for name in ("encoders.coarse", "encoders.fine", "decoder"):
         assert all(torch.equal(v, average[f"{name}.{k}"]) for k, v in trained[name].items())
-    run(model, cache, tmp_path / "painter", "painter", recipe=quiet, steps=2)
+    run(model, cache, tmp_path / "painter", "painter", STAGE1 | {"loop": QUIET}, steps=2)
     assert changed(trained, states(model)) == {"decoder", "flow"}
 
 
@@ -332,8 +330,7 @@ def test_a_wrong_order_is_one_line(words, message, capsys, tmp_path):
 
 
 def test_a_cache_of_another_text_length_or_base_is_refused(model, cache, tmp_path):
-    copy = shutil.copytree(cache, tmp_path / "other")
-    info = copy / "cache.json"
+    info = (copy := shutil.copytree(cache, tmp_path / "other")) / "cache.json"
     text = info.read_text()
     info.write_text(text.replace('"text_tokens": 77', '"text_tokens": 333'))
     with pytest.raises(ConfigError, match="made with 256 tokens of T5, checkpoint expects 0"):
