@@ -1,15 +1,19 @@
 """The bench counts what it says, puts a stopwatch around every box, and keeps what it measured."""
 
+import re
 from dataclasses import replace
+from itertools import product
 from unittest.mock import Mock
 
 import pytest
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from percov2_core.baselines.classic import find_baseline
 from percov2_core.cli import main
 from percov2_core.entropy.exporter import export
-from percov2_core.errors import ConfigError
+from percov2_core.errors import ConfigError, UnavailableError
 from percov2_core.evaluation import bench, bench_table
 from percov2_core.evaluation.bench_table import BenchRow
 from percov2_core.weights import fresh
@@ -21,25 +25,29 @@ from tests.tiny import picture, tiny_codec, tiny_masked_model
 def row(**changes):
     values = {
         "model": bench_table.TARGET, "weights": "random", "kind": "cuda", "device": "A GPU",
-        "dtype": "bfloat16", "t5": "no", "mode": "extreme", "size_px": 512, "batch": 1,
-        "steps": 20, "guidance": 3.0, "encode_s": 0.5, "decode_s": 1.5, "loop_s": 1.0,
-        "loop_tflops": 30.0, "matmul_tflops": 60.0, "copies": "0", "peak_gib": 11.0,
+        "dtype": "bfloat16", "t5": "no", "mode": "extreme", "size": "512x512", "batch": 1,
+        "steps": 20, "guidance": 3.0, "effort": "fast", "encode_s": 0.5, "decode_s": 1.5,
+        "loop_s": 1.0, "loop_tflops": 30.0, "matmul_tflops": 60.0, "copies": "0", "peak_gib": 11.0,
         "size_bytes": 700, "note": "a, b",
         "boxes": "encode token coding=0.1; decode caption coding=0.3; decode flow=1.0",
     }  # fmt: skip
     return BenchRow(**{**values, **changes})
 
 
-@pytest.mark.parametrize(("guidance", "size"), [(1.0, 64), (3.0, 64), (1.0, 576)])
-def test_the_cpus_attention_counts_as_its_matrix_products_do(guidance, size):
-    run = bench.sampling(tiny_codec(), row(size_px=size, steps=2, guidance=guidance))
+@pytest.mark.parametrize(("guidance", "side", "batch"), [(1.0, 64, 1), (3.0, 64, 2), (1.0, 576, 1)])
+def test_the_cpus_attention_counts_as_its_matrix_products_do(guidance, side, batch):
+    codec, point = tiny_codec(), row(steps=2, guidance=guidance, batch=batch)
+    run = bench.sampling(codec, point, codec.encode(picture(side, side), effort="fast"))
     with FlopCounterMode(display=False) as plain, sdpa_kernel(SDPBackend.MATH):
         run()
     assert bench.counted_flops(run) == plain.get_total_flops() > 0
 
 
 def test_every_box_has_a_time_and_the_methods_are_put_back():
-    codec, point = tiny_codec(), row(size_px=64, steps=2)
+    codec, point = tiny_codec(), row(size="96x64", steps=2, effort="normal")
+    held = bytearray(2**29)
+    before = bench._peak_bytes(codec.device)
+    del held
     found = bench.measure(codec, point, picture(), repeats=1)
     boxes = found.seconds_by_box()
     encode = "captioner autoencoder hyper-encoder quantiser search caption_coding token_coding"
@@ -51,40 +59,58 @@ def test_every_box_has_a_time_and_the_methods_are_put_back():
     assert sum(boxes.values()) <= found.encode_s + found.decode_s + 1e-3
     assert "describe" not in vars(codec) and "encode" not in vars(codec.vae)
     assert found.copies == "no device" and found.loop_tflops > 0
+    assert found.peak_gib < before / 2**30  # what an earlier point needed is not this one's
+
+
+def test_a_cpu_is_named_with_what_pytorch_uses_of_it(monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    isa = torch.backends.cpu.get_cpu_capability()
+    end = rf"\w.*, {isa}, bfloat16, ONEDNN_MAX_CPU_ISA=AVX2, \d+ of \d+ cores, 1 thread"
+    assert re.fullmatch(end, bench.device_name(torch.device("cpu")))
 
 
 def test_rows_survive_the_file_and_a_second_measurement_replaces_the_first(tmp_path):
-    bench_table.write([row(), row(steps=4)], tmp_path)
+    classic = BenchRow(model="WebP", kind="cpu", device="A", mode="quality 0", size="9x9", note="")
+    bench_table.write([row(), row(steps=4), classic], tmp_path)
     bench_table.write([row(decode_s=1.25)], tmp_path)
     found = bench_table.read(tmp_path / "bench.csv")
-    assert found == [row(steps=4), row(decode_s=1.25)]
+    assert [found[0], found[2]] == [row(steps=4), row(decode_s=1.25)]
+    assert bench_table.as_cells(found[1]) == bench_table.as_cells(classic)
     (tmp_path / "bench.csv").write_text("speed\n1\n")
     with pytest.raises(ConfigError, match=r"has columns \['speed'\], expected model, weights"):
         bench_table.read(tmp_path / "bench.csv")
     text = bench_table.as_text(row())
-    assert "entropy coding together 20.0%" in text and "50.0% of the matrix product" in text
+    assert re.search(r"entropy coding together +20.0%\n", text)
+    assert re.search(r"decode_s_per_mp +5.72\n.*share +0.5\n", text, re.DOTALL)
 
 
 def test_the_table_says_what_was_not_measured():
     nothing, one = bench_table.as_markdown([]), bench_table.as_markdown([row()])
-    missing = "| any GPU | any | 512 | 1 | 20 | above 1 | no |"
-    assert len(nothing.splitlines()) == len(one.splitlines())  # one took the place of another
+    missing = " 512x512/20/above 1/no,"
     assert missing in nothing and missing not in one
     # A toy or a CPU is no measurement of the full size on a GPU.
     for other in (replace(row(), kind="cpu"), row(model="percov2-tiny-random")):
         assert missing in bench_table.as_markdown([other])
 
 
-def test_the_command_sweeps_its_lists_and_writes_the_table(tmp_path, capsys, monkeypatch):
+def test_the_command_sweeps_its_lists_and_writes_the_table(tmp_path, capsys, monkeypatch, caplog):
     monkeypatch.setattr(bench, "_SIDES", {"cpu": 64})
-    options = "--repeats 1 --modes extreme --size 64 --steps 1 2 --guidance 1 3 --out"
+    gone = replace(find_baseline("jxl"), encode=Mock(side_effect=UnavailableError("no such codec")))
+    monkeypatch.setattr(bench, "USUAL", ((gone, 90), bench.USUAL[-1]))
+    options = "--repeats 1 --modes extreme --size 64 96x64 --steps 1 2 --guidance 1 3 --out"
     words = ["bench", "--model", "tiny-random", "--device", "cpu", *options.split()]
     assert main([*words, str(tmp_path)]) == 0
-    found = bench_table.read(tmp_path / "bench.csv")
-    assert [(r.steps, r.guidance) for r in found] == [(1, 1.0), (1, 3.0), (2, 1.0), (2, 3.0)]
+    *found, usual, nearest, wide, _ = bench_table.read(tmp_path / "bench.csv")
+    points = product(("64x64", "96x64"), (1, 2), (1.0, 3.0))
+    assert [(r.size, r.steps, r.guidance) for r in found] == [*points]
     told = {(r.weights, r.kind, r.t5, r.copies) for r in found}
     assert told == {("random", "cpu", "yes", "no device")}
-    assert "of the matrix product; host-device copies: no device" in capsys.readouterr().out
+    assert (usual.model, usual.mode, usual.size) == ("WebP", "quality 80", "64x64")
+    assert nearest.size_bytes < usual.size_bytes and wide.size == "96x64"
+    assert "jxl at 64x64 left out: no such codec" in caplog.text
+    assert re.search(r"model +WebP\n", capsys.readouterr().out)
     assert main(["bench", "--device", "cpu", "--random-weights"]) == 2
     assert "--random-weights: model must be one of sd3-medium" in capsys.readouterr().err
 

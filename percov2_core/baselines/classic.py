@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import subprocess
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from typing import Any
 
@@ -102,12 +102,12 @@ def _run(arguments: Sequence[str], data: bytes) -> bytes:
     return done.stdout
 
 
-def _describe_vvc() -> str:
+def _describe_vvc(preset: str = "slow") -> str:
     banner = subprocess.check_output([_ffmpeg(), "-version"], text=True)
-    return f"VVC intra 4:2:0 10 bit, libvvenc preset slow, ffmpeg {banner.split()[2]}"
+    return f"VVC intra 4:2:0 10 bit, libvvenc preset {preset}, ffmpeg {banner.split()[2]}"
 
 
-def _encode_vvc(image: Image.Image, quality: int) -> bytes:
+def _encode_vvc(image: Image.Image, quality: int, preset: str = "slow") -> bytes:
     """The raw bit stream and one byte, whose bits 0 and 1 tell that the width and the height were
     odd, which 4:2:0 cannot express. ImageError if the picture is too small for the encoder."""
     pixels = np.asarray(image.convert("RGB"))
@@ -115,7 +115,7 @@ def _encode_vvc(image: Image.Image, quality: int) -> bytes:
     pixels = np.pad(pixels, ((0, odd_h), (0, odd_w), (0, 0)), mode="edge")
     size = f"{pixels.shape[1]}x{pixels.shape[0]}"
     source = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-i", "-")
-    target = ("-pix_fmt", "yuv420p10le", "-c:v", "libvvenc", "-preset", "slow")
+    target = ("-pix_fmt", "yuv420p10le", "-c:v", "libvvenc", "-preset", preset)
     tail = ("-qp", str(quality), "-frames:v", "1", "-f", "vvc", "-")
     try:
         stream = _run((*source, *target, *tail), pixels.tobytes())
@@ -143,7 +143,7 @@ _WAVELET = {"quality_mode": "rates", "irreversible": True}
 _TURBO, _OPENJPEG = ("libjpeg-turbo", "libjpeg_turbo"), ("OpenJPEG", "jpg_2000")
 _JXL = ("pillow-jxl-plugin", "pillow-jxl-plugin")
 _JP2, _CODESTREAM = ("JPEG 2000 in a JP2 file, 9/7 wavelet", "JPEG 2000 codestream, 9/7 wavelet")
-_WEBP = ("libwebp", "webp")
+_WEBP, _AVIF = ("libwebp", "webp"), ("libavif", "avif")
 # Of AVIF, a fixed number of threads: the encoder decides differently with one and with several.
 _SPEED = {"speed": 2, "max_threads": 4}
 _HUFFMAN = "JPEG 4:2:0, optimised Huffman tables"
@@ -152,10 +152,18 @@ _CODECS = (
     _pillow("jpeg2000", "JPEG2000", _JP2, _OPENJPEG, _RATIOS, {**_WAVELET, "no_jp2": False}),
     _pillow("j2k", "JPEG2000", _CODESTREAM, _OPENJPEG, _RATIOS, {**_WAVELET, "no_jp2": True}),
     _pillow("webp", "WEBP", "WebP lossy, method 6", _WEBP, range(101), {"method": 6}),
-    _pillow("avif", "AVIF", "AVIF 4:2:0, speed 2", ("libavif", "avif"), range(101), _SPEED),
+    _pillow("avif", "AVIF", "AVIF 4:2:0, speed 2", _AVIF, range(101), _SPEED),
     _pillow("jxl", "JXL", "JPEG XL lossy, effort 9", _JXL, range(100), {"effort": 9}),
     # The quality is the quantisation parameter.
     Baseline("vvc", tuple(range(63, 19, -1)), _describe_vvc, _encode_vvc, _decode_vvc),
+)
+# With quality: what the libraries do if not told otherwise, which is what people wait for.
+_MEDIUM = partial(_describe_vvc, "medium"), partial(_encode_vvc, preset="medium")
+USUAL = (
+    (_pillow("avif", "AVIF", "AVIF 4:2:0, speed 6", _AVIF, range(101), {"speed": 6}), 75),
+    (Baseline("vvc", tuple(range(63, 19, -1)), *_MEDIUM, _decode_vvc), 32),
+    (_pillow("jxl", "JXL", "JPEG XL lossy, effort 7", _JXL, range(100), {"effort": 7}), 90),
+    (_pillow("webp", "WEBP", "WebP lossy, method 4", _WEBP, range(101), {"method": 4}), 80),
 )
 
 

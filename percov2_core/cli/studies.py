@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from percov2_core.cli.terminal import GUIDANCE, SIDE, STEPS, Commands, add_device, add_model, within
@@ -28,12 +29,13 @@ def add_bench(commands: Commands) -> None:
     add("picture", nargs="?", metavar="IN", help="to use (default: an example of the repository)")
     add("--modes", nargs="+", choices=MODES, default=["ultra-low", "extreme"], help="to time")
     add("--effort", nargs="+", choices=EFFORTS, default=[DEFAULT_EFFORT], help="of the encoder")
-    add("--size", nargs="+", type=SIDE, default=[512], help="sides of the square, px")
+    add("--size", nargs="+", type=_size, default=["512x512"], help="a side or WxH, px")
     add("--steps", nargs="+", type=STEPS, help="of the flow (default: the preset's)")
     add("--guidance", nargs="+", type=GUIDANCE, help="1 is none (default: the preset's)")
     add("--batch", nargs="+", type=_COUNT, default=[1], help="pictures in the loop")
     add("--repeats", type=_COUNT, default=5, help="of each measurement")
-    add("--threads", type=_COUNT, help="threads of torch (default: one a core)")
+    add("--threads", type=_COUNT, help="of torch, and cores to run on (default: all)")
+    add("--no-rivals", action="store_true", help="without AVIF, VVC, JPEG XL, WebP")
     add_device(parser)
     add("--random-weights", action="store_true", help="published size, no download")
     add("--no-t5", action="store_true", help="leave out the third text encoder")
@@ -43,9 +45,17 @@ def add_bench(commands: Commands) -> None:
     parser.set_defaults(run=run_bench, extra="evaluate")
 
 
+def _size(text: str) -> str:
+    """An argparse type: `512` or `2048x1536` -> width x height."""
+    width, cross, height = text.partition("x")
+    return f"{SIDE(width)}x{SIDE(height if cross else width)}"
+
+
 def run_bench(args: argparse.Namespace) -> None:
     if not args.picture and not EXAMPLE.exists():
         raise ConfigError("bench: needs a picture to use; the example is in the repository alone")
+    if hasattr(os, "sched_setaffinity"):  # before other threads start
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     from percov2_core import image_io
 
     image = image_io.load(args.picture or EXAMPLE)
@@ -56,15 +66,14 @@ def run_bench(args: argparse.Namespace) -> None:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    codec = bench.open_codec(
-        args.model, random=args.random_weights, t5=not args.no_t5, device=args.device
-    )
+    codec = bench.open_codec(args)
     rows: list[bench_table.BenchRow] = []
     for point in bench.points(codec, args):
-        if not rows:
-            print(bench_table.headline(point))
         rows.append(bench.measure(codec, point, image, repeats=args.repeats))
         print(bench_table.as_text(rows[-1]))
+    for row in [] if args.no_rivals else bench.rivals(tuple(rows), image, repeats=args.repeats):
+        rows.append(row)
+        print(bench_table.as_text(row))
     if args.out:
         bench_table.write(rows, args.out)
 

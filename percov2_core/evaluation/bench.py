@@ -1,8 +1,10 @@
-"""Measure a model at a point: where the time goes, box by box, and how well its large loop runs."""
+"""Measure a model, box by box, how well its large loop runs, and classic codecs beside it."""
 
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import platform
 import re
 import resource
@@ -10,8 +12,8 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -25,23 +27,25 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from percov2_core import codec as figure
+from percov2_core.baselines import CLASSIC
+from percov2_core.baselines.base import largest_within
+from percov2_core.baselines.classic import USUAL
 from percov2_core.bitstream import Stream
 from percov2_core.caption import packing
 from percov2_core.codec import PerCoV2
-from percov2_core.config import COARSE, FINE, check_choice
-from percov2_core.evaluation.bench_table import NO_DEVICE, BenchRow
-from percov2_core.flow.sampler import draw_noise, sample, sigmas
-from percov2_core.flow.transformer import Conditions, guidance_features
-from percov2_core.hyper.networks import Codes
+from percov2_core.config import check_choice
+from percov2_core.errors import PerCoError
+from percov2_core.evaluation.bench_table import BenchRow
+from percov2_core.flow.sampler import sample
+from percov2_core.flow.text import TextEmbedding
+from percov2_core.flow.transformer import Conditions
 from percov2_core.weights import load_codec
 from percov2_core.weights.base import SD3TextEncoder
 from percov2_core.weights.fresh import random_codec
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import BASES, T5_TOKENS, TINY
 
-CAPTION = "a lighthouse by the sea under a blue sky"
-_PRODUCTS = 10  # matrix products in one timing
-_TIMINGS = 4  # the fastest of them counts
+_PRODUCTS = 10  # the fastest of them counts
 _SIDES = {"cuda": 8192, "cpu": 2048}  # large enough for the device to be busy
 # What a CUDA trace calls a copy between the CPU's memory and the GPU's.
 _COPIES = ("memcpy htod", "memcpy dtoh")
@@ -53,15 +57,16 @@ _CPU_ATTENTION = {
 }
 
 
-def open_codec(name: str, *, random: bool, t5: bool, device: str | None) -> PerCoV2:
+def open_codec(args: argparse.Namespace) -> PerCoV2:
     """Load a model, or build one of a published size on random weights; WeightsError if that cannot
     be, ConfigError if no size of it is known for random weights."""
-    home = Residency.from_environment(device=device)
-    if not random and name != TINY.name:
-        return load_codec(name, residency=home if t5 else replace(home, t5=False))
+    home = Residency.from_environment(device=args.device)
+    if not args.random_weights and args.model != TINY.name:
+        return load_codec(args.model, residency=replace(home, t5=home.t5 and not args.no_t5))
     known = {**BASES, TINY.name: TINY}
-    check_choice("--random-weights: model", name, known)
-    return random_codec(known[name], residency=home, t5_tokens=T5_TOKENS if t5 else 0)
+    check_choice("--random-weights: model", args.model, known)
+    t5_tokens = 0 if args.no_t5 else T5_TOKENS
+    return random_codec(known[args.model], residency=home, t5_tokens=t5_tokens)
 
 
 def points(codec: PerCoV2, args: argparse.Namespace) -> Iterator[BenchRow]:
@@ -78,14 +83,14 @@ def points(codec: PerCoV2, args: argparse.Namespace) -> Iterator[BenchRow]:
         device=device_name(codec.device),
         dtype=str(modules.flow.transformer.dtype).removeprefix("torch."),
         t5=t5,
-        matmul_tflops=matmul_flops(codec.device) / 1e12,
+        matmul_tflops=matmul_flops(codec.device, modules.flow.transformer.dtype) / 1e12,
         note=args.note,
     )
     for size, mode, effort, batch in product(args.size, args.modes, args.effort, args.batch):
         preset = codec.presets[mode]["balanced"]
         ways = product(args.steps or [preset.steps], args.guidance or [preset.guidance])
         for steps, guidance in ways:
-            what = {"mode": mode, "effort": effort, "size_px": size, "batch": batch}
+            what = {"mode": mode, "effort": effort, "size": size, "batch": batch}
             yield row(**what, steps=steps, guidance=guidance)
 
 
@@ -94,28 +99,26 @@ def measure(codec: PerCoV2, point: BenchRow, image: Image.Image, *, repeats: int
     Seconds are medians of `repeats`, after a first time that warms up."""
     if codec.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(codec.device)
-    square = ImageOps.fit(image, (point.size_px, point.size_px))
-    encode = partial(codec.encode, square, point.mode, effort=point.effort)
-    paint = partial(codec.decode, steps=point.steps, guidance=point.guidance)
+    with suppress(OSError):  # where it works, the peak of resident memory counts from now on
+        Path("/proc/self/clear_refs").write_text("5")
+    picture = ImageOps.fit(image, point.sides)
+    encode = partial(codec.encode, picture, point.mode, effort=point.effort)
+    paint = partial(codec.decode, steps=int(point.steps), guidance=point.guidance)
     runs = []
     for _ in range(1 + repeats):
-        stream, encode_s, encoding = _timed(codec, encode)
+        stream, encoding = _timed(codec, "encode", encode)
         data = stream.to_bytes()
-        _, decode_s, decoding = _timed(codec, partial(paint, Stream.from_bytes(data)))
-        seconds = {"encode": encode_s, "decode": decode_s}
-        seconds |= {f"encode {box}": s for box, s in encoding.items()}
-        runs.append(seconds | {f"decode {box}": s for box, s in decoding.items()})
+        _, decoding = _timed(codec, "decode", partial(paint, Stream.from_bytes(data)))
+        runs.append(encoding | decoding)
     boxes = {box: statistics.median(run[box] for run in runs[1:]) for box in runs[0]}
-    encode_s, decode_s = boxes.pop("encode"), boxes.pop("decode")
-    run = sampling(codec, point)
-    flops = counted_flops(run)
+    run = sampling(codec, point, stream)
     loop_s = statistics.median(_seconds(run, codec.device, repeats))
     return replace(
         point,
-        encode_s=encode_s,
-        decode_s=decode_s,
+        encode_s=boxes.pop("encode"),
+        decode_s=boxes.pop("decode"),
         loop_s=loop_s,
-        loop_tflops=flops / loop_s / 1e12,
+        loop_tflops=counted_flops(run) / loop_s / 1e12,
         copies=count_copies(run, codec.device),
         peak_gib=_peak_bytes(codec.device) / 2**30,
         size_bytes=len(data),
@@ -123,7 +126,36 @@ def measure(codec: PerCoV2, point: BenchRow, image: Image.Image, *, repeats: int
     )
 
 
-def _timed(codec: PerCoV2, call: Callable[[], Any]) -> tuple[Any, float, dict[str, float]]:
+def rivals(ours: Sequence[BenchRow], image: Image.Image, *, repeats: int) -> Iterator[BenchRow]:
+    """Classic codecs at the sizes of `ours`: at the quality that people run them at, and at the
+    best within the bytes of each of our files, or their lowest. What is not here is logged."""
+    cpu, sizes = torch.device("cpu"), dict.fromkeys(row.size for row in ours)
+    for (codec, usual), size in product(USUAL, sizes):
+        mine = [row for row in ours if row.size == size]
+        picture = ImageOps.fit(image, mine[0].sides)
+        try:
+            fits = (largest_within(codec, picture, size_bytes=row.size_bytes) for row in mine)
+            nearest = [fit.quality if fit else codec.qualities[0] for fit in fits]
+            for quality in dict.fromkeys((usual, *nearest)):
+                data = codec.encode(picture, quality)
+                calls = partial(codec.encode, picture, quality), partial(codec.decode, data)
+                seconds = [statistics.median(_seconds(call, cpu, repeats)) for call in calls]
+                yield BenchRow(
+                    model=CLASSIC[codec.name],
+                    kind=cpu.type,
+                    device=device_name(cpu),
+                    mode=f"quality {quality}",
+                    size=size,
+                    encode_s=seconds[0],
+                    decode_s=seconds[1],
+                    size_bytes=len(data),
+                    note=f"{codec.describe()}; {mine[0].note}".rstrip("; "),
+                )
+        except PerCoError as error:
+            logging.getLogger(__name__).warning("%s at %s left out: %s", codec.name, size, error)
+
+
+def _timed(codec: PerCoV2, verb: str, call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     """What a call returns, its seconds, and those of each box in it; of a generator, the time until
     each of its steps. A box inside another belongs to the outer one."""
     spent: dict[str, float] = defaultdict(float)
@@ -147,7 +179,8 @@ def _timed(codec: PerCoV2, call: Callable[[], Any]) -> tuple[Any, float, dict[st
             stack.enter_context(patch.object(owner, name, box))
         began = _clock(codec.device)
         result = call()
-        return result, _clock(codec.device) - began, spent
+        total = {verb: _clock(codec.device) - began}
+        return result, total | {f"{verb} {label}": seconds for label, seconds in spent.items()}
 
 
 def _boxes(codec: PerCoV2) -> list[tuple[str, Any, str]]:
@@ -164,38 +197,24 @@ def _boxes(codec: PerCoV2) -> list[tuple[str, Any, str]]:
         ("autoencoder", codec.vae, "decode"),
     ]
     for level in codec.levels.values():
-        boxes += [
-            ("hyper-encoder", level.encoder, "forward"),
-            ("quantiser", level.quantizer, "tokens"),
-            ("quantiser", level.quantizer, "lookup"),
-            ("token coding", level.prior, "compress"),
-            ("token coding", level.prior, "decompress"),
-        ]
+        boxes.append(("hyper-encoder", level.encoder, "forward"))
+        boxes += [("quantiser", level.quantizer, call) for call in ("tokens", "lookup")]
+        boxes += [("token coding", level.prior, call) for call in ("compress", "decompress")]
     return boxes
 
 
-@torch.inference_mode()
-def sampling(codec: PerCoV2, point: BenchRow) -> Callable[[], None]:
-    """The sampling loop of a batch as a call without arguments, all that it needs in place."""
-    modules, generator = codec.painter, torch.Generator().manual_seed(0)
-    looked_up = []
-    for level in (FINE, COARSE):
-        grid = (point.batch, *level.grid(point.size_px, point.size_px))
-        tokens = torch.randint(level.codebook_size, grid, generator=generator).to(codec.device)
-        looked_up.append(codec.levels[level.name].quantizer.lookup(tokens))
-    fine, coarse = looked_up
-    scale = torch.full((point.batch,), point.guidance, device=codec.device)
-    told = guidance_features(scale, modules.decoder.guidance_width)
-    start, features = modules.decoder(Codes(fine, torch.ones_like(fine[:, :1]), coarse), told)
-    conditions = Conditions(start, features, modules.text.encode([CAPTION] * point.batch))
-    null = modules.text.encode([""])
-    noise = draw_noise(tuple(start.shape), 0, start.device)
-    times = sigmas(point.steps, codec.shift)
-    flow: dict[str, Any] = {"times": times, "guidance": point.guidance, "noise": noise}
+def sampling(codec: PerCoV2, point: BenchRow, stream: Stream) -> Callable[[], None]:
+    """The sampling loop of a batch as a call without arguments: what `decode` runs, repeated."""
+    with patch.object(figure, "sample", wraps=sample) as called:
+        codec.decode(stream, steps=int(point.steps), guidance=point.guidance)
+    (flow, one, null), how = called.call_args
+    many = partial(torch.repeat_interleave, repeats=point.batch, dim=0)
+    given = Conditions(many(one.start), many(one.features), TextEmbedding(*map(many, one.text)))
+    how |= {"noise": many(how["noise"])}
 
     @torch.inference_mode()
     def run() -> None:
-        for _ in sample(modules.flow, conditions, null, **flow):
+        for _ in sample(flow, given, null, **how):
             pass
 
     return run
@@ -209,32 +228,36 @@ def counted_flops(run: Callable[[], object]) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU's with the number of threads in use."""
+    """The GPU's name, or the CPU's with what PyTorch uses of it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    count, info = torch.get_num_threads(), Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8") if info.exists() else ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    name = found[1] if found else platform.processor() or platform.machine()
-    return f"{name}, {count} thread{'s' if count > 1 else ''}"
+    name = _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
+    bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    isa = [torch.backends.cpu.get_cpu_capability(), f"{'' if bf16 else 'no '}bfloat16"]
+    isa += [f"{key}={os.environ[key]}" for key in ("ONEDNN_MAX_CPU_ISA",) if key in os.environ]
+    cores, count = os.cpu_count(), torch.get_num_threads()
+    free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    return ", ".join([name, *isa, f"{free} of {cores} cores", f"{count} thread{'s'[: count - 1]}"])
 
 
-def matmul_flops(device: torch.device) -> float:
-    """FLOP/s of a square bf16 matrix product on this device: the fastest of a few timings."""
+def _field(path: str, name: str) -> str:
+    """What Linux says of `name` in one of its files; empty elsewhere."""
+    text = Path(path).read_text(encoding="utf-8") if Path(path).exists() else ""
+    found = re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a square matrix product on this device: the fastest of a few."""
     n = _SIDES[device.type]
-    a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
-
-    def multiply() -> None:
-        for _ in range(_PRODUCTS):
-            torch.mm(a, b)
-
-    return 2 * n**3 * _PRODUCTS / min(_seconds(multiply, device, _TIMINGS))
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    return 2 * n**3 / min(_seconds(partial(torch.mm, a, b), device, _PRODUCTS))
 
 
 def count_copies(run: Callable[[], object], device: torch.device) -> str:
     """Copies between the CPU's memory and the GPU's while `run` runs, or "no device"."""
     if device.type != "cuda":
-        return NO_DEVICE
+        return "no device"
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
         run()
         torch.cuda.synchronize(device)
@@ -260,8 +283,10 @@ def _clock(device: torch.device) -> float:
 
 
 def _peak_bytes(device: torch.device) -> int:
-    """Most memory in use: on the GPU at this point, or resident in the process since it began."""
+    """Most memory in use at this point: on the GPU, or resident in the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if found := _field("/proc/self/status", "VmHWM"):
+        return 1024 * int(found.removesuffix(" kB"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
