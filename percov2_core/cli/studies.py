@@ -67,15 +67,10 @@ def run_bench(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     codec = bench.open_codec(args)
-    rows: list[bench_table.BenchRow] = []
-    for point in bench.points(codec, args):
-        rows.append(bench.measure(codec, point, image, repeats=args.repeats))
-        print(bench_table.as_text(rows[-1]))
-    for row in [] if args.no_rivals else bench.rivals(tuple(rows), image, repeats=args.repeats):
-        rows.append(row)
-        print(bench_table.as_text(row))
-    if args.out:
-        bench_table.write(rows, args.out)
+    for row in bench.rows(codec, image, args):
+        print(bench_table.as_text(row), flush=True)
+        if args.out:
+            bench_table.write([row], args.out)
 
 
 def add_evaluate(commands: Commands) -> None:

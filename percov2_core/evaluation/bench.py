@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -126,22 +126,27 @@ def measure(codec: PerCoV2, point: BenchRow, image: Image.Image, *, repeats: int
     )
 
 
-def rivals(ours: Sequence[BenchRow], image: Image.Image, *, repeats: int) -> Iterator[BenchRow]:
-    """Classic codecs at the sizes of `ours`: at the quality that people run them at, and at the
-    best within the bytes of each of our files, or their lowest. What is not here is logged."""
-    cpu, sizes = torch.device("cpu"), dict.fromkeys(row.size for row in ours)
-    for (codec, usual), size in product(USUAL, sizes):
+def rows(codec: PerCoV2, image: Image.Image, args: argparse.Namespace) -> Iterator[BenchRow]:
+    """Each point when it is measured, then classic codecs at the same sizes: at the quality that
+    people run them at, and at the best within the bytes of each of our files, or their lowest. What
+    is not here is logged."""
+    ours, cpu = [], torch.device("cpu")
+    for point in points(codec, args):
+        ours.append(measure(codec, point, image, repeats=args.repeats))
+        yield ours[-1]
+    sizes = dict.fromkeys(row.size for row in ours)
+    for (rival, usual), size in product(() if args.no_rivals else USUAL, sizes):
         mine = [row for row in ours if row.size == size]
         picture = ImageOps.fit(image, mine[0].sides)
         try:
-            fits = (largest_within(codec, picture, size_bytes=row.size_bytes) for row in mine)
-            nearest = [fit.quality if fit else codec.qualities[0] for fit in fits]
+            fits = (largest_within(rival, picture, size_bytes=row.size_bytes) for row in mine)
+            nearest = [fit.quality if fit else rival.qualities[0] for fit in fits]
             for quality in dict.fromkeys((usual, *nearest)):
-                data = codec.encode(picture, quality)
-                calls = partial(codec.encode, picture, quality), partial(codec.decode, data)
-                seconds = [statistics.median(_seconds(call, cpu, repeats)) for call in calls]
+                data = rival.encode(picture, quality)
+                calls = partial(rival.encode, picture, quality), partial(rival.decode, data)
+                seconds = [statistics.median(_seconds(call, cpu, args.repeats)) for call in calls]
                 yield BenchRow(
-                    model=CLASSIC[codec.name],
+                    model=CLASSIC[rival.name],
                     kind=cpu.type,
                     device=device_name(cpu),
                     mode=f"quality {quality}",
@@ -149,10 +154,10 @@ def rivals(ours: Sequence[BenchRow], image: Image.Image, *, repeats: int) -> Ite
                     encode_s=seconds[0],
                     decode_s=seconds[1],
                     size_bytes=len(data),
-                    note=f"{codec.describe()}; {mine[0].note}".rstrip("; "),
+                    note=f"{rival.describe()}; {mine[0].note}".rstrip("; "),
                 )
         except PerCoError as error:
-            logging.getLogger(__name__).warning("%s at %s left out: %s", codec.name, size, error)
+            logging.getLogger(__name__).warning("%s at %s left out: %s", rival.name, size, error)
 
 
 def _timed(codec: PerCoV2, verb: str, call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
