@@ -17,9 +17,10 @@ H x W pixels (padded to whole tokens), D code width, h x w token grid, K codeboo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,12 +37,14 @@ from percov2_core.config import (
     DEFAULT_SCHEDULE,
     EFFORTS,
     FINE,
+    LATENT_CHANNELS,
     LATENT_STRIDE,
     MAX_GUIDANCE,
     MAX_STEPS,
     MODES,
     PARENT_RATIO,
     PRESETS,
+    Box,
     Level,
     Preset,
     check_choice,
@@ -51,11 +54,11 @@ from percov2_core.config import (
 from percov2_core.contents import Contents, FileCodec, FileModules, Tokens, check_stream
 from percov2_core.entropy.prior import Known
 from percov2_core.entropy.schedule import Ints
-from percov2_core.flow.sampler import draw_noise, sample, sigmas
+from percov2_core.flow.sampler import draw_noise, sample, sigmas, tiles
 from percov2_core.flow.text import TextEmbedder
 from percov2_core.flow.transformer import Conditions, FlowModel, guidance_features
 from percov2_core.hyper.networks import Codes, HyperDecoder, HyperEncoder, VectorQuantizer
-from percov2_core.hyper.search import SearchConfig, search_tokens
+from percov2_core.hyper.search import SearchConfig, search_boxes, search_tokens
 from percov2_core.latent import LatentAutoencoder
 
 
@@ -66,6 +69,7 @@ class LevelModules(FileModules):
     encoder: HyperEncoder
     quantizer: VectorQuantizer
     search: SearchConfig
+    surrogate: HyperDecoder | None = None  # stands in for the decoder in the search
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +85,18 @@ class Painter:
 class Step:
     """One step of `PerCoV2.paint`."""
 
-    index: int  # 1..total
+    index: int  # steps done, 1..total; of a large picture, several times the same, and first 0
     total: int
     preview: Callable[[], Image.Image]  # the picture that the flow is heading for
     picture: Image.Image | None = None  # the finished picture, in the last step
+    share: float = 1.0  # of the whole work that is done, above 0
+
+
+class Found(NamedTuple):
+    """One part of `PerCoV2.looking`."""
+
+    share: float  # of the whole work that is done, above 0
+    tokens: Tokens | None = None  # all of them, in the last part
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -115,6 +127,7 @@ class PerCoV2(FileCodec):
         captioner: str | None = None,
         effort: str = DEFAULT_EFFORT,
         seed: int = 0,
+        progress: Callable[[float], object] | None = None,
     ) -> Stream:
         """Compress a picture: `look` at it and `write` what was found.
 
@@ -128,6 +141,7 @@ class PerCoV2(FileCodec):
             captioner: Key of `caption.captioner.CAPTIONERS`; None takes the model's.
             effort: One of `config.EFFORTS`: how long to search for tokens; `fast` does not.
             seed: Seed of the decoder's noise; other than 0 it costs bytes.
+            progress: Called with the share of the work that is done, after each part of it.
 
         Raises:
             ImageError: if the picture is outside the limits.
@@ -143,18 +157,27 @@ class PerCoV2(FileCodec):
             tokens=tokens,
             seed=seed,
         )
-        found = self.look(
+        for part in self.looking(
             picture,
             caption=caption,
             captioner=captioner,
             effort=effort,
             coarse=size is not None or header.sent.coarse > 0,
             fine=size is not None or header.sent.fine > 0,
-        )
-        return self.write(found, mode, count=tokens, size=size, schedule=schedule, seed=seed)
+        ):
+            if progress:
+                progress(part.share)
+        assert part.tokens is not None
+        return self.write(part.tokens, mode, count=tokens, size=size, schedule=schedule, seed=seed)
 
-    @torch.no_grad()
-    def look(
+    def look(self, image: Image.Image, **options: Any) -> Tokens:
+        """Find the caption and the tokens of a picture, from which `write` makes files of any size:
+        `looking` to its end."""
+        *_, found = self.looking(image, **options)
+        assert found.tokens is not None  # the last part has them
+        return found.tokens
+
+    def looking(
         self,
         image: Image.Image,
         *,
@@ -163,8 +186,10 @@ class PerCoV2(FileCodec):
         effort: str = DEFAULT_EFFORT,
         coarse: bool = True,
         fine: bool = True,
-    ) -> Tokens:
-        """Find the caption and the tokens of a picture, from which `write` makes files of any size.
+    ) -> Generator[Found, None, None]:
+        """Look at a picture, part by part of a large one: the first half of `encode`.
+
+        To cancel, close the generator or ask for no further part: nothing runs on.
 
         Args:
             caption, captioner, effort: As in `encode`.
@@ -178,39 +203,44 @@ class PerCoV2(FileCodec):
         picture = image_io.normalise(image)
         said = self.describe(picture, captioner=captioner) if caption is None else caption
         text = packing.check_caption(said)
-        x = image_io.to_tensor(picture, COARSE.token_stride).to(self.device)  # (1, 3, H, W)
-        z = self.vae.encode(x) if coarse or fine else x  # (1, 16, H/8, W/8)
-        grids = [
-            self._search(x, z, level, picture.size, text, effort) if wanted else None
-            for level, wanted in ((COARSE, coarse), (FINE, fine))
-        ]
-        return Tokens(picture.size, text, grids[0], grids[1], effort)
+        return self._looking(picture, text, effort, [coarse, fine])
+
+    @torch.no_grad()
+    def _looking(
+        self, picture: Image.Image, caption: str, effort: str, wanted: Sequence[bool]
+    ) -> Generator[Found, None, None]:
+        grids: dict[str, Ints] = {}
+        kinds = [kind for kind, asked in zip((COARSE, FINE), wanted, strict=True) if asked]
+        if kinds:
+            x = image_io.to_tensor(picture, COARSE.token_stride).to(self.device)  # (1, 3, H, W)
+            z = x.new_empty(1, LATENT_CHANNELS, *(n // LATENT_STRIDE for n in x.shape[2:]))
+            done, total = 0, self.vae.count_tiles(*z.shape[2:])
+            searched = [k for k in kinds if self.levels[k.name].search.at(effort).rounds]
+            boxes = {
+                k.name: search_boxes(k.grid(*picture.size[::-1]), k.token_stride) for k in searched
+            }
+            total += sum(map(len, boxes.values()))
+            for box, part in self.vae.encode_tiles(x):
+                z[box] = part
+                yield Found((done := done + 1) / (total + 1))
+            for kind in kinds:
+                h, w = (kind.token_stride * n for n in kind.grid(*picture.size[::-1]))
+                modules = self.levels[kind.name]
+                vectors = modules.encoder(z[..., : h // LATENT_STRIDE, : w // LATENT_STRIDE])
+                tokens = modules.quantizer.tokens(vectors)  # (1, h, w)
+                for box in boxes.get(kind.name, ()):
+                    self._search(tokens, box, x[..., :h, :w], kind, caption, effort)
+                    yield Found((done := done + 1) / (total + 1))
+                grids[kind.name] = tokens[0].cpu().numpy()
+        coarse, fine = (grids.get(kind.name) for kind in (COARSE, FINE))
+        yield Found(1.0, Tokens(picture.size, caption, coarse, fine, effort))
 
     def _search(
-        self,
-        x: Tensor,
-        z: Tensor,
-        kind: Level,
-        size: tuple[int, int],
-        caption: str,
-        effort: str,
-    ) -> Ints:
-        """(h, w) the tokens of one level, each found as if the other were not there."""
-        level, modules = kind.name, self.levels[kind.name]
-        h, w = (kind.token_stride * n for n in kind.grid(size[1], size[0]))
-        x, z = x[..., :h, :w], z[..., : h // LATENT_STRIDE, : w // LATENT_STRIDE]
-        vectors = modules.encoder(z)  # (1, D, h, w)
-        nearest = modules.quantizer.tokens(vectors)  # (1, h, w)
-        told = _told(1.0, self.painter.decoder)  # (1, guidance width)
-
-        def decode(codes: Tensor) -> Tensor:
-            if level == FINE.name:
-                given = _codes(codes, torch.ones_like(codes[:, :1]), None)
-            else:
-                sides = (PARENT_RATIO * n for n in codes.shape[2:])
-                fine = codes.new_zeros(*codes.shape[:2], *sides)
-                given = Codes(fine, fine[:, :1], codes)
-            return self.vae.decode(self.painter.decoder(given, told).start)
+        self, tokens: Tensor, box: Box, x: Tensor, kind: Level, caption: str, effort: str
+    ) -> None:
+        """Improve one tile of a level's tokens, found as if the other level were not there."""
+        modules, stride = self.levels[kind.name], kind.token_stride
+        rows, columns = (slice(stride * s.start, stride * s.stop) for s in box[1:])
 
         def bits(tile: Tensor) -> Tensor:  # (h, w) -> (K, h, w)
             # By one schedule, so that all send the same tokens.
@@ -218,10 +248,26 @@ class PerCoV2(FileCodec):
             found = modules.prior.choices(tile.cpu().numpy(), known, schedule=schedule)
             return torch.from_numpy(found).to(tile.device)
 
-        config = modules.search.at(effort)
-        found = search_tokens(nearest, modules.quantizer, decode, x, config=config, bits=bits)
-        tokens: Ints = found[0].cpu().numpy()
-        return tokens
+        tokens[box] = search_tokens(
+            tokens[box],
+            modules.quantizer,
+            partial(self.decode_codes, level=kind.name),
+            x[..., rows, columns],
+            config=modules.search.at(effort),
+            bits=bits,
+            surrogate=modules.surrogate if effort == DEFAULT_EFFORT else None,
+        )
+
+    def decode_codes(self, codes: Tensor, level: str = FINE.name) -> Tensor:
+        """(B, D, h, w) codes of one level alone -> (B, 3, H, W) what they say without the flow."""
+        if level == FINE.name:
+            given = _codes(codes, torch.ones_like(codes[:, :1]), None)
+        else:
+            sides = (PARENT_RATIO * n for n in codes.shape[2:])
+            fine = codes.new_zeros(*codes.shape[:2], *sides)
+            given = Codes(fine, fine[:, :1], codes)
+        told = _told(1.0, self.painter.decoder)  # (1, guidance width)
+        return self.vae.decode(self.painter.decoder(given, told).start)
 
     def describe(self, image: Image.Image, *, captioner: str | None = None) -> str:
         """Ask a captioner for a caption, by default the one that the model was trained with."""
@@ -308,9 +354,19 @@ class PerCoV2(FileCodec):
             guidance=guidance,
             noise=draw_noise(start.shape, seed, start.device),
         )
-        for index, latent in enumerate(latents, 1):  # (1, 16, H/8, W/8)
-            preview = partial(self._picture, stream, latent)
-            yield Step(index, steps, preview, preview() if index == steps else None)
+        done, index, latent = 0, 0, start
+        h, w = start.shape[2:]
+        total = steps * len(tiles(h, w, modules.flow.config.tile)) + self.vae.count_tiles(h, w)
+        for found in latents:
+            done, latent = done + 1, latent if found is None else found  # (1, 16, H/8, W/8)
+            index += found is not None
+            if index < steps:
+                preview = partial(self._picture, stream, latent)
+                yield Step(index, steps, preview, share=done / total)
+        preview = partial(self._picture, stream, latent)
+        for picture in self._pictures(stream, latent):
+            done += 1
+            yield Step(steps, steps, preview, picture, done / total)
 
     def _given(self, contents: Contents) -> Codes:
         """What a file says, as vectors: in place of a token not sent, the code to be expected."""
@@ -331,9 +387,21 @@ class PerCoV2(FileCodec):
             parents = self.levels[COARSE.name].quantizer.lookup(tokens)  # (1, D, hp, wp)
         return _codes(codes, sent, parents)
 
-    @torch.inference_mode()
     def _picture(self, stream: Stream, latent: Tensor) -> Image.Image:
-        return image_io.to_image(self.vae.decode(latent), size=(stream.width, stream.height))
+        *_, picture = self._pictures(stream, latent)
+        assert picture is not None
+        return picture
+
+    @torch.inference_mode()
+    def _pictures(self, stream: Stream, latent: Tensor) -> Iterator[Image.Image | None]:
+        """The picture, and None before it for each tile of it that is not the last."""
+        picture = Image.new("RGB", (stream.width, stream.height))
+        left = self.vae.count_tiles(*latent.shape[2:])
+        for (_, rows, columns), pixels in self.vae.decode_tiles(latent):
+            size = (picture.width - columns.start, picture.height - rows.start)
+            picture.paste(image_io.to_image(pixels, size=size), (columns.start, rows.start))
+            left -= 1
+            yield None if left else picture
 
 
 def _told(guidance: float, decoder: HyperDecoder) -> Tensor:

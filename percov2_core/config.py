@@ -9,10 +9,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from numbers import Real
 from operator import index
-from types import MappingProxyType
-from typing import NamedTuple, SupportsIndex
+from types import EllipsisType, MappingProxyType
+from typing import NamedTuple, SupportsIndex, TypeAlias
 
 from percov2_core.errors import ConfigError
+
+Box: TypeAlias = tuple[EllipsisType, slice, slice]  # index into (..., height, width): one tile
 
 LATENT_CHANNELS, LATENT_STRIDE = 16, 8  # pixels along one side of a latent cell
 MIN_SIDE_PX = 64

@@ -105,10 +105,10 @@ def to_tensor(image: Image.Image, multiple: int) -> Tensor:
     import torch  # takes seconds to load: a wrong picture is reported before
     import torch.nn.functional as F
 
-    pixels = torch.from_numpy(np.array(image, dtype=np.float32))  # (H, W, 3)
-    tensor = pixels.movedim(-1, 0)[None] / 127.5 - 1  # (1, 3, H, W)
+    pixels = torch.from_numpy(np.array(image)).movedim(-1, 0)[None].contiguous()  # (1, 3, H, W)
+    tensor = pixels.float().div_(127.5).sub_(1)  # a large picture has no room for copies
     right, bottom = -image.width % multiple, -image.height % multiple
-    return F.pad(tensor, (0, right, 0, bottom), mode="replicate").contiguous()
+    return F.pad(tensor, (0, right, 0, bottom), mode="replicate") if right or bottom else tensor
 
 
 def to_image(tensor: Tensor, *, size: tuple[int, int]) -> Image.Image:

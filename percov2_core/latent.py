@@ -5,18 +5,25 @@ B batch, H x W pixels (multiples of 8). Latents are scaled to about unit varianc
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from percov2_core.config import LATENT_STRIDE, Box
+
+TILE = 64  # latent cells along one side; larger pictures go through in tiles, which a CPU likes
+MARGIN = 4  # cells seen around a tile: with them its edges come out as without tiles, to 1/255
+
 
 class LatentAutoencoder(nn.Module):
     """One face for `AutoencoderKL` (Stable Diffusion 3) and `AutoencoderDC` (embedded).
 
-    `AutoencoderKL` works in blended tiles of its own size (1024 px a side as published) on
-    anything longer, which bounds the memory of its activations.
+    Tiles bound the memory of activations: `AutoencoderKL` works in blended ones of its own size
+    (1024 px a side as published), `AutoencoderDC` in those that overlap by `MARGIN`.
     """
 
     def __init__(self, vae: nn.Module) -> None:
@@ -24,6 +31,7 @@ class LatentAutoencoder(nn.Module):
         self.vae: Any = vae
         if isinstance(vae, AutoencoderKL):
             vae.enable_tiling()
+        self.tile = 0 if isinstance(vae, AutoencoderKL) else TILE
         config: Any = vae.config
         self.scale = float(config.scaling_factor)
         self.shift = float(config.get("shift_factor") or 0.0)
@@ -33,15 +41,74 @@ class LatentAutoencoder(nn.Module):
 
         The mean and never a sample: the same picture must give the same file.
         """
+        return _whole(self.encode_tiles(x))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """(B, 16, H/8, W/8) float -> (B, 3, H, W) float, about [-1, 1], not clamped."""
+        return _whole(self.decode_tiles(z))
+
+    def encode_tiles(self, x: Tensor) -> Iterator[tuple[Box, Tensor]]:
+        """`encode`, tile by tile: where each belongs in the latent, and what."""
+        h, w = (n // LATENT_STRIDE for n in x.shape[2:])
+        return self._tiles(x, (h, w), self._encode, LATENT_STRIDE, 1)
+
+    def decode_tiles(self, z: Tensor) -> Iterator[tuple[Box, Tensor]]:
+        """`decode`, tile by tile: where each belongs in the picture, and what."""
+        return self._tiles(z, (z.shape[2], z.shape[3]), self._decode, 1, LATENT_STRIDE)
+
+    def count_tiles(self, height: int, width: int) -> int:
+        """How many tiles a latent of this grid takes."""
+        return len(_spans(height, self.tile)) * len(_spans(width, self.tile))
+
+    def _tiles(
+        self,
+        x: Tensor,
+        grid: tuple[int, int],
+        through: Callable[[Tensor], Tensor],
+        come: int,
+        go: int,
+    ) -> Iterator[tuple[Box, Tensor]]:
+        """Cells of the latent's `grid` are `come` long a side in `x`, and `go` in what is made."""
+        spans = [_spans(n, self.tile) for n in grid]
+        for y0, y1 in spans[0]:
+            for x0, x1 in spans[1]:
+                top, left = max(0, y0 - MARGIN), max(0, x0 - MARGIN)
+                rows, columns = (
+                    slice(come * start, come * (end + MARGIN))
+                    for start, end in ((top, y1), (left, x1))
+                )
+                made = through(x[..., rows, columns])
+                made = made[..., go * (y0 - top) : go * (y1 - top), go * (x0 - left) :]
+                box = (..., slice(go * y0, go * y1), slice(go * x0, go * x1))
+                yield box, made[..., : go * (x1 - x0)]
+
+    def _encode(self, x: Tensor) -> Tensor:
         out = self.vae.encode(x.to(self.vae.dtype))
         mean: Tensor = out.latent if hasattr(out, "latent") else out.latent_dist.mode()
         return (mean.float() - self.shift) * self.scale
 
-    def decode(self, z: Tensor) -> Tensor:
-        """(B, 16, H/8, W/8) float -> (B, 3, H, W) float, about [-1, 1], not clamped."""
+    def _decode(self, z: Tensor) -> Tensor:
         sample: Tensor = self.vae.decode((z / self.scale + self.shift).to(self.vae.dtype)).sample
         return sample.float()
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+def _spans(length: int, size: int) -> list[tuple[int, int]]:
+    """Nearly equal parts of `length`, none longer than `size`; one if that is 0."""
+    count = -(-length // size) if size else 1
+    return list(pairwise(length * i // count for i in range(count + 1)))
+
+
+def _whole(tiles: Iterator[tuple[Box, Tensor]]) -> Tensor:
+    """Put tiles together; the last one's end is that of the whole."""
+    parts = list(tiles)
+    if len(parts) == 1:
+        return parts[0][1]
+    (_, rows, columns), last = parts[-1]
+    out = last.new_empty(*last.shape[:2], rows.stop, columns.stop)
+    for box, part in parts:
+        out[box] = part
+    return out

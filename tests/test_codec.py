@@ -18,6 +18,7 @@ from percov2_core.entropy.coder import SymbolReader
 from percov2_core.entropy.session import Session
 from percov2_core.errors import BitstreamError, ConfigError, ImageError
 from percov2_core.flow.transformer import FlowModel
+from percov2_core.latent import LatentAutoencoder
 from percov2_core.weights import load_codec
 from tests.tiny import counted, picture, tiny_codec, tiny_folder
 
@@ -195,8 +196,47 @@ def test_a_large_picture_is_painted_in_tiles(monkeypatch):
     codec = tiny_codec()
     flow = codec.painter.flow
     monkeypatch.setattr(flow, "config", replace(flow.config, tile=16))
-    made = codec.decode(codec.encode(picture(320, 192), "ultra-low"))
+    monkeypatch.setattr(codec.vae, "tile", 16)
+    contents = codec.read(codec.encode(picture(320, 192), "ultra-low"))
+    decoded = counted(monkeypatch, LatentAutoencoder, "_decode")
+    steps = list(codec.paint(contents, steps=2))
+    shares, indices = ([getattr(s, name) for s in steps] for name in ("share", "index"))
+    assert len(decoded) == codec.vae.count_tiles(24, 40) == 6  # each tile once
+    assert shares == sorted(set(shares)) and shares[-1] == 1.0
+    assert indices == sorted(indices) and (indices[0], indices[-1]) == (0, 2)
+    made = steps[-1].picture
     assert made.size == (320, 192) and np.asarray(made).std() > 0
+    painting = codec.paint(contents, steps=1)
+    assert [next(painting).picture for _ in range(3)] == [None] * 3
+    painting.close()
+    assert len(decoded) == 6
+
+
+def test_a_large_picture_is_looked_at_in_tiles_that_can_be_cancelled(shipped, monkeypatch):
+    image = picture(320, 192)
+    whole = shipped.look(image, caption="", effort="fast")
+    monkeypatch.setattr(shipped.vae, "tile", 16)
+    encoded = counted(monkeypatch, LatentAutoencoder, "_encode")
+    shares = []
+    stream = shipped.encode(image, caption="", progress=shares.append, effort="fast")
+    assert len(encoded) == 6 and len(shares) == 7  # each tile once, and the end
+    assert shares == sorted(set(shares)) and shares[-1] == 1.0
+    assert (shipped.read(stream).fine.tokens == whole.fine).mean() > 0.95
+    looking = shipped.looking(image, caption="")
+    assert next(looking).tokens is None
+    looking.close()
+    assert len(encoded) == 7
+    tiled, whole = (np.asarray(shipped.decode(stream)), monkeypatch.undo())
+    whole = np.asarray(shipped.decode(stream))
+    assert np.abs(tiled.astype(int) - whole).max() <= 2
+
+
+def test_the_search_asks_the_decoder_once_per_tile_where_a_surrogate_stands_in(
+    shipped, monkeypatch
+):
+    decoded = counted(monkeypatch, LatentAutoencoder, "_decode")
+    shipped.look(picture(), caption="", coarse=False)
+    assert len(decoded) == 1
 
 
 def tokens(seed=1, size=(256, 192)):

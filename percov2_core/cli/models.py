@@ -14,7 +14,7 @@ from percov2_core.config import LEVELS
 
 # The names of `training.recipes.STAGES`; importing them from there would pull in torch.
 _MASKED = tuple(f"masked-{level}" for level in LEVELS)
-STAGES = ("autoencoder", "tokens", *_MASKED, "painter", "caption", "cache")
+STAGES = ("autoencoder", "tokens", *_MASKED, "painter", "surrogate", "caption", "cache")
 
 
 def add_train(commands: Commands) -> None:

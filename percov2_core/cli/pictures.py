@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -67,12 +68,13 @@ def compress(args: argparse.Namespace) -> None:
 
     source = standard_input() if args.picture == STANDARD else args.picture
     image = image_io.load(source, fit=args.fit)
-    with Progress("compress"):
+    with Progress("compress") as line:
         from percov2_core.weights import load_codec
 
         names = ("caption", "schedule", "tokens", "size", "captioner", "effort")
         options = {name: getattr(args, name) for name in names}
-        stream = load_codec(args.model).encode(image, mode=mode, **options)
+        report = partial(setattr, line, "share")
+        stream = load_codec(args.model).encode(image, mode=mode, progress=report, **options)
     data = stream.to_bytes()
     output.write(data)
     bpp = bits_per_pixel(len(data), image.width, image.height)
@@ -104,6 +106,7 @@ def decompress(args: argparse.Namespace) -> None:
         manner = {"steps": args.steps, "guidance": args.guidance, "preset": args.preset}
         for step in codec.paint(codec.read(stream), seed=args.seed, **manner):
             progress.what = f"decompress, step {step.index} of {step.total}"
+            progress.share = step.share
     image = step.picture
     assert image is not None
     buffer = io.BytesIO()

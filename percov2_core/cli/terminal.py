@@ -70,10 +70,11 @@ def device(text: str) -> str:
 
 
 class Progress:
-    """A line that says `what` takes so long, on a terminal only; it goes at the context's end."""
+    """A line that says `what` takes so long, on a terminal only; it goes at the context's end. Who
+    sets `share`, what part of the work is done, lets it say what is left."""
 
     def __init__(self, what: str) -> None:
-        self.what = what
+        self.what, self.share = what, 0.0
         self._done = threading.Event()
         self._line = threading.Thread(target=self._show, daemon=True)
 
@@ -93,6 +94,9 @@ class Progress:
             return
         with suppress(OSError, ValueError):  # nobody looks any more
             while not self._done.wait(0.5):
-                line = f"{self.what}, {time.monotonic() - start:.0f} s"
+                spent_s = time.monotonic() - start
+                line = f"{self.what}, {spent_s:.0f} s"
+                if 0 < self.share < 1:
+                    line += f", about {spent_s * (1 / self.share - 1):.0f} s left"
                 print(f"\r{line:<{_WIDTH}}", end="", file=sys.stderr, flush=True)
             print(f"\r{'':<{_WIDTH}}\r", end="", file=sys.stderr, flush=True)

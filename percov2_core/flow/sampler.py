@@ -1,7 +1,7 @@
 """Euler sampling of the flow, with guidance in one batched forward.
 
 B batch, H' x W' latent grid, t time from 1 (start) to 0 (latent). Large latents are cut into
-overlapping tiles, the velocities averaged where tiles meet; a box is an index into (B, C, H', W').
+overlapping tiles, the velocities averaged where tiles meet.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from functools import partial
 from itertools import pairwise
-from types import EllipsisType
 from typing import TypeVar
 
 import numpy as np
@@ -17,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from percov2_core.config import Box
 from percov2_core.flow.text import TextEmbedding
 from percov2_core.flow.transformer import Conditions, FlowModel
 
-Box = tuple[EllipsisType, slice, slice]
 Times = TypeVar("Times", Tensor, NDArray[np.float32])
 
 
@@ -50,19 +49,23 @@ def sample(
     times: Sequence[float],
     guidance: float,
     noise: Tensor,
-) -> Generator[Tensor, None, None]:
+) -> Generator[Tensor | None, None, None]:
     """Integrate the flow from t = 1 to 0, one step between each two of `times` (see `sigmas`).
     `null` is the embedding of the empty caption, one row; `noise` is (B, 16, H', W') standard
     normal. By a `guidance` above 1 the caption's part of the velocity is extrapolated
     (classifier-free guidance, Ho and Salimans 2022); a distilled network is told the value as well.
-    Yields the (B, 16, H', W') float latent that the flow is heading for after each step; it arrives
-    at the last one."""
+    Yields the (B, 16, H', W') float latent that the flow is heading for after each step, arriving
+    at the last one; of a large picture None before it, after each tile but the last."""
     start, features, text = conditions
     boxes = tiles(noise.shape[-2], noise.shape[-1], flow.config.tile)
     x = flow.first(conditions, noise)
     velocity = partial(_velocity, flow, null=null, guidance=guidance)
     for now, then in pairwise(times):
-        parts = [velocity(x[b], now, Conditions(start[b], features[b], text)) for b in boxes]
+        parts: list[Tensor] = []
+        for b in boxes:
+            if parts:
+                yield None
+            parts.append(velocity(x[b], now, Conditions(start[b], features[b], text)))
         v = blend(parts, boxes, x.shape)
         yield x - now * v
         x = x + (then - now) * v

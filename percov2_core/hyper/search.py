@@ -5,7 +5,8 @@ are decoded together. Each round takes the gradient of the error (squared error 
 the codes, moves every second token (like the squares of a chessboard) to the code that this
 gradient and a curvature term promise most from, and keeps the moves after which their own patch of
 the picture is closer. The error may include what the token costs in bits, D + lambda R (Sullivan
-and Wiegand, IEEE Signal Processing Magazine 15(6), 1998).
+and Wiegand, IEEE Signal Processing Magazine 15(6), 1998). A surrogate, a network of a twentieth of
+the decoder's work, may answer in its place.
 No bit of the format depends on it, so that it computes in bfloat16 wherever the machine does.
 Large pictures are searched in tiles.
 B batch (here 1), D code width, h x w token grid, K codebook size, H x W pixels.
@@ -21,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from percov2_core.config import Box
+from percov2_core.hyper.networks import Codes, HyperDecoder
 from percov2_core.metrics.structure import structure_maps
 
 if TYPE_CHECKING:
@@ -28,7 +31,8 @@ if TYPE_CHECKING:
 
 BFLOAT16_ON_CPU: bool = torch.cpu._is_avx512_bf16_supported()  # elsewhere it is emulated, slowly
 SEARCH_TILE_PX = 512  # bounds the memory that gradients take
-FINE_SCALES = 3  # of the structure maps, that tell one token from the next
+FINEST = 1  # of the structure's scales: the first weighs little and takes three quarters
+FINE_SCALES = 2  # of the others, that tell one token from the next
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,19 @@ class SearchConfig:
         return replace(self, rounds=rounds)
 
 
+def draw_surrogate(surrogate: HyperDecoder, codes: Tensor) -> Tensor:
+    """(B, D, h, w) codes -> (B, 3, H, W) about what the whole decoder makes of them."""
+    start = surrogate(Codes(codes), codes.new_zeros(1, 0)).start
+    return F.pixel_shuffle(start, 4)
+
+
+def search_boxes(grid: tuple[int, int], stride: int) -> list[Box]:
+    """The tiles of a token grid that are searched one by one."""
+    size = SEARCH_TILE_PX // stride
+    tops, lefts = (range(0, n, size) for n in grid)
+    return [(..., slice(y, y + size), slice(x, x + size)) for y in tops for x in lefts]
+
+
 def search_tokens(
     tokens: Tensor,
     quantizer: VectorQuantizer,
@@ -55,53 +72,37 @@ def search_tokens(
     *,
     config: SearchConfig,
     bits: Callable[[Tensor], Tensor] | None = None,
+    surrogate: HyperDecoder | None = None,
 ) -> Tensor:
-    """Improve tokens for the squared error, the structure and the rate, tile by tile.
+    """Improve the tokens of a tile for the squared error, the structure and the rate.
 
     Args:
         tokens: (1, h, w) int64 to start from.
         decode: (1, D, h, w) codes -> (1, 3, H, W) picture, differentiable.
         x: (1, 3, H, W) float in [-1, 1], the picture.
-        bits: (h, w) int64 tokens of a tile -> (K, h, w) float, what each code would take in each
-            place. None if all take the same; asked only if the rate is weighed.
+        bits: (h, w) int64 tokens -> (K, h, w) float, what each code would take in each place. None
+            if all take the same; asked only if the rate is weighed.
+        surrogate: What a change of tokens changes in the picture, as far as it knows; None asks
+            the decoder.
 
     Returns:
-        (1, h, w) int64; no patch, with its bits, costs more after a move of its token.
+        (1, h, w) int64; no patch, with its bits, costs more after a move of its token, as far as
+        the surrogate knows if there is one.
     """
-    tokens, stride = tokens.clone(), x.shape[-1] // tokens.shape[-1]
-    size = SEARCH_TILE_PX // stride
-    for top in range(0, tokens.shape[1], size):
-        for left in range(0, tokens.shape[2], size):
-            rows, columns = slice(top, top + size), slice(left, left + size)
-            patch = x[..., top * stride :, left * stride :]
-            patch = patch[..., : size * stride, : size * stride]
-            tile = tokens[:, rows, columns]
-            found = bits(tile[0]) if bits and config.rounds and config.rate else None
-            tokens[:, rows, columns] = _search_tile(
-                tile, quantizer, decode, patch, config=config, bits=found
-            )
-    return tokens
-
-
-def _search_tile(
-    tokens: Tensor,
-    quantizer: VectorQuantizer,
-    decode: Callable[[Tensor], Tensor],
-    x: Tensor,
-    *,
-    config: SearchConfig,
-    bits: Tensor | None,
-) -> Tensor:
     half = x.is_cuda or BFLOAT16_ON_CPU
     codebook = quantizer.codebook.float()
     price = x.new_zeros(1, len(codebook), *tokens.shape[-2:])  # of each code, in squared error
-    if bits is not None:
-        price += config.rate * bits
+    if bits is not None and config.rate:
+        price += config.rate * bits(tokens[0])
+
+    first = quantizer.lookup(tokens)
+    # The surrogate says what a change does, not what the picture is: this is what it lacks.
+    lack = decode(first) - draw_surrogate(surrogate, first) if surrogate else 0.0
 
     def look(codes: Tensor) -> tuple[Tensor, list[Tensor]]:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-            y = decode(codes).float()
-        return y, structure_maps(y, x) if config.structure else []
+            y = (draw_surrogate(surrogate, codes) if surrogate else decode(codes)).float() + lack
+        return y, structure_maps(y, x, finest=FINEST) if config.structure else []
 
     rows, columns = (torch.arange(n, device=x.device) for n in tokens.shape[-2:])
     parity = (rows[:, None] + columns) % 2  # (h, w)

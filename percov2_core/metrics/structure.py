@@ -15,13 +15,16 @@ _WINDOW_PX = 8
 _C2 = (0.03 * 2) ** 2  # pixels span 2
 
 
-def structure_maps(y: Tensor, x: Tensor) -> list[Tensor]:
-    """(B, 3, H, W) float in [-1, 1], twice -> (B, 1, h, w) of each scale, finest first: weighted
-    1 - contrast and structure. Scales smaller than a window are left out."""
+def structure_maps(y: Tensor, x: Tensor, *, finest: int = 0) -> list[Tensor]:
+    """(B, 3, H, W) float in [-1, 1], twice -> (B, 1, h, w) of each scale from the `finest` wanted:
+    weighted 1 - contrast and structure. Scales smaller than a window are left out."""
     maps = []
-    for weight in SCALE_WEIGHTS:
+    for scale, weight in enumerate(SCALE_WEIGHTS):
         if min(x.shape[-2:]) < _WINDOW_PX:
             break
+        if scale < finest:
+            y, x = F.avg_pool2d(y, 2), F.avg_pool2d(x, 2)
+            continue
         mean_y, mean_x, yy, xx, xy = (
             F.avg_pool2d(v, _WINDOW_PX, _WINDOW_PX // 2) for v in (y, x, y * y, x * x, x * y)
         )

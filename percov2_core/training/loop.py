@@ -121,7 +121,9 @@ class _Trainer:
         self, system: nn.Module, out: Path, config: LoopConfig, groups: Groups | None
     ) -> None:
         self.out, self.config = out, config
-        self.accelerator = Accelerator(cpu=on_cpu(config.device), mixed_precision="bf16")
+        cpu = on_cpu(config.device)
+        half = "no" if cpu and not torch.cpu._is_avx512_bf16_supported() else "bf16"
+        self.accelerator = Accelerator(cpu=cpu, mixed_precision=half)
         trained = [p for p in system.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             groups or trained, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)

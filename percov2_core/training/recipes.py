@@ -27,6 +27,7 @@ from percov2_core.training.loop import LoopConfig
 from percov2_core.training.masked import train_masked
 from percov2_core.training.model import train_stage1
 from percov2_core.training.samples import Photos
+from percov2_core.training.surrogate import train_surrogate
 from percov2_core.weights.find import MODELS_DIR
 from percov2_core.weights.sizes import find_base_model
 
@@ -124,6 +125,7 @@ STAGES: Mapping[str, Callable[[RunOptions], None]] = {
     "tokens": partial(train_stage1, name="tokens"),
     **{f"masked-{level}": partial(train_masked, name=level) for level in LEVELS},
     "painter": partial(train_stage1, name="painter"),
+    "surrogate": train_surrogate,
     "caption": train_caption_language,
     "cache": write_cache,
 }

@@ -306,6 +306,7 @@ class Stage1(nn.Module):
         c = self._conditions(self._codes(z), text, x.new_full((1,), guidance))
         noise = draw_noise(tuple(z.shape), 0, z.device)
         *_, z_hat = sample(self.flow, c, null, times=sigmas(1, 1.0), guidance=guidance, noise=noise)
+        assert z_hat is not None  # the last of a step is the latent
         return self.vae.decode(z_hat)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -248,7 +249,16 @@ class CompressTab:
         else:
             yield {self.stage: piece("painting", size=image.size)}
             effort = border.check_effort(given[more.effort], image)
-            tokens = self.codec.look(image, caption=said, effort=effort)
+            began = time.monotonic()
+            for part in self.codec.looking(image, caption=said, effort=effort):
+                if turn.dropped.is_set():
+                    return
+                if part.tokens is None:
+                    left_s = (time.monotonic() - began) * (1 / part.share - 1)
+                    share = {"share": part.share, "left_s": left_s}
+                    yield {self.stage: piece("painting", size=image.size, **share)}
+            assert part.tokens is not None
+            tokens = part.tokens
         stream = more.write(given, self.codec, tokens)
         contents = self.codec.read(stream)
         if turn.dropped.is_set():

@@ -16,13 +16,13 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, NamedTuple, cast
 
 from PIL import Image
 
-from percov2_core.codec import PerCoV2, Step
+from percov2_core.codec import Found, PerCoV2, Step
 from percov2_core.contents import Contents
 from percov2_core.errors import PerCoError
 from percov2_core.ui import host
@@ -73,6 +73,8 @@ class Frame(NamedTuple):
     preview: Image.Image | None  # the newest, None where none was due yet
     picture: Image.Image | None
     step_s: float  # seconds that a step takes, previews not counted
+    share: float  # of the whole work that is done
+    left_s: float  # seconds that the rest should take
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +102,9 @@ def paint(codec: PerCoV2, contents: Contents, look: Look, turn: Turn) -> Iterato
                 began = time.monotonic()
                 preview = step.preview()
                 previews_s += time.monotonic() - began
-            yield Frame(step.index, step.total, preview, step.picture, steps_s / step.index)
+            step_s = steps_s / (step.share * step.total)
+            left_s = steps_s * (1 / step.share - 1)
+            yield Frame(step.index, step.total, preview, step.picture, step_s, step.share, left_s)
             began = time.monotonic()  # what the page does with a frame takes no time of ours
 
 
@@ -241,7 +245,7 @@ class SharedGpuCodec:
                         shown = shown or step.picture
                         # A method of the picture, since what travels has to be pickled.
                         preview = cast(Image.Image, shown).copy
-                        yield Step(step.index, step.total, preview, step.picture)
+                        yield replace(step, preview=preview)
             except PerCoError as error:
                 yield error
 
@@ -261,6 +265,10 @@ class SharedGpuCodec:
             return answer
 
         return borrowed
+
+    def looking(self, image: Image.Image, **options: Any) -> Generator[Found, None, None]:
+        """As `PerCoV2.looking`, in one part: what runs elsewhere does not report."""
+        yield Found(1.0, self.look(image, **options))
 
     def paint(self, contents: Contents, **options: Any) -> Generator[Step, None, None]:
         """As `PerCoV2.paint`; previews come at the first step and then once a second."""

@@ -24,7 +24,7 @@ FORMAT = 2
 ABOUT_FILE = "model.json"
 LANGUAGE_FILE = "caption_language.npz"
 ENTROPY_FILE = "entropy.safetensors"
-PAINTER_DIR = "painter"
+PAINTER_DIR, SURROGATE_DIR = "painter", "surrogate"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 TEXT_WEIGHTS_FILE = "model.safetensors"
 PACKED_FROM = 4096  # numbers in a matrix from which it is stored in 8 bits
@@ -112,9 +112,10 @@ def _presets(found: Mapping[str, Any]) -> dict[str, dict[str, Preset]]:
 
 
 def load_part(kind: type[_Part], folder: Path, device: torch.device) -> _Part:
-    """A diffusers module from its `config.json` and its weights, strictly, in float32."""
+    """A diffusers module from its `config.json` and its weights, strictly, in float32, laid out as
+    convolutions on a CPU like it."""
     part: _Part = kind.from_config(read_json(folder / "config.json"))  # type: ignore[attr-defined]
-    return fill(part, folder / WEIGHTS_FILE).to(device)
+    return fill(part, folder / WEIGHTS_FILE).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def fill(part: _Part, weights: Path) -> _Part:

@@ -120,6 +120,8 @@ def save_level(modules: LevelModules, folder: Path, *, packed: bool) -> None:
     _save(modules.encoder, folder / "hyper_encoder", packed)
     modules.quantizer.save_pretrained(folder / "quantizer")  # its numbers give tokens a meaning
     files.write_json(folder / "search.json", asdict(modules.search))
+    if modules.surrogate:
+        _save(modules.surrogate, folder / files.SURROGATE_DIR, packed)
 
 
 def save_painter(painter: Painter, folder: Path, *, packed: bool) -> None:
@@ -152,6 +154,9 @@ def load_levels(folder: Path, home: Residency) -> dict[str, LevelModules]:
             quantizer=files.load_part(VectorQuantizer, place / "quantizer", device),
             prior=files.load_prior(place / files.ENTROPY_FILE, str(device)),
             search=files.read_settings(SearchConfig, place / "search.json"),
+            surrogate=files.load_part(HyperDecoder, place / files.SURROGATE_DIR, device)
+            if (place / files.SURROGATE_DIR).is_dir()
+            else None,
         )
         for place in (folder / name for name in LEVELS)
     }

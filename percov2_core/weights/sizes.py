@@ -74,7 +74,7 @@ EMBEDDED = Sizes(
     fine=LevelSizes(
         encoder_widths=(192,),
         encoder_depths=(6,),
-        search=SearchConfig(rounds=3, best_rounds=10, curvature=90.0, structure=0.1, rate=0.5),
+        search=SearchConfig(rounds=3, best_rounds=10, curvature=90.0, structure=0.15, rate=0.5),
     ),
     coarse_widths=(256, 224, 160),
     coarse_depths=(4, 4, 4),
