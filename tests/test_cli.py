@@ -365,7 +365,7 @@ print(status, os.environ["OMP_WAIT_POLICY"], *sys.modules, file=sys.stderr)
         ("decompress missing.pcv2 -o a.png", 1, HEAVY),
         ("inspect /dev/null", 1, HEAVY),
         ("compress /dev/null -o a.pcv2", 1, {"torch"} | NETWORKS),
-        ("inspect PACKED --model MODEL", 0, NETWORKS),
+        ("inspect PACKED --model MODEL", 0, NETWORKS | {"huggingface_hub", "httpx2", "pandas"}),
     ],
 )
 def test_a_command_loads_only_what_it_needs(words, status, unwanted, packed, model, tmp_path):

@@ -9,12 +9,9 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import constants, get_token
-
 from percov2_core.caption.captioner import BLIP_MODEL, BLIP_VARIABLE, DOWNLOAD_VARIABLE
 from percov2_core.config import LEVELS
 from percov2_core.errors import WeightsError
-from percov2_core.weights import hub
 from percov2_core.weights.files import ABOUT_FILE, PAINTER_DIR, existing, read_about, read_json
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import BASES, find_base_model
@@ -91,6 +88,8 @@ def base_parts(*, t5: bool) -> dict[str, list[str]]:
 
 
 def _fetched(name: str, repository: str, patterns: list[str], probe: str) -> Path:
+    from percov2_core.weights import hub  # an HTTP client: only where the Hub may be asked
+
     if (folder := hub.cached(repository, patterns)) is not None:
         return folder
     if os.environ.get(DOWNLOAD_VARIABLE) == "1":
@@ -132,6 +131,8 @@ def next_step(name: str, parts: list[Part]) -> str:
         return f"missing: {', '.join(sorted(missing))}" if missing else ""
     if not missing & base_parts(t5=True).keys():
         return "add --download for the captioner" if missing == {"captioner"} else ""
+    from huggingface_hub import constants, get_token
+
     token = "" if get_token() else " (not set now)"
     page = f"{constants.ENDPOINT}/{find_base_model(base).repository}"
     fetching = f"accept its licence at {page}, set HF_TOKEN{token}, and add --download"
@@ -141,6 +142,8 @@ def next_step(name: str, parts: list[Part]) -> str:
 def fetch(name: str, home: Residency) -> None:
     """Download what a model needs and this machine lacks; WeightsError if something cannot be had:
     says what to accept or set."""
+    from percov2_core.weights import hub
+
     wanted = []
     if repository := repository_of(name):
         wanted.append((repository, CHECKPOINT_FILES, ABOUT_FILE))
@@ -155,6 +158,8 @@ def fetch(name: str, home: Residency) -> None:
 
 
 def _base(name: str, home: Residency, *, t5: bool) -> Iterator[Part]:
+    from percov2_core.weights import hub
+
     given = os.environ.get(BASE_VARIABLE)
     repository = find_base_model(name).repository
     for part, patterns in base_parts(t5=t5 and home.t5).items():
@@ -190,6 +195,8 @@ def _problem(folder: Path) -> str:
 
 
 def _blip(home: Residency) -> Part:
+    from percov2_core.weights import hub
+
     source = os.environ.get(BLIP_VARIABLE) or BLIP_MODEL
     found = Path(source) if Path(source).is_dir() else hub.cached(source, BLIP_FILES)
     effect = ": the describer writes the captions"
