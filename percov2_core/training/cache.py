@@ -4,24 +4,19 @@ A cache folder holds
 
     cache.json               what it was made with, see `CacheInfo`
     empty.safetensors        embedding of the empty caption: `sequence` (1, L, C), `pooled` (1, P)
-    shard-PPP-NNNNN.tar      of process P; samples SIDE-NUMBER with the members
-        latent.npy           (16, SIDE/8, SIDE/8) float16, scaled to about unit variance
-        sequence.npy         (L, C) float16
-        pooled.npy           (P,) float16
-        txt                  the caption
+    shard-PPP-NNNNN.safetensors
+                             of process P; of each sample SIDE-NUMBER the caption, in the file's
+                             metadata, and in float16
+        SIDE-NUMBER.latent   (16, SIDE/8, SIDE/8), scaled to about unit variance
+        SIDE-NUMBER.sequence (L, C)
+        SIDE-NUMBER.pooled   (P,)
 
-The archives follow WebDataset's convention: a sample is the run of members NAME.SUFFIX that share a
-NAME, and `webdataset.WebDataset` reads the same files (github.com/webdataset/webdataset; checked
-with its version 1.0.2). That library streams and shuffles; here a step must find its samples by
-number, so that a resumed run sees what an unbroken one would have seen. So archives are written
-and indexed with the standard library. L text tokens, C and P widths.
+L text tokens, C and P widths.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -30,6 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -48,8 +44,8 @@ from percov2_core.weights.sizes import T5_TOKENS
 if TYPE_CHECKING:
     from percov2_core.training.recipes import RunOptions
 
-FORMAT = 1
-PER_SHARD = 256  # samples
+FORMAT = 2
+PER_SHARD = 128  # samples
 _INFO_FILE, _EMPTY_FILE = "cache.json", "empty.safetensors"
 
 
@@ -77,15 +73,15 @@ class Cache:
         self.info = read_info(folder)
         self.batch_px, self.seed = batch_px, seed
         self.empty = TextEmbedding(**load_file(folder / _EMPTY_FILE))
-        sides: dict[int, list[_Record]] = {}
-        for record in _read_index(sorted(folder.glob("shard-*.tar"))):
-            sides.setdefault(int(record.name.split("-")[0]), []).append(record)
+        sides: dict[int, list[_Sample]] = {}
+        for sample in _read_index(sorted(folder.glob("shard-*.safetensors"))):
+            sides.setdefault(int(sample.name.split("-")[0]), []).append(sample)
         if not sides:
             raise ConfigError(f"cache {str(folder)!r} holds no shard")
-        for side, records in sides.items():
-            if len(records) <= held_out:
+        for side, samples in sides.items():
+            if len(samples) <= held_out:
                 raise ConfigError(
-                    f"cache {str(folder)!r}: {len(records)} samples of side {side}, need more than "
+                    f"cache {str(folder)!r}: {len(samples)} samples of side {side}, need more than "
                     f"the {held_out} that are held out"
                 )
         self.drawn = {side: found[: len(found) - held_out] for side, found in sides.items()}
@@ -108,9 +104,9 @@ class Cache:
         """All samples of a side in order, the held-out ones last."""
         return self._all([*self.drawn[side], *self._held_out[side]], side)
 
-    def _all(self, records: Sequence[_Record], side: int) -> Iterator[Samples]:
+    def _all(self, samples: Sequence[_Sample], side: int) -> Iterator[Samples]:
         count = self._at_once(side)
-        return (_read(records[i : i + count]) for i in range(0, len(records), count))
+        return (_read(samples[i : i + count]) for i in range(0, len(samples), count))
 
     def _at_once(self, side: int) -> int:
         return max(1, self.batch_px // side**2)
@@ -147,9 +143,9 @@ def write_cache(options: RunOptions) -> None:
     mine = islice(source.planned(), state.process_index, None, state.num_processes)
     bar = tqdm(desc=out.name, unit=" shards", disable=None)
     for number, chunk in enumerate(iter(lambda: list(islice(mine, PER_SHARD)), [])):
-        path = out / f"shard-{state.process_index:03d}-{number:05d}.tar"
+        path = out / f"shard-{state.process_index:03d}-{number:05d}.safetensors"
         if not path.exists():
-            _write_archive(path, source, chunk, base)
+            _write_shard(path, source, chunk, base)
         bar.update()
     state.wait_for_everyone()
 
@@ -166,76 +162,51 @@ def read_info(folder: Path) -> CacheInfo:
     return CacheInfo(**(values | tuples))
 
 
-def _half(value: Tensor) -> bytes:
-    """As the bytes of a .npy file."""
-    buffer = io.BytesIO()
-    np.save(buffer, value.to(torch.float16).cpu().numpy(), allow_pickle=False)
-    return buffer.getvalue()
+class _Sample(NamedTuple):
+    name: str  # SIDE-NUMBER
+    caption: str
+    shard: Path
 
 
-def _read(records: Sequence[_Record]) -> Samples:
-    def stacked(suffix: str) -> Tensor:
-        arrays = [np.load(io.BytesIO(_read_member(record, suffix))) for record in records]
-        return torch.from_numpy(np.stack(arrays).astype(np.float32))
+def _read(samples: Sequence[_Sample]) -> Samples:
+    found: dict[str, list[Tensor]] = {"latent": [], "sequence": [], "pooled": []}
+    for sample in samples:
+        with safe_open(sample.shard, framework="pt") as file:
+            for part, values in found.items():
+                values.append(file.get_tensor(f"{sample.name}.{part}").float())
+    latent, *text = (torch.stack(values) for values in found.values())
+    captions = [sample.caption for sample in samples]
+    return Samples(captions, latent=latent, text=TextEmbedding(*text))
 
-    return Samples(
-        [_read_member(record, "txt").decode() for record in records],
-        latent=stacked("latent.npy"),
-        text=TextEmbedding(stacked("sequence.npy"), stacked("pooled.npy")),
-    )
 
-
-class _Record(NamedTuple):
-    name: str
-    archive: Path
-    members: dict[str, tuple[int, int]]  # start and size of each, by suffix
+def _read_index(paths: Sequence[Path]) -> Iterator[_Sample]:
+    """Every sample of these shards, in order; only headers are read. ConfigError if one is damaged
+    or cut short."""
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                captions = json.loads(file.metadata()["captions"])
+        except SafetensorError as error:
+            raise ConfigError(f"shard {str(path)!r} is damaged: {error}") from error
+        yield from (_Sample(name, caption, path) for name, caption in captions.items())
 
 
 @torch.inference_mode()
-def _write_archive(
+def _write_shard(
     path: Path, source: EncodedPhotos, chunk: Sequence[PlannedCrop], base: SD3Base
 ) -> None:
-    """Encode and write these crops; a broken write leaves no archive. The same crops give the same
-    bytes: no owner, no time."""
+    """Encode and write these crops; a broken write leaves no shard. The same crops give the same
+    bytes."""
+    captions: dict[str, str] = {}
+    tensors: dict[str, Tensor] = {}
+    for group, samples in source.encode(chunk):
+        assert samples.latent is not None
+        parts = {"latent": samples.latent, **base.text.encode(samples.captions)._asdict()}
+        for i, crop in enumerate(group):
+            captions[crop.name] = samples.captions[i]
+            halves = {f"{crop.name}.{part}": values[i].half() for part, values in parts.items()}
+            tensors |= {name: half.cpu().contiguous() for name, half in halves.items()}
     partial = path.with_suffix(".partial")
-    with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for group, samples in source.encode(chunk):
-            assert samples.latent is not None
-            named = {"latent": samples.latent, **base.text.encode(samples.captions)._asdict()}
-            for i, crop in enumerate(group):
-                members = {f"{name}.npy": _half(values[i]) for name, values in named.items()}
-                for suffix, data in {**members, "txt": samples.captions[i].encode()}.items():
-                    entry = tarfile.TarInfo(f"{crop.name}.{suffix}")
-                    entry.size = len(data)
-                    archive.addfile(entry, io.BytesIO(data))
+    # In one entry of the metadata: several would be written in any order.
+    save_file(tensors, partial, metadata={"captions": json.dumps(captions)})
     partial.replace(path)
-
-
-def _read_index(paths: Sequence[Path]) -> Iterator[_Record]:
-    """Every sample of these archives, in order; only headers are read. ConfigError if a file is no
-    tar archive."""
-    for path in paths:
-        records: dict[str, _Record] = {}
-        try:
-            with tarfile.open(path, "r:") as archive:
-                for member in archive:
-                    name, _, suffix = member.name.partition(".")
-                    record = records.setdefault(name, _Record(name, path, {}))
-                    record.members[suffix] = (member.offset_data, member.size)
-        except tarfile.TarError as error:
-            raise ConfigError(f"shard {str(path)!r} is no tar archive: {error}") from error
-        yield from records.values()
-
-
-def _read_member(record: _Record, suffix: str) -> bytes:
-    """The bytes of one member; ConfigError if there is none, or the archive ends before it."""
-    shard = f"shard {str(record.archive)!r}"
-    if suffix not in record.members:
-        raise ConfigError(f"{shard}: sample {record.name!r} has no member {suffix!r}")
-    start, size = record.members[suffix]
-    with record.archive.open("rb") as file:
-        file.seek(start)
-        data = file.read(size)
-    if len(data) != size:
-        raise ConfigError(f"{shard} ends inside sample {record.name!r}")
-    return data
