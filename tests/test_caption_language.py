@@ -50,7 +50,7 @@ def test_words_join_to_the_text_they_were_split_from(text):
 def test_every_row_is_positive_and_sums_to_the_total(values):
     freqs = ngram.frequencies(values)
     assert freqs.min() >= 1 and freqs.sum(dtype=np.int64) == ngram.TOTAL
-    table = ngram.mass_table()  # masses halve every eight levels exactly
+    table = ngram.MASSES  # masses halve every eight levels exactly
     assert len(table) == ngram.LEVELS and np.array_equal(table[8:], table[:-8] >> 1)
     assert table[0] == round(2 ** (ngram.SCALE - 1 / 16))
 

@@ -28,13 +28,9 @@ GROUP = 128  # symbols that one row of frequencies tells apart
 
 # 2**(SCALE - (i + 0.5) / 8): the first octave of the masses. Each level is 1/8 bit.
 _OCTAVE = (1028218693, 942880699, 864625413, 792865000, 727060411, 666717336, 611382493, 560640218)
+# (LEVELS,) masses, from just under one down.
+MASSES = (np.array(_OCTAVE) >> np.arange(LEVELS // STEPS_PER_OCTAVE)[:, None]).ravel()
 _LEAST_REST = 1 << (SCALE - 8)  # rounded masses of a context may add up to one, or to more
-
-
-def mass_table() -> NDArray[np.int64]:
-    """(LEVELS,) masses, eight per octave, from just under one down."""
-    places = (divmod(i, STEPS_PER_OCTAVE) for i in range(LEVELS))
-    return np.array([_OCTAVE[step] >> octave for octave, step in places], dtype=np.int64)
 
 
 class Successors(NamedTuple):
@@ -43,7 +39,7 @@ class Successors(NamedTuple):
     contexts: NDArray[np.int64]  # (K,) ascending; the symbols are the digits, base V
     ends: NDArray[np.int64]  # (K,) where the entries of each context end
     symbols: NDArray[np.int64]  # (M,) ascending within a context
-    levels: NDArray[np.uint8]  # (M,) index into `mass_table`
+    levels: NDArray[np.uint8]  # (M,) index into `MASSES`
 
 
 class NGram:
@@ -60,8 +56,7 @@ class NGram:
         _check_below("levels", base, LEVELS)
         self.base = base
         self.orders = tuple(orders)
-        self._table = mass_table()
-        self._base_mass = self._table[base]
+        self._base_mass = MASSES[base]
 
     def weights(self, history: Sequence[int]) -> NDArray[np.int64]:
         """(V,) what each symbol weighs after `history`, which began with `BOUNDARY`."""
@@ -87,7 +82,7 @@ class NGram:
         if index == len(order.contexts) or order.contexts[index] != key:
             return None
         entries = slice(int(order.ends[index - 1]) if index else 0, int(order.ends[index]))
-        return order.symbols[entries], self._table[order.levels[entries]]
+        return order.symbols[entries], MASSES[order.levels[entries]]
 
 
 def frequencies(weights: NDArray[np.int64]) -> NDArray[np.uint32]:

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from percov2_core.errors import UnavailableError, WeightsError
@@ -76,14 +77,12 @@ class Lpips(nn.Module):
     def compare(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
         """Two results of `taps` -> (B,) float >= 0."""
         distances = [
-            ((_unit(x) - _unit(y)).square() * head[:, None, None]).sum(1).mean(dim=(1, 2))
+            ((F.normalize(x) - F.normalize(y)).square() * head[:, None, None])
+            .sum(1)
+            .mean(dim=(1, 2))
             for x, y, head in zip(a, b, self.heads, strict=True)
         ]
         return torch.stack(distances).sum(0)
-
-
-def _unit(x: Tensor) -> Tensor:
-    return x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
 
 
 def find_weights(url: str) -> Path:

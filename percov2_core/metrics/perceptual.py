@@ -48,23 +48,18 @@ class PicoRank(nn.Module):
             taps.append(block(taps[-1]))
         return taps
 
-    def maps(self, a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
-        """Two results of `features` -> four (B, H / 2^i, W / 2^i) squared distances in [0, 4]."""
-        return [(_unit(x) - _unit(y)).square().sum(1) for x, y in zip(a, b, strict=True)]
-
     def compare(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
-        """Two results of `features` -> (B,) float >= 0, 0 for equal pictures."""
-        return combine([m.mean(dim=(1, 2)) for m in self.maps(a, b)])
+        """Two results of `features` -> (B,) float in [0, 4], 0 for equal pictures."""
+        distances = [
+            weight * (_unit(x) - _unit(y)).square().sum(1).mean(dim=(1, 2))
+            for weight, x, y in zip(TAP_WEIGHTS, a, b, strict=True)
+        ]
+        return torch.stack(distances).sum(0)
 
 
 def _unit(x: Tensor) -> Tensor:
     x = x.float()
     return x * (x.square().sum(1, keepdim=True) + 1e-6).rsqrt()
-
-
-def combine(per_tap: list[Tensor]) -> Tensor:
-    """Four tensors of one shape, one per tap -> their weighted mean, same shape."""
-    return torch.stack([w * d for w, d in zip(TAP_WEIGHTS, per_tap, strict=True)]).sum(0)
 
 
 @cache
