@@ -50,10 +50,8 @@ PARENT_RATIO = COARSE.token_stride // FINE.token_stride  # fine tokens below a c
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mode:
-    """What the user picks: which tokens of the two levels a file holds.
-
-    All modes are parts of one sequence: the caption, the coarse tokens, the fine tokens.
-    """
+    """What the user picks: which tokens of the two levels a file holds. All modes are parts of one
+    sequence: the caption, the coarse tokens, the fine tokens."""
 
     name: str  # what the command line, the page and the API call it
     code: int  # what the file calls it: never reuse a number
@@ -93,11 +91,8 @@ class Preset(NamedTuple):
 
 
 def check_choice(field: str, value: str, known: Collection[str]) -> str:
-    """Return `value` if it is one of the known names.
-
-    Raises:
-        ConfigError: names the field, the value and what was expected; so do those below.
-    """
+    """Return `value` if it is one of the known names. The ConfigError names the field, the value
+    and what was expected, as do those below."""
     if not isinstance(value, str) or value not in known:
         raise ConfigError(f"{field} must be one of {', '.join(known)}, got {quoted(value)}")
     return value

@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import pandas as pd
@@ -165,30 +165,26 @@ def report_figures(frame: pd.DataFrame) -> list[go.Figure]:
     return figures
 
 
-def _wall(frame: pd.DataFrame, out: Path, pictures: Iterable[Picture]) -> list[list[_Tile]]:
+def _wall(
+    frame: pd.DataFrame, out: Path, pictures: Iterable[Picture]
+) -> list[list[dict[str, str]]]:
     """A line of tiles per picture: the original, then its decoded versions."""
     originals = {picture.name: picture for picture in pictures}
     shown = frame[frame["thumbnail"].notna()]
     keys = shown.drop_duplicates("key").groupby("label").head(WALL_PER_LABEL)["key"]
     lines = []
     for name, rows in shown[shown["key"].isin(set(keys))].groupby("picture"):
-        original = io.BytesIO()
+        webp = io.BytesIO()
         if name in originals:  # else it is of an earlier run over more pictures
-            save_thumbnail(originals[str(name)].open(), original)
-        line = [_Tile(original.getvalue(), str(name), "original")]
+            save_thumbnail(originals[str(name)].open(), webp)
+        line = [{"source": _uri(webp.getvalue()), "text": str(name), "name": "original"}]
         for row in rows.itertuples():
             text = f"{row.key}, {row.size_bytes:.0f} bytes"
-            line.append(_Tile((out / row.thumbnail).read_bytes(), text, row.thumbnail))
+            source = _uri((out / row.thumbnail).read_bytes())
+            line.append({"source": source, "text": text, "name": row.thumbnail})
         lines.append(line)
     return lines
 
 
-class _Tile(NamedTuple):
-    webp: bytes  # empty where the picture is not here
-    text: str
-    name: str
-
-    @property
-    def source(self) -> str:
-        encoded = base64.b64encode(self.webp).decode()
-        return f"data:image/webp;base64,{encoded}" if encoded else ""
+def _uri(webp: bytes) -> str:
+    return f"data:image/webp;base64,{base64.b64encode(webp).decode()}" if webp else ""

@@ -96,7 +96,7 @@ def test_own_runs_are_drawn_found_again_and_downloaded(stream, tmp_path):
     assert [run_of(key, history) for key in keys] == history
     assert figure(Measurements(tmp_path), [], x="bpp", y="psnr") is None
     table = runs_frame(history)
-    first, *lines = results.runs_csv(table).decode().splitlines()
+    first, *lines = table.to_csv(index=False).splitlines()
     tokens = "schedule,coarse,fine,steps"
     assert first == f"picture,mode,{tokens},guidance,bytes,bpp,psnr,picorank,caption"
     assert len(lines) == 2 and "percov2-runs.csv" in results.runs_table(["run:1", "run:2"], table)

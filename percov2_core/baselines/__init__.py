@@ -1,7 +1,5 @@
 """Other codecs, each behind two calls: `encode(image, quality)` and `decode(bytes)`."""
 
-from __future__ import annotations
-
 # What the command line calls them, and what people do.
 CLASSIC = {
     "jpeg": "JPEG",

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -143,14 +143,12 @@ class Door:
         """`allowed_bytes`: what a method may send to a path; below 0 it has no business there."""
         self.cache, self.allowed_bytes = cache, allowed_bytes
         self.closed = threading.Event()
-        self._lock = threading.Lock()
         self._inside = 0
         self._quiet_since = time.monotonic()
 
     def quiet(self) -> bool:
         """True once nothing has been under way for a while."""
-        with self._lock:
-            return self._inside == 0 and time.monotonic() - self._quiet_since >= QUIET_S
+        return self._inside == 0 and time.monotonic() - self._quiet_since >= QUIET_S
 
     def around(self, app: ASGIApp) -> ASGIApp:
         """`app` behind this door."""
@@ -169,31 +167,23 @@ class Door:
         elif method == "POST" and self.closed.is_set():
             await request.refuse(scope, 503, STOPPING)
         else:
-            with self._counted():
+            self._inside += 1  # on the server's one thread, as what follows
+            try:
                 if method == "POST":
                     await asyncio.to_thread(trim, self.cache)
-                try:
-                    await app(scope, request.receive, request.send)
-                except Exception as error:  # what gradio does not expect, such as unknown numbers
-                    known = isinstance(error.__cause__, HTTPException)  # within a stream
-                    if request.answered and not known:
-                        raise
-                    logger.warning("%s refused: %s", method, type(error).__name__)
-                    if request.answered:
-                        await request.send({"type": "http.response.body"})
-                    else:
-                        await request.refuse(scope, *request.reason)
-
-    @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
-        with self._lock:
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._inside -= 1
+                await app(scope, request.receive, request.send)
+            except Exception as error:  # what gradio does not expect, such as unknown numbers
+                known = isinstance(error.__cause__, HTTPException)  # within a stream
+                if request.answered and not known:
+                    raise
+                logger.warning("%s refused: %s", method, type(error).__name__)
+                if request.answered:
+                    await request.send({"type": "http.response.body"})
+                else:
+                    await request.refuse(scope, *request.reason)
+            finally:
                 self._quiet_since = time.monotonic()
+                self._inside -= 1
 
 
 class _Bounded:

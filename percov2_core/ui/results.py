@@ -131,11 +131,8 @@ def runs_table(keys: Sequence[str], runs: pd.DataFrame) -> str:
     titles = [COLUMNS.get(name, (name.replace("_", " "),))[0] for name in runs]
     cells = [[_cell(value) for value in row] for row in runs.itertuples(index=False)]
     lines = [(key, first, rest) for key, (first, *rest) in zip(keys, cells, strict=True)]
-    return piece("runs", titles=titles, lines=lines[::-1], csv=data_uri(runs_csv(runs), "text/csv"))
-
-
-def runs_csv(runs: pd.DataFrame) -> bytes:
-    return str(runs.to_csv(index=False, lineterminator="\n")).encode()
+    csv = str(runs.to_csv(index=False, lineterminator="\n")).encode()
+    return piece("runs", titles=titles, lines=lines[::-1], csv=data_uri(csv, "text/csv"))
 
 
 def _cell(value: object) -> str:
