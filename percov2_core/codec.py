@@ -57,7 +57,13 @@ from percov2_core.entropy.schedule import Ints
 from percov2_core.flow.sampler import draw_noise, sample, sigmas, tiles
 from percov2_core.flow.text import TextEmbedder
 from percov2_core.flow.transformer import Conditions, FlowModel, guidance_features
-from percov2_core.hyper.networks import Codes, HyperDecoder, HyperEncoder, VectorQuantizer
+from percov2_core.hyper.networks import (
+    Codes,
+    HyperDecoder,
+    HyperEncoder,
+    VectorQuantizer,
+    draw_surrogate,
+)
 from percov2_core.hyper.search import SearchConfig, search_boxes, search_tokens
 from percov2_core.latent import LatentAutoencoder
 
@@ -240,6 +246,9 @@ class PerCoV2(FileCodec):
     ) -> None:
         """Improve one tile of a level's tokens, found as if the other level were not there."""
         modules, stride = self.levels[kind.name], kind.token_stride
+        surrogate = None
+        if modules.surrogate and effort == DEFAULT_EFFORT:
+            surrogate = partial(draw_surrogate, modules.surrogate)
         rows, columns = (slice(stride * s.start, stride * s.stop) for s in box[1:])
 
         def bits(tile: Tensor) -> Tensor:  # (h, w) -> (K, h, w)
@@ -255,7 +264,7 @@ class PerCoV2(FileCodec):
             x[..., rows, columns],
             config=modules.search.at(effort),
             bits=bits,
-            surrogate=modules.surrogate if effort == DEFAULT_EFFORT else None,
+            surrogate=surrogate,
         )
 
     def decode_codes(self, codes: Tensor, level: str = FINE.name) -> Tensor:

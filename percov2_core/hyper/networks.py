@@ -150,6 +150,12 @@ class HyperDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return Conditions(x[:, : self.latent_channels], x[:, self.latent_channels :])
 
 
+def draw_surrogate(surrogate: HyperDecoder, codes: Tensor) -> Tensor:
+    """(B, D, h, w) codes -> (B, 3, H, W) about what the whole decoder makes of them."""
+    start = surrogate(Codes(codes), codes.new_zeros(1, 0)).start
+    return F.pixel_shuffle(start, 4)
+
+
 class CoarseTower(nn.Module):
     """Codes of a coarser level up to the grid of the finer: doubled between entries of `widths`."""
 

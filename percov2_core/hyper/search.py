@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from percov2_core.config import Box
-from percov2_core.hyper.networks import Codes, HyperDecoder
 from percov2_core.metrics.structure import structure_maps
 
 if TYPE_CHECKING:
@@ -51,12 +50,6 @@ class SearchConfig:
         return replace(self, rounds=rounds)
 
 
-def draw_surrogate(surrogate: HyperDecoder, codes: Tensor) -> Tensor:
-    """(B, D, h, w) codes -> (B, 3, H, W) about what the whole decoder makes of them."""
-    start = surrogate(Codes(codes), codes.new_zeros(1, 0)).start
-    return F.pixel_shuffle(start, 4)
-
-
 def search_boxes(grid: tuple[int, int], stride: int) -> list[Box]:
     """The tiles of a token grid that are searched one by one."""
     size = SEARCH_TILE_PX // stride
@@ -72,7 +65,7 @@ def search_tokens(
     *,
     config: SearchConfig,
     bits: Callable[[Tensor], Tensor] | None = None,
-    surrogate: HyperDecoder | None = None,
+    surrogate: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Improve the tokens of a tile for the squared error, the structure and the rate.
 
@@ -82,8 +75,7 @@ def search_tokens(
         x: (1, 3, H, W) float in [-1, 1], the picture.
         bits: (h, w) int64 tokens -> (K, h, w) float, what each code would take in each place. None
             if all take the same; asked only if the rate is weighed.
-        surrogate: What a change of tokens changes in the picture, as far as it knows; None asks
-            the decoder.
+        surrogate: As `decode`, of which it knows what a change of tokens changes; None asks that.
 
     Returns:
         (1, h, w) int64; no patch, with its bits, costs more after a move of its token, as far as
@@ -97,11 +89,11 @@ def search_tokens(
 
     first = quantizer.lookup(tokens)
     # The surrogate says what a change does, not what the picture is: this is what it lacks.
-    lack = decode(first) - draw_surrogate(surrogate, first) if surrogate else 0.0
+    lack = decode(first) - surrogate(first) if surrogate else 0.0
 
     def look(codes: Tensor) -> tuple[Tensor, list[Tensor]]:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-            y = (draw_surrogate(surrogate, codes) if surrogate else decode(codes)).float() + lack
+            y = (surrogate or decode)(codes).float() + lack
         return y, structure_maps(y, x, finest=FINEST) if config.structure else []
 
     rows, columns = (torch.arange(n, device=x.device) for n in tokens.shape[-2:])

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from percov2_core.codec import PerCoV2
 from percov2_core.config import FINE
-from percov2_core.hyper.networks import HyperDecoder
-from percov2_core.hyper.search import draw_surrogate
+from percov2_core.hyper.networks import HyperDecoder, draw_surrogate
 from percov2_core.training.loop import StepLoss, run
 from percov2_core.training.samples import CropPlan, PhotoCrops, to_float
 from percov2_core.weights import load_codec

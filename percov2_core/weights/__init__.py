@@ -8,6 +8,7 @@ A checkpoint, format 2, is a folder (or a Hub repository with the same files):
     LEVEL/quantizer/                the codebook
     LEVEL/entropy.safetensors       fixed-point twin of the masked image model
     LEVEL/search.json               how hard the encoder looks
+    LEVEL/surrogate/                if there is one: stands in for the decoder in that search
     painter/hyper_decoder/          codes of both levels -> start and features
     painter/flow.json
     painter/transformer/            the flow transformer in full, or
@@ -41,7 +42,7 @@ from percov2_core.contents import FileCodec, FileModules
 from percov2_core.errors import WeightsError
 from percov2_core.weights import files
 from percov2_core.weights.find import base_of, find_model
-from percov2_core.weights.residency import Residency
+from percov2_core.weights.residency import Residency, keep_memory
 
 if TYPE_CHECKING:
     from percov2_core.codec import PerCoV2
@@ -66,6 +67,8 @@ def load_codec(
     from percov2_core.weights import parts
 
     home = residency or Residency.from_environment(device=device)
+    if home.target.type == "cpu":
+        keep_memory()
     folder, about = _find(name)
     vae, painter = parts.load_vae_and_painter(folder, about, home)
     return parts.assemble(
