@@ -10,10 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from percov2_core.bitstream import Stream
 from percov2_core.caption.describer import TERMS
-from percov2_core.cli import main
-from percov2_core.config import MODES, SCHEDULES
+from percov2_core.config import SCHEDULES
 from percov2_core.errors import WeightsError
 from percov2_core.evaluation.protocol import centre_square
 from percov2_core.weights import load_codec
@@ -132,31 +130,6 @@ def test_mean_rates_stay_within_what_is_promised(codec, full, found):
     assert 8 * np.mean(sizes["extreme"]) / 512**2 <= 0.027
     assert np.mean(sizes["ultra-low"]) <= 124
     assert np.mean(sizes["hybrid"]) <= 40
-
-
-def test_a_cut_file_is_what_encoding_gives_and_bits_fall_with_k(codec, squares, found):
-    for picture, tokens in zip(squares, found, strict=True):
-        total, sizes = tokens.coarse.size + tokens.fine.size, []
-        stream = codec.write(tokens, count=total)
-        for k in [k for k in (0, 4, 16, 40, 144, 500) if k < total]:
-            shorter = codec.truncate(stream, tokens=k)
-            assert codec.encode(picture, "hybrid", tokens=k) == shorter
-            contents = codec.read(Stream.from_bytes(shorter.to_bytes()))
-            assert contents.coarse.sent.sum() + contents.fine.sent.sum() == k
-            sizes.append(len(shorter.to_bytes()))
-        assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_the_three_commands_turn_a_picture_into_a_file_and_back(mode, kodak, tmp_path, capsys):
-    photo, file, out = (tmp_path / name for name in ("a.jpg", "a.pcv2", "b.png"))
-    centre_square(Image.open(kodak[2]), 256).crop((0, 0, 250, 170)).save(photo)
-    assert main(["compress", str(photo), "-o", str(file), "--mode", mode]) == 0
-    assert main(["inspect", str(file), "--json"]) == 0
-    assert main(["decompress", str(file), "-o", str(out)]) == 0
-    with Image.open(out) as made:
-        assert made.size == (250, 170)
-    assert '"bits"' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("side", [256, pytest.param(512, marks=pytest.mark.slow)])
