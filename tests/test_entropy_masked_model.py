@@ -52,14 +52,6 @@ def test_a_parent_moves_the_logits_below_it_and_around_as_far_as_it_is_known():
     assert torch.equal(MODEL(tokens, words, stage, unknown), MODEL(tokens, words, stage))
 
 
-@pytest.mark.parametrize("grid", [(1, 1), (1, 7), (32, 3)])
-@pytest.mark.parametrize("caption", ["Pale blue, sky", ""])
-def test_any_grid_up_to_the_tile_size_has_logits_with_words_and_without(grid, caption):
-    tokens, words = example(4, grid)[0], pad_words([word_ids(caption, CONFIG)])
-    bits = MODEL.bits(tokens, words, torch.from_numpy(stages("var", grid).copy()))
-    assert bits.shape == (1, *grid) and bits.min() > 0
-
-
 def test_words_are_ascii_and_commas_unknown_ones_share_one_row_and_long_captions_are_cut():
     assert split_words("Pale-BLUE, a Ünï 3rd!") == ["pale", "blue", ",", "a", "n", "3rd"]
     assert word_ids("pale zebra", CONFIG) == [2, UNKNOWN_WORD]

@@ -6,7 +6,6 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from percov2_core import pillow
-from percov2_core.bitstream import Stream
 from percov2_core.errors import ConfigError, ImageError
 from tests.tiny import picture
 
@@ -77,10 +76,3 @@ def test_a_picture_or_a_setting_that_cannot_be_leaves_no_file(tmp_path, codec):
     with pytest.raises(ConfigError, match="mode must be one of"):
         picture().save(tmp_path / "wrong.pcv2", mode="ultra")
     assert not list(tmp_path.iterdir())
-
-
-def test_it_is_registered_as_pillow_expects():
-    assert Image.registered_extensions()[".pcv2"] == "PCV2"
-    assert Image.MIME["PCV2"] == "image/x-pcv2"
-    assert {"PCV2"} <= {*Image.OPEN} & {*Image.SAVE}
-    assert Image.OPEN["PCV2"][1](Stream.blank((64, 64), "extreme", 0).to_bytes()[:16])
