@@ -1,5 +1,6 @@
 """The web demo: load the codec, build the page, serve it."""
 
+import gc
 import os
 
 from percov2_core.errors import PerCoError
@@ -7,6 +8,7 @@ from percov2_core.ui import host
 
 
 def main() -> None:
+    gc.disable()  # what is imported stays: to look through it for garbage takes a tenth of the start
     host.prepare()
     # Only now: they look for their folders, and for a GPU, when they are imported.
     from percov2_core.ui.device import with_shared_gpu
@@ -18,6 +20,8 @@ def main() -> None:
         warm_up(codec)
     except PerCoError as error:
         raise SystemExit(f"percov2: {error}") from None
+    gc.freeze()
+    gc.enable()
     host.serve(build_demo(with_shared_gpu(codec)), **launch_options())
 
 
