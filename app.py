@@ -8,7 +8,7 @@ from percov2_core.ui import host
 
 
 def main() -> None:
-    gc.disable()  # what is imported stays: to look through it for garbage takes a tenth of the start
+    gc.disable()  # imports stay: to look through them for garbage takes a tenth of the start
     host.prepare()
     # Only now: they look for their folders, and for a GPU, when they are imported.
     from percov2_core.ui.device import with_shared_gpu
