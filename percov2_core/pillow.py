@@ -74,11 +74,7 @@ def _codec(model: str) -> PerCoV2:
     return load_codec(model)
 
 
-def _accept(prefix: bytes) -> bool:
-    return prefix[:1] == bytes([FIRST_BYTE])
-
-
-Image.register_open(FORMAT, Pcv2ImageFile, _accept)
+Image.register_open(FORMAT, Pcv2ImageFile, lambda prefix: prefix[:1] == bytes([FIRST_BYTE]))
 Image.register_save(FORMAT, _save)
 Image.register_extension(FORMAT, EXTENSION)
 Image.register_mime(FORMAT, MIME)

@@ -19,7 +19,7 @@ from percov2_core.training import checkpoint, recipes
 from percov2_core.training.loop import LoopConfig, StepLoss, _Trainer, run
 from percov2_core.training.model import open_vae
 from percov2_core.training.quantize import TrainingQuantizer
-from percov2_core.training.samples import CropPlan, PhotoCrops, Photos
+from percov2_core.training.samples import CropPlan, PhotoCrops
 from percov2_core.training.shown import Shown, expected_codes, shown_codes
 from percov2_core.training.stage1 import Stage1Loss
 from percov2_core.weights import load_codec
@@ -256,7 +256,7 @@ def test_a_checkpoint_of_another_module_is_refused(change, message):
 
 def test_a_folder_without_pictures_and_a_recipe_with_an_unknown_setting_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="holds no picture"):
-        Photos(tmp_path)
+        job(tmp_path, tmp_path).photos()
     with pytest.raises(ConfigError, match=r"recipe loop: expected .* got 'speed'"):
         job(tmp_path, tmp_path, recipe={"loop": {"speed": 1}}).loop()
     (tmp_path / "recipe.json").write_text(json.dumps([1]))

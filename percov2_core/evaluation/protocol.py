@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from percov2_core import image_io
@@ -35,10 +35,7 @@ def list_pictures(folder: Path) -> list[Path]:
 
 def centre_square(image: Image.Image, side_px: int = SIDE_PX) -> Image.Image:
     """Short side to `side_px` by Lanczos, then the centre square."""
-    image = image.convert("RGB")
-    scale = side_px / min(image.size)
-    size = (max(side_px, round(image.width * scale)), max(side_px, round(image.height * scale)))
-    image = image.resize(size, Image.Resampling.LANCZOS)
+    image = ImageOps.cover(image.convert("RGB"), (side_px, side_px), Image.Resampling.LANCZOS)
     left, top = (image.width - side_px) // 2, (image.height - side_px) // 2
     return image.crop((left, top, left + side_px, top + side_px))
 

@@ -127,7 +127,7 @@ def write_cache(options: RunOptions) -> None:
     with torch.inference_mode():
         empty = base.text.encode([""])
     info = CacheInfo(
-        base=base.name,
+        base=name,
         text_tokens=empty.sequence.shape[1],
         captioner=captioner.name,
         seed=source.seed,

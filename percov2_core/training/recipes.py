@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from percov2_core.config import LEVELS
 from percov2_core.errors import ConfigError
+from percov2_core.evaluation.protocol import list_pictures
 from percov2_core.metrics.features import SqueezeNetFeatures
 from percov2_core.training.autoencoder import Scorer, train_autoencoder
 from percov2_core.training.cache import write_cache
@@ -26,7 +27,6 @@ from percov2_core.training.caption_language import train_caption_language
 from percov2_core.training.loop import LoopConfig
 from percov2_core.training.masked import train_masked
 from percov2_core.training.model import train_stage1
-from percov2_core.training.samples import Photos
 from percov2_core.training.surrogate import train_surrogate
 from percov2_core.weights.find import MODELS_DIR
 from percov2_core.weights.sizes import find_base_model
@@ -57,8 +57,8 @@ class RunOptions:
     t5: bool = True
     lora_rank: int | None = None
 
-    def photos(self) -> Photos:
-        return Photos(self.needs("data"))
+    def photos(self) -> list[Path]:
+        return list_pictures(self.needs("data"))
 
     def features(self) -> SqueezeNetFeatures | None:
         return SqueezeNetFeatures(self.perceptual) if self.perceptual else None
@@ -81,8 +81,7 @@ class RunOptions:
     def over(self) -> tuple[str, Path]:
         """What `--model` says: a base, and the folder over it; ConfigError if it names no base."""
         if not self.model:
-            example = "a base such as sd3-medium"
-            raise ConfigError(f"--model is needed for this stage, got none: {example}")
+            raise ConfigError("--model is needed for this stage: a base such as sd3-medium")
         if self.lora_rank is not None and self.lora_rank < 0:
             raise ConfigError(f"--lora-rank must be at least 0, got {self.lora_rank}")
         base, _, folder = self.model.partition(":")
@@ -95,8 +94,7 @@ class RunOptions:
 
     def refuse_base(self, stage: str) -> None:
         if self.model:
-            problem = f"trains no part over a base, got --model {self.model}"
-            raise ConfigError(f"stage {stage!r} {problem}")
+            raise ConfigError(f"stage {stage!r} trains no part over a base, got {self.model!r}")
 
 
 def settings(kind: type[_Settings], values: Mapping[str, Any], where: str) -> _Settings:

@@ -22,25 +22,15 @@ from percov2_core import image_io
 from percov2_core.caption.describer import describe
 from percov2_core.config import MAX_SIDE_PX
 from percov2_core.errors import ConfigError
-from percov2_core.evaluation.protocol import list_pictures
 from percov2_core.flow.text import TextEmbedding
 from percov2_core.latent import LatentAutoencoder
 
 AT_ONCE_PX = 8 * 512 * 512  # pixels that the autoencoder encodes together
 
 
-class Photos:
-    """The pictures below a folder, by number; ConfigError if there is none."""
-
-    def __init__(self, folder: Path) -> None:
-        self.files = list_pictures(folder)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        """(H, W, 3) uint8, read now."""
-        return np.asarray(image_io.load(self.files[index], fit=MAX_SIDE_PX))
+def read_photo(path: Path) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8."""
+    return np.asarray(image_io.load(path, fit=MAX_SIDE_PX))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,20 +63,20 @@ def _check_as_many(sides: Sequence[int], others: Sequence[float], name: str) -> 
 
 @dataclass(frozen=True, slots=True)
 class PlannedCrop:
-    """One crop of a `GridPlan`: which photo, and where follows from its own number."""
+    """One crop of a `GridPlan`: of which photo; where follows from its own number."""
 
     number: int  # among those of its side
     side: int  # pixels
-    photo: int
+    photo: Path
 
     @property
     def name(self) -> str:
         return f"{self.side:04d}-{self.number:09d}"
 
-    def cut(self, photos: Photos, *, seed: int) -> NDArray[np.uint8]:
+    def cut(self, *, seed: int) -> NDArray[np.uint8]:
         """(side, side, 3) uint8, the same in any process: half of the time of a reduced photo."""
         rng = np.random.default_rng((seed, self.side, self.number))
-        photo = photos[self.photo]
+        photo = read_photo(self.photo)
         if min(photo.shape[:2]) > self.side and rng.random() < 0.5:
             photo = _resized(photo, self.side)
         return random_crop(photo, self.side, rng)
@@ -109,7 +99,7 @@ class Samples:
 class PhotoCrops:
     """Crops of photos, others in each step, but the same whenever a step asks for them."""
 
-    photos: Photos
+    photos: Sequence[Path]
     plan: CropPlan
     seed: int
 
@@ -118,7 +108,7 @@ class PhotoCrops:
         rng, plan = np.random.default_rng((self.seed, step)), self.plan
         side = int(rng.choice(plan.sides, p=np.array(plan.weights) / sum(plan.weights)))
         picks = rng.integers(len(self.photos), size=max(1, plan.batch_px // side**2))
-        return np.stack([random_crop(self.photos[int(i)], side, rng) for i in picks])
+        return np.stack([random_crop(read_photo(self.photos[i]), side, rng) for i in picks])
 
     def draw(self, step: int) -> Samples:
         """With the describer's captions."""
@@ -130,7 +120,7 @@ class PhotoCrops:
 class EncodedPhotos:
     """Planned crops of photos through an autoencoder, a few at a time."""
 
-    photos: Photos
+    photos: Sequence[Path]
     plan: GridPlan
     vae: LatentAutoencoder
     captioner: Callable[[Image.Image], str] = describe
@@ -147,7 +137,7 @@ class EncodedPhotos:
             for start in range(0, count, len(self.photos)):
                 order = rng.permutation(len(self.photos))[: count - start]
                 for number, photo in enumerate(order, start):
-                    yield PlannedCrop(number, side, int(photo))
+                    yield PlannedCrop(number, side, self.photos[photo])
 
     def every(self, side: int) -> Iterator[Samples]:
         crops = (crop for crop in self.planned() if crop.side == side)
@@ -158,7 +148,7 @@ class EncodedPhotos:
         """Read, cut, describe and encode crops, neighbours of the same side together."""
         for side, crops in groupby(planned, key=lambda crop: crop.side):
             while group := list(islice(crops, max(1, AT_ONCE_PX // side**2))):
-                pixels = np.stack([crop.cut(self.photos, seed=self.seed) for crop in group])
+                pixels = np.stack([crop.cut(seed=self.seed) for crop in group])
                 captions = [self.captioner(Image.fromarray(p)) for p in pixels]
                 latent = self.vae.encode(to_float(pixels).to(self.vae.device))
                 yield group, Samples(captions, latent=latent)

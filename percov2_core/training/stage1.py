@@ -26,7 +26,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from percov2_core.codec import LevelModules, Painter
-from percov2_core.config import COARSE, FINE, Level
+from percov2_core.config import COARSE, FINE, Level, check_choice, check_real
 from percov2_core.entropy.masked_model import MaskedImageModel
 from percov2_core.errors import ConfigError
 from percov2_core.flow.sampler import draw_noise, sample, shifted, sigmas
@@ -75,16 +75,13 @@ class Stage1Loss:
     freeze_tokens: bool = False  # once the entropy model is trained on them
     fixed_codebook: bool = False  # train the hyper-encoders for the codes that there are
     rate: float = 0.0  # with it: of the bits of a fine token that the entropy model has to tell
-    freeze_start: bool = False  # train the transformer and the text encoder alone
     own_path: bool = False  # few-step distillation, see `Stage1._flow`
 
     def __post_init__(self) -> None:
-        if not 0 <= self.text_drop <= 1:
-            raise ConfigError(f"text_drop must be in [0, 1], got {self.text_drop}")
+        check_real("text_drop", self.text_drop, 0, 1)
+        check_choice("times", self.times, _TIME_FLOOR)
         if self.shift <= 0:
             raise ConfigError(f"shift must be above 0, got {self.shift}")
-        if self.times not in _TIME_FLOOR:
-            raise ConfigError(f"times must be one of {', '.join(_TIME_FLOOR)}, got {self.times!r}")
 
 
 class _Quantised(NamedTuple):
@@ -123,7 +120,7 @@ class Stage1(nn.Module):
             self.encoders[name] = level.encoder.train().requires_grad_(not loss.freeze_tokens)
             moving = TrainingQuantizer(level.quantizer, warmup=warmup, mean_use=mean_use[name])
             self.quantizers[name] = moving
-        self.decoder = painter.decoder.train().requires_grad_(not loss.freeze_start)
+        self.decoder = painter.decoder.train().requires_grad_(True)
         self.flow = painter.flow.train()
         if isinstance(painter.text, TextEncoder):
             self.text = painter.text

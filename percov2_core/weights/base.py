@@ -11,10 +11,9 @@ B batch, L caption length in tokens, C = 4096 width, P = 2048 pooled width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
@@ -70,11 +69,9 @@ class SD3TextEncoder:
         return found
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SD3Base:
+class SD3Base(NamedTuple):
     """What all rates share, frozen."""
 
-    name: str  # key into `sizes.BASES`
     vae: LatentAutoencoder  # 16 channels at 1/8
     text: SD3TextEncoder
     shift: float  # of the flow's time, towards its noisy end
@@ -92,7 +89,7 @@ def load_base(
     home = residency
     vae = load_published(AutoencoderKL, folder / "vae", device=home.target, dtype=home.precision)
     text = load_text(folder, home, t5_tokens=t5_tokens if home.t5 else 0)
-    return SD3Base(name=name, vae=LatentAutoencoder(vae), text=text, shift=load_shift(folder))
+    return SD3Base(LatentAutoencoder(vae), text, load_shift(folder))
 
 
 def load_shift(folder: Path) -> float:
