@@ -36,6 +36,12 @@ def png(levels, colour_type, depth, *, interlaced=False, before=b"", after=b""):
     return start + before + pixels + after + chunk(b"IEND", b"")
 
 
+def claiming(width, height):
+    """A PNG of 9 x 9 pixels that says it is of another size."""
+    data = png(np.zeros((9, 9, 3)), 2, 8)
+    return data[:8] + chunk(b"IHDR", struct.pack(">2I", width, height) + data[24:29]) + data[33:]
+
+
 def _packed(row, depth):
     if depth in (8, 16):
         return row.astype(f">u{depth // 8}").tobytes()

@@ -2,7 +2,6 @@
 
 import struct
 import zlib
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +16,7 @@ from percov2_core.errors import ImageError
 from percov2_core.ui import border
 from percov2_core.ui.page import EndPoints
 from tests.fuzz_pictures import run as fuzz
-from tests.picture_files import MALFORMED, chunk, exif, png, saved, tiff
+from tests.picture_files import MALFORMED, chunk, claiming, exif, png, saved, tiff
 
 UPRIGHT = [(200, 40, 40), (40, 160, 60), (40, 70, 190), (220, 200, 60)]  # from the top left on
 ENTRANCES = ("library", "command line", "page", "api")
@@ -44,10 +43,6 @@ def corners(image):
     return [image.getpixel(place) for place in ((8, 8), (right, 8), (8, low), (right, low))]
 
 
-def grey(level):
-    return np.array([level, 0x8000], np.uint16).repeat(64)[:, None, None].repeat(160, 1)
-
-
 class Seen(Exception):
     """Carries the picture out of an encoder that does nothing else."""
 
@@ -55,9 +50,6 @@ class Seen(Exception):
 class Looking:
     def encode(self, image, *args, **options):
         raise Seen(image)
-
-
-Read = Callable[[bytes, str], Image.Image]
 
 
 @pytest.fixture(params=ENTRANCES)
@@ -98,17 +90,8 @@ def animation():
     return png(np.full((128, 160, 3), 128, np.uint8), 2, 8, before=before, after=after)
 
 
-def coded(colours, before):
-    """A PNG of four quadrants, and chunks that say how its colours are meant."""
-    levels = np.array(colours, np.uint8)[[[0, 1], [2, 3]]]
-    return png(levels.repeat(64, 0).repeat(80, 1), 2, 8, before=before)
-
-
-P3 = [(184, 56, 49), (80, 158, 73), (47, 69, 183), (217, 201, 87)]
-LINEAR = [(150, 4, 4), (4, 91, 10), (4, 14, 134), (185, 150, 10)]
 WHOLE_JPEG, WHOLE_PNG = jpeg(quadrants()), png(LEVELS, 2, 8)
 MEGABYTES = b"a\0\0" + zlib.compress(bytes(3_000_000))
-KEY = chunk(b"tRNS", b"\x58\x01")
 WRONG_TEXT = chunk(b"tEXt", b"Title\0x")[:-1] + b"\0"
 
 
@@ -117,70 +100,45 @@ def behind(name, body):
     return png(LEVELS, 2, 8, before=chunk(name, body))
 
 
-def greys(top, bottom=128):
-    return [(top,) * 3, (top,) * 3, (bottom,) * 3, (bottom,) * 3]
-
-
 def with_exif(container, data):
-    if container == "JPEG":
-        body = b"Exif\0\0" + data
-        whole = jpeg(LYING)
-        return whole[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(body)) + body + whole[2:]
-    if container == "PNG":
-        return png(np.asarray(LYING), 2, 8, before=chunk(b"eXIf", data))
-    return saved(LYING, "WEBP", lossless=True, exif=data)
+    how = {"quality": 95, "subsampling": 0, "lossless": True}
+    return saved(LYING, container, exif=b"Exif\0\0" + data, **how)
 
 
 READ = {
-    "metadata of 3 MB, packed": (behind(b"zTXt", MEGABYTES), UPRIGHT),
-    "a profile of 3 MB": (behind(b"iCCP", MEGABYTES), UPRIGHT),
-    "an end that is missing": (WHOLE_JPEG[:-2], UPRIGHT),
-    "an end that is missing, progressive": (jpeg(quadrants(), progressive=True)[:-2], UPRIGHT),
-    "half an end": (WHOLE_JPEG[:-1], UPRIGHT),
-    "no end of a PNG": (WHOLE_PNG[:-12], UPRIGHT),
-    "a wrong check value of a text": (png(LEVELS, 2, 8, before=WRONG_TEXT), UPRIGHT),
-    "a wrong check value around right pixels": (WHOLE_PNG[:-13] + b"\0" + WHOLE_PNG[-12:], UPRIGHT),
-    "an animation without its first picture": (animation(), UPRIGHT),
-    "coded Display P3": (coded(P3, chunk(b"cICP", bytes((12, 13, 0, 1)))), UPRIGHT),
-    "linear levels": (
-        coded(LINEAR, chunk(b"gAMA", struct.pack(">I", 100_000))),
-        [(202, 34, 34), (34, 161, 56), (34, 66, 192), (221, 202, 56)],
-    ),
-    "16 bits, white is zero": (tiff(grey(0x5800), 16, white_is_zero=True), greys(167, 127)),
-    "12 bits": (tiff(grey(0x5800) >> 4, 12), greys(88)),
-    "16 bits and a transparent grey": (png(grey(0x5801), 0, 16, before=KEY), greys(255)),
-    "16 bits and almost the transparent grey": (png(grey(0x5802), 0, 16, before=KEY), greys(88)),
-    "an ordinary picture": (saved(quadrants(64, 64), "PNG"), UPRIGHT),
-    **{kind: (with_exif("JPEG", exif(6, ">", tag)), UPRIGHT) for kind, tag in MALFORMED.items()},
+    "metadata of 3 MB, packed": behind(b"zTXt", MEGABYTES),
+    "a profile of 3 MB": behind(b"iCCP", MEGABYTES),
+    "an end that is missing": WHOLE_JPEG[:-2],
+    "an end that is missing, progressive": jpeg(quadrants(), progressive=True)[:-2],
+    "half an end": WHOLE_JPEG[:-1],
+    "no end of a PNG": WHOLE_PNG[:-12],
+    "a wrong check value of a text": png(LEVELS, 2, 8, before=WRONG_TEXT),
+    "a wrong check value around right pixels": WHOLE_PNG[:-13] + b"\0" + WHOLE_PNG[-12:],
+    "an animation without its first picture": animation(),
+    "an ordinary picture": saved(quadrants(64, 64), "PNG"),
+    "an orientation": with_exif("JPEG", exif(6, ">")),
 }
 
 
 @pytest.mark.parametrize("kind", READ)
 def test_what_a_browser_shows_is_read_alike_by_every_entrance(kind, read):
-    data, expected = READ[kind]
-    image = read(data)
+    image = read(READ[kind])
     assert image.mode == "RGB" and min(image.size) >= 64
-    assert np.abs(np.subtract(corners(image), expected)).max() <= 2
-
-
-def claiming(side):
-    """A PNG of 9 x 9 pixels that says it has sides of `side`."""
-    data = png(np.zeros((9, 9, 3)), 2, 8)
-    return data[:8] + chunk(b"IHDR", struct.pack(">2I", side, side) + data[24:29]) + data[33:]
+    assert np.abs(np.subtract(corners(image), UPRIGHT)).max() <= 2
 
 
 REFUSED = {
     "a signature alone": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"x" * 300, "HEIC file"),
-    "claims 100 megapixels": (claiming(10_000), "10000 x 10000"),
-    "claims 3600 megapixels": (claiming(60_000), "60000 x 60000"),
+    "claims 100 megapixels": (claiming(10_000, 10_000), "10000 x 10000"),
+    "claims 3600 megapixels": (claiming(60_000, 60_000), "60000 x 60000"),
     "100 : 1": (jpeg(Image.new("L", (9000, 90))), "become 2048 x 20 .* cut it"),
     "smaller than a token": (saved(quadrants(62, 300), "PNG"), "62 x 300 pixels"),
     "the half of a JPEG": (WHOLE_JPEG[: len(WHOLE_JPEG) // 2], "damaged"),
     "a JPEG without its last rows": (WHOLE_JPEG[:-40], "damaged"),
     "the half of a PNG": (WHOLE_PNG[:250], "damaged"),
     "pixels that were changed": (WHOLE_PNG[:-30] + b"??" + WHOLE_PNG[-28:], "damag"),
-    "PQ": (coded(P3, chunk(b"cICP", bytes((9, 16, 0, 1)))), "high dynamic range .PQ.*SDR"),
-    "HLG": (coded(P3, chunk(b"cICP", bytes((9, 18, 0, 1)))), "high dynamic range .HLG.*SDR"),
+    "PQ": (behind(b"cICP", bytes((9, 16, 0, 1))), "high dynamic range .PQ.*SDR"),
+    "HLG": (behind(b"cICP", bytes((9, 18, 0, 1))), "high dynamic range .HLG.*SDR"),
     "a document": (b"%PDF-1.7\n", "is a PDF document"),
     "a drawing": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is a drawing"),
     "nothing": (b"", "is empty"),

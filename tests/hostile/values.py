@@ -3,7 +3,6 @@
 import io
 import os
 import random
-import struct
 import zipfile
 from dataclasses import replace
 
@@ -15,7 +14,7 @@ from percov2_core.caption.packing import FORMS
 from percov2_core.config import FILE_MODES
 from percov2_core.entropy.coder import SymbolWriter
 from tests.hostile.stranger import file_data
-from tests.picture_files import chunk, saved
+from tests.picture_files import claiming, saved
 from tests.tiny import picture
 
 MARK = "<img src=x onerror=alert(1)>"  # may reach no page unescaped
@@ -125,8 +124,8 @@ def uploads(codec):
         for length in (40, 26_000)
     }  # fmt: skip
     return claims | {
-        "60,000 x 60,000": ("a.png", _png_header(60_000, 60_000)),
-        "4,000,000,000 x 1": ("a.png", _png_header(4_000_000_000, 1)),
+        "60,000 x 60,000": ("a.png", claiming(60_000, 60_000)),
+        "4,000,000,000 x 1": ("a.png", claiming(4_000_000_000, 1)),
         "5 MB of text": ("a.png", saved(picture(64, 64), "PNG", pnginfo=long)),
         "50 MB of text, squeezed": ("a.png", saved(picture(64, 64), "PNG", pnginfo=squeezed)),
         "10,000 frames": ("a.png", _gif(10_000)),
@@ -163,12 +162,6 @@ def caption_of_bytes(codec, said):
         writer.write(np.array([symbol]), freqs)
     stream = codec.encode(picture(64, 64), "hybrid", caption="")
     return replace(stream, payload=writer.finish()).to_bytes()
-
-
-def _png_header(width, height):
-    """A picture that ends after saying how large it is."""
-    header = chunk(b"IHDR", struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + struct.pack(">I", 10**6) + b"IDAT"
 
 
 def _gif(frames):
