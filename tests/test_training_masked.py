@@ -96,13 +96,6 @@ def test_cuts_stand_below_their_own_parents_and_some_words_become_unknown_or_van
     assert {0, UNKNOWN_WORD, 2, 3} <= set(words.tolist())
 
 
-def test_random_stages_have_no_gap_at_the_start_and_fit_the_grid():
-    rng = np.random.default_rng(0)
-    for _ in range(40):
-        found = masked.random_stages((5, 7), rng)
-        assert found.shape == (5, 7) and found.min() >= 0 and found.max() <= 16
-
-
 def test_the_vocabulary_holds_common_words_in_order_of_frequency():
     assert masked.collect_vocabulary(["b a", "a, b a", "c"], least=2) == ("a", "b")
 
