@@ -6,7 +6,6 @@ Ends with status 1 if anything but `ImageError` was raised, if a Python warning 
 picture took more than 2 s of one core, or if memory grew by more than 500 MB.
 """
 
-import argparse
 import random
 import resource
 import sys
@@ -20,7 +19,7 @@ from PIL import Image, ImageCms
 from percov2_core import image_io
 from percov2_core.errors import ImageError
 from tests.picture_files import exif, saved
-from tests.tiny import picture
+from tests.tiny import options, picture
 
 LIMIT_S = 2.0
 LIMIT_BYTES = 500 * 2**20
@@ -34,7 +33,7 @@ def seeds():
     around = {"exif": b"Exif\0\0" + exif(6, "<"), "icc_profile": profile}
     moving = {"save_all": True, "append_images": [picture(96, 80, seed=k) for k in (1, 2)]}
     deep = Image.fromarray((np.arange(96 * 80, dtype=np.uint16) * 7).reshape(80, 96))
-    for name, image, format, options in (
+    for name, image, format, how in (
         ("jpeg", plain, "JPEG", around),
         ("progressive jpeg", plain, "JPEG", {"progressive": True}),
         ("cmyk jpeg", plain.convert("CMYK"), "JPEG", {}),
@@ -51,8 +50,9 @@ def seeds():
         ("deep tiff", deep, "TIFF", {"compression": "tiff_deflate"}),
         ("fax tiff", plain.convert("1"), "TIFF", {"compression": "group4"}),
         ("gif", plain, "GIF", moving),
+        ("bmp", plain, "BMP", {}),
     ):
-        yield name, saved(image, format, **options)
+        yield name, saved(image, format, **how)
 
 
 def mutate(data, dice):
@@ -118,16 +118,12 @@ def run(count, seed):
     return tally, faults
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=20_000)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    tally, faults = run(args.count, args.seed)
-    print(", ".join(f"{name}: {count}" for name, count in sorted(tally.items())))
-    print("\n".join(faults[:50]))
-    return 1 if faults else 0
+def main(count, seed):
+    tally, faults = run(count, seed)
+    print(", ".join(f"{name}: {value}" for name, value in sorted(tally.items())))
+    print(*faults[:50], sep="\n")
+    return int(bool(faults))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(**vars(options(__doc__, count=20_000, seed=0))))

@@ -6,10 +6,9 @@ Visitors choose a picture, compress it in all modes, change the caption, open fi
 middle and upload rubbish, with time to think. Every picture that comes back is compared with the
 library's own. Ends with status 1 if a picture was wrong, an answer was lost or an error, the log
 holds a traceback, memory grew by more than 150 MB, or a file outlived its time. That the page is
-full is an answer.
+full is an answer. Pictures are `side` pixels wide, and visits are kept for `keep` seconds.
 """
 
-import argparse
 import base64
 import io
 import random
@@ -36,6 +35,7 @@ from percov2_core.ui.text import CANCELLED
 from percov2_core.weights import load_codec
 from tests.hostile.stranger import API, Visitor
 from tests.picture_files import saved
+from tests.tiny import options
 from tests.ui_server import ROOT, serve
 
 MB = 2**20
@@ -216,13 +216,8 @@ def files_left(server, *, wait_s):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--visitors", type=int, default=50)
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--model", default="embedded")
-    parser.add_argument("--side", type=int, default=128, help="width of the pictures in pixels")
-    parser.add_argument("--keep", type=int, default=400, help="seconds that visits are kept")
-    args = parser.parse_args()
+    usual = {"visitors": 50, "minutes": 10.0, "model": "embedded", "side": 128, "keep": 400}
+    args = options(__doc__, **usual)
     torch.set_num_threads(1)  # as the server's: other sums round in other ways
     expected = jobs(load_codec(args.model, device="cpu"), args.side)
     folder = Path(tempfile.mkdtemp(prefix="percov2-load-"))

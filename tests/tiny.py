@@ -1,5 +1,6 @@
 """A whole model of the smallest legal sizes, with random weights, in the layout of a real one."""
 
+import argparse
 import csv
 import json
 import os
@@ -53,6 +54,14 @@ def run(*words, cwd=ROOT, **environment):
         words, cwd=cwd, capture_output=True, text=True, check=False,
         env={**os.environ, **environment},
     )  # fmt: skip
+
+
+def options(about, **usual):
+    """What the command line says, else what is usual."""
+    parser = argparse.ArgumentParser(description=about)
+    for name, value in usual.items():
+        parser.add_argument(f"--{name}", type=type(value), default=value)
+    return parser.parse_args()
 
 
 def picture(width=160, height=96, *, seed=0):
