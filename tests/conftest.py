@@ -145,6 +145,5 @@ def page(visit):
 @pytest.fixture
 def hold(server):
     """While this file is there, painting stands still after its first step."""
-    server.hold.touch()
-    yield server.hold
-    server.hold.unlink(missing_ok=True)
+    with server.holding() as file:
+        yield file

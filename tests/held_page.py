@@ -62,7 +62,7 @@ def watch(file):
         setattr(owner, name, counted)
 
     save()
-    count(PerCoV2, "look", 0, lambda image: 1)
+    count(PerCoV2, "looking", 0, lambda image: 1)
     count(SymbolReader, "read", 1, len)
     count(Draws, "take", 1, len)
     count(FlowModel, "forward", 2, lambda x: len(x) * x.shape[-2] * x.shape[-1])

@@ -33,7 +33,8 @@ def launch(playwright):
 def new_page(browser, server, query="", **options):
     """A visitor; `page.complaints` is what the console says against the page, `page.hosts` whom
     the browser asked for anything."""
-    page = browser.new_context(viewport={"width": 1440, "height": 900}, **options).new_page()
+    options = {"viewport": {"width": 1440, "height": 900}, **options}
+    page = browser.new_context(**options).new_page()
     page.set_default_timeout(WAIT_MS)
     page.complaints, page.hosts = [], set()
     page.on("request", lambda request: page.hosts.add(urlsplit(request.url).netloc))

@@ -28,7 +28,7 @@ class Server:
     address: str
     log: Path
     files: Path  # where uploads and temporary files go
-    hold: Path  # while it exists, painting waits after its first step (see `held_page.py`)
+    hold: Path  # of `held_page.py`
     pid: int = 0
 
     @property
@@ -39,6 +39,15 @@ class Server:
     @property
     def memory_bytes(self):
         return psutil.Process(self.pid).memory_info().rss
+
+    @contextmanager
+    def holding(self):
+        """Inside, painting stands still after its first step."""
+        self.hold.touch()
+        try:
+            yield self.hold
+        finally:
+            self.hold.unlink(missing_ok=True)
 
     def errors(self):
         text = self.log.read_text(encoding="utf-8")

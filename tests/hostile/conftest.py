@@ -21,10 +21,6 @@ class Target:
     called: list[str]
     seen: int = 0  # letters of the log
 
-    @property
-    def work(self):
-        return self.server.work
-
     def complaints(self):
         """What the log has said about faults since the last time."""
         log = self.server.log.read_text(encoding="utf-8", errors="replace")[self.seen :]

@@ -1,6 +1,6 @@
 """What was found on a running page, as the stranger who found it would try again."""
 
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 import pytest
 
@@ -14,16 +14,6 @@ from tests.ui_server import eventually
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(300)]
 
 MANY = MAX_QUEUE + 5  # requests at once
-
-
-@contextmanager
-def holding(target):
-    """Inside, painting stands still after its first step."""
-    target.server.hold.touch()
-    try:
-        yield
-    finally:
-        target.server.hold.unlink()
 
 
 @pytest.fixture
@@ -57,7 +47,7 @@ def test_a_link_brings_no_html(visitor, by_address):
 def test_a_large_claim_does_not_occupy_the_model(visitor, target, size):
     stream = tiny_codec().encode(picture(64, 64), "extreme", caption="a cat")
     file = visitor.upload("a.pcv2", values.claim(stream, "extreme", size, values.NOISE))
-    before = target.work
+    before = target.server.work
     visitor.put("pc-file", file)
     answers = [
         visitor.one(visitor.named("inspect"), [file]),
@@ -65,15 +55,15 @@ def test_a_large_claim_does_not_occupy_the_model(visitor, target, size):
         visitor.fire("pc-file", "upload"),
     ]
     assert all(answer.refused and answer.error for answer in answers)
-    assert target.work.cells == before.cells
-    assert size == (2048, 1024) or target.work == before  # no larger than the page paints
+    assert target.server.work.cells == before.cells
+    assert size == (2048, 1024) or target.server.work == before  # no larger than the page paints
 
 
 def test_the_queue_has_an_end_and_everybody_in_it_is_served(visitor, target, file):
-    before = target.work.cells
-    with holding(target), Stranger(target.server.address, visitor.config) as first:
+    before = target.server.work.cells
+    with target.server.holding(), Stranger(target.server.address, visitor.config) as first:
         first.join(Call(first.named("decompress"), [file, "balanced", 0]))
-        eventually(lambda: target.work.cells > before)
+        eventually(lambda: target.server.work.cells > before)
         answers = [visitor.join(Call(visitor.named("inspect"), [file])) for _ in range(MANY)]
     inside = {answer.event_id for answer in answers if answer.event_id}
     assert 0 < len(inside) < MANY
@@ -84,16 +74,16 @@ def test_the_queue_has_an_end_and_everybody_in_it_is_served(visitor, target, fil
 
 
 def test_painting_ends_when_its_visitor_leaves(visitor, target, file):
-    call, begun = Call(visitor.named("decompress"), [file, "vivid", 0]), target.work.cells
+    call, begun = Call(visitor.named("decompress"), [file, "vivid", 0]), target.server.work.cells
     assert visitor.ask([call])[0].success
-    whole, begun = target.work.cells - begun, target.work.cells
-    with holding(target), Stranger(target.server.address, visitor.config) as leaving:
+    whole, begun = target.server.work.cells - begun, target.server.work.cells
+    with target.server.holding(), Stranger(target.server.address, visitor.config) as leaving:
         leaving.join(call)
         with closing(leaving.messages()) as messages:
             next(messages)
-            eventually(lambda: target.work.cells - begun > whole / 2)  # two of its three steps
+            eventually(lambda: target.server.work.cells - begun > whole / 2)  # two of three steps
         for _ in range(20):  # requests after which the server has seen that the first has ended
             visitor.http.get("config")
-        begun = target.work.cells
+        begun = target.server.work.cells
     assert visitor.ask([call])[0].success
-    assert target.work.cells - begun == whole
+    assert target.server.work.cells - begun == whole
