@@ -278,15 +278,6 @@ def test_a_crash_before_the_new_file_is_complete_loses_nothing(step, error, tmp_
     assert file.read_bytes() == b"precious"
 
 
-def test_a_large_picture_is_refused_with_the_way_out_which_works(model, tmp_path, capsys):
-    large, file = str(tmp_path / "large.png"), str(tmp_path / "a.pcv2")
-    picture(4200, 2100).save(large)
-    assert main(["compress", large, "-o", file, "--model", model]) == 1
-    assert "--fit 4096" in capsys.readouterr().err
-    assert main(["compress", large, "-o", file, "--model", model, "--fit", "128"]) == 0
-    assert capsys.readouterr().out.startswith("128x64: ")
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
