@@ -146,10 +146,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        x = x.float()
-        scale = torch.sqrt(x.square().mean(-1, keepdim=True) + NORM_FLOOR**2)
-        normed: Tensor = x / scale * self.gain
-        return normed
+        return F.rms_norm(x.float(), self.gain.shape, self.gain, NORM_FLOOR**2)
 
 
 # Added to attention scores; very negative where nothing may be seen.

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
 from percov2_core.errors import ConfigError
 
@@ -49,28 +49,29 @@ class Average:
     """Exponential moving average of the trained parameters; all else is taken as it is."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module, self.decay = module, decay
-        self._trained = nn.ParameterList(p for p in module.parameters() if p.requires_grad)
-        self._moving = AveragedModel(self._trained, multi_avg_fn=self._follow)
+        self.module = module
+        self._trained = [p for p in module.parameters() if p.requires_grad]
+        # A young average forgets faster: it began at random weights.
+        self._moving = EMAModel(self._trained, decay)
 
     def update(self) -> None:
         """Follow one step of the module."""
-        self._moving.update_parameters(self._trained)
+        self._moving.step(self._trained)
 
     def named(self) -> dict[str, Tensor]:
         """The averages by the names of the parameters."""
         names = [name for name, p in self.module.named_parameters() if p.requires_grad]
-        return dict(zip(names, self._moving.parameters(), strict=True))
+        return dict(zip(names, self._moving.shadow_params, strict=True))
 
     def load(self, values: Mapping[str, Tensor], steps: int) -> None:
         """Go on from the averages of so many steps."""
         own = self.named()
         _copy(own.values(), [values[name] for name in own])
-        self._moving.n_averaged.fill_(steps)
+        self._moving.optimization_step = steps
 
     def move_in(self) -> None:
         """Leave the averages in the module."""
-        _copy(self._trained, list(self._moving.parameters()))
+        _copy(self._trained, self._moving.shadow_params)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -79,11 +80,6 @@ class Average:
         self.move_in()
         yield
         _copy(self._trained, raw)
-
-    def _follow(self, average: PARAM_LIST, now: PARAM_LIST, steps: Tensor | int) -> None:
-        # A young average forgets faster: it began at random weights.
-        decay = min(self.decay, (1 + int(steps)) / (10 + int(steps)))
-        get_ema_multi_avg_fn(decay)(average, now, steps)  # type: ignore[no-untyped-call]
 
 
 class Checkpoints:

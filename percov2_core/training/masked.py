@@ -203,12 +203,6 @@ class Tokenizer(NamedTuple):
     encoder: HyperEncoder
     quantizer: VectorQuantizer
 
-    def tokens(self, latent: Tensor) -> NDArray[np.uint8]:
-        """(B, 16, H/8, W/8) -> (B, h, w)."""
-        vectors = self.encoder(latent.to(next(self.encoder.parameters()).device))
-        found: NDArray[np.uint8] = self.quantizer.tokens(vectors).to(torch.uint8).cpu().numpy()
-        return found
-
 
 @torch.inference_mode()
 def token_sets(
@@ -226,10 +220,12 @@ def token_sets(
             captions: list[str] = []
             for samples in tqdm(source.every(side), desc=path.stem, disable=None):
                 assert samples.latent is not None
-                for name, level in levels.items():
+                for name, (encoder, quantizer) in levels.items():
+                    latent = samples.latent.to(quantizer.codebook.device)
+                    tokens = quantizer.tokens(encoder(latent)).to(torch.uint8).cpu().numpy()
                     tile = MAX_TILE * FINE.token_stride // LEVELS[name].token_stride
                     tile = MAX_TILE if len(levels) == 1 else tile
-                    grids[name].append(_tiles(level.tokens(samples.latent), tile))
+                    grids[name].append(_tiles(tokens, tile))
                 count = len(grids[name][-1]) // len(samples)
                 captions += [caption for caption in samples.captions for _ in range(count)]
             # The finest level comes last.
