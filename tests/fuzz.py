@@ -1,8 +1,8 @@
 """Damaged files through the reader and the token decoder, with their time and memory; then files
 that claim large sizes through `/inspect` and `/decompress` of a real server; then damaged pictures.
 
-    python -m tests.fuzz [--count 100000] [--claims 200] [--pictures 20000] [--processes 1]
-        [--model NAME] [--seed 0]
+    python -m tests.fuzz [--count 100000] [--claims 200] [--pictures 20000] [--model NAME]
+        [--seed 0]
 
 Without --model the tiny random model is used. Ends with status 1 if anything but `BitstreamError`
 was raised, if one file took more than 2 s of one core, if memory grew by more than 200 MB, if more
@@ -10,15 +10,12 @@ than one damaged file in 10,000 was read (the check value has 16 bits), or if fe
 the files with one changed byte were reported.
 """
 
-import multiprocessing
 import random
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from itertools import product
 from math import isqrt
 from pathlib import Path
@@ -45,16 +42,6 @@ LIMIT_BYTES = 200 * 2**20
 ONE_BYTE = 3  # the kind of damage that changes a single byte
 
 
-def added_up(tallies):
-    """Of several processes; time and memory are those of the worst."""
-    total = Counter()
-    for tally in tallies:
-        total.update(tally)
-    for name in ("slowest_s", "grown_bytes"):
-        total[name] = max(tally[name] for tally in tallies)
-    return total
-
-
 def passed(tally):
     read = tally["rejected"] + tally["intact"] + tally["missed"]
     return (
@@ -76,7 +63,6 @@ def seeds(codec):
 
 
 def mutate(data, kind, dice):
-    """Flip, cut, extend, splice, or replace by noise."""
     out = bytearray(data)
     if kind == 0:
         return dice.randbytes(dice.randrange(200))
@@ -158,14 +144,8 @@ def load(model):
 
 
 def main():
-    usual = {"count": 100_000, "claims": 200, "pictures": 20_000, "processes": 1}
-    args = options(__doc__, **usual, model="", seed=0)
-    shares = [len(range(i, args.count, args.processes)) for i in range(args.processes)]
-    # Not forked: a fork shares torch's threads and half of its locks.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.processes, mp_context=context) as pool:
-        dice = range(args.seed, args.seed + args.processes)
-        tally = added_up([*pool.map(partial(run, args.model), shares, dice)])
+    args = options(__doc__, count=100_000, claims=200, pictures=20_000, model="", seed=0)
+    tally = run(args.model, args.count, args.seed)
     print(", ".join(f"{name} {value:.6g}" for name, value in tally.items()))
     slowest_s = claims(args.model, args.claims, args.seed)
     print(f"{args.claims} large claims, slowest {slowest_s:.3g} s of one core")

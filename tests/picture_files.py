@@ -81,30 +81,5 @@ def directory(entries, order):
 
 
 def exif(orientation, order, *entries, tail=b""):
-    """EXIF data with an orientation among other entries."""
     head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "I", 8)
     return head + directory([(274, 3, 1, orientation), *entries], order) + tail
-
-
-# Unrelated entries gone wrong: number, type, count, value or place.
-MALFORMED = {
-    "resolution as text": (282, 2, 4, 0x00322F37), "resolution as text elsewhere": (282, 2, 20, 40),
-    "resolution beyond the end": (282, 5, 1, 0xFFFFFF0),
-    "resolution of the directory": (283, 5, 1, 8), "resolution over zero": (282, 5, 1, 70000),
-    "resolution as bytes": (282, 1, 3, 0x00010203),
-    "resolution as a double": (283, 12, 1, 0x7FFFFFFF), "unit as text": (296, 2, 2, 0x00003249),
-    "unit of many values": (296, 3, 9000, 12), "unknown type": (271, 77, 1, 0),
-    "type zero": (271, 0, 1, 0), "endless text": (270, 2, 0xFFFFFFFF, 26),
-    "endless rationals": (33434, 5, 0x7FFFFFFF, 26), "empty text": (305, 2, 0, 0),
-    "date as a number": (306, 4, 1, 5), "camera data that begin at themselves": (34665, 4, 1, 8),
-    "camera data beyond the end": (34665, 4, 1, 0x7FFFFFFF),
-    "camera data as text": (34665, 2, 4, 0x41414141),
-    "camera data of several values": (34665, 4, 3, 8),
-    "place that begins at itself": (34853, 4, 1, 8), "place of bytes": (34853, 1, 1, 9),
-    "more of it at itself": (40965, 4, 1, 8),
-    "maker's notes beyond the end": (37500, 7, 60000, 60000),
-    "preview beyond the end": (513, 4, 1, 0x7FFFFFFF), "width as text": (256, 2, 4, 0x41414141),
-    "signed whole as unsigned": (282, 10, 1, 0xFFFFFFF),
-    "number used twice": (271, 2, 4, 0x41414141), "number from nowhere": (0, 0, 0, 0),
-    "highest number": (0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF),
-}  # fmt: skip

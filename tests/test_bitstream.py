@@ -1,4 +1,4 @@
-"""The file format: one spelling per stream, and a clear word for everything else."""
+"""The file format: one spelling per stream, a clear word for all else, damaged files among it."""
 
 import contextlib
 from dataclasses import replace
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from percov2_core.bitstream import MAX_FILE_BYTES, MAX_SEED, Stream, check_value
 from percov2_core.config import COARSE, FILE_MODES, FINE, SCHEDULES
 from percov2_core.errors import BitstreamError, ConfigError
+from tests.fuzz import passed, run
 
 PLAIN = replace(Stream.blank((512, 512), "ultra-low", 0xAB), check=0x1234, payload=b"\xc0\xff\xee")
 HYBRID = replace(PLAIN, mode="hybrid", tokens_sent=16)
@@ -152,3 +153,12 @@ def test_what_is_no_file_or_link_is_refused_by_its_kind():
         Stream.from_bytes("sAAB")
     with pytest.raises(ConfigError, match="link must be text, got bytes"):
         Stream.from_text(b"sAAB")
+
+
+@pytest.mark.parametrize("count", [400, pytest.param(5000, marks=pytest.mark.slow)])
+def test_damaged_files_are_refused_without_a_crash_or_much_memory(count):
+    tally = run(None, count, seed=1)
+    assert tally["rejected"] + tally["intact"] == count
+    assert tally["rejected"] > 0.9 * count and tally["missed"] == 0
+    assert tally["one_byte"] > 0.12 * count and tally["one_byte_missed"] == 0
+    assert passed(tally)

@@ -33,8 +33,6 @@ from percov2_core.training.caption_language import (
     read_captions,
 )
 
-FEW = ["A dog runs.", "A dog and a cat run.", "The cat, not the dog, sleeps."] * 5
-SENTENCE = ["blue sky, green middle, brown ground, fine texture"] * 5
 sequences = st.lists(st.lists(st.integers(1, 6), max_size=8), min_size=1, max_size=12)
 weights = st.lists(st.integers(0, 2**ngram.SCALE), min_size=2, max_size=400)
 
@@ -82,7 +80,7 @@ def test_the_fit_matches_kneser_and_ney_by_hand():
 
 def test_saved_tables_are_the_same_after_loading_and_a_missing_table_or_file_is_named(tmp_path):
     one, two, text = (tmp_path / f"{name}.npz" for name in ("one", "two", "text"))
-    save_language(build_language(FEW, SENTENCE), one)
+    save_language(SMALL, one)
     save_language(load_language(one), two)
     assert one.read_bytes() == two.read_bytes()
     arrays = dict(np.load(one))

@@ -148,23 +148,6 @@ def test_the_order_inside_a_stage_changes_nothing(twin):
     assert np.array_equal(*found)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("spoken", [True, False])
-def test_stages_taken_together_give_what_they_give_one_by_one(twin, schedule, spoken):
-    tokens, words, parents = smooth_grids(1, 1007)
-    words, above = words[0] if spoken else [], parents[0] if spoken else None
-    flat, stage = tokens[0].numpy().ravel(), stages(schedule, (8, 8)).ravel()
-    plan = [np.flatnonzero(stage == number) for number in range(stage.max() + 1)]
-    expected = walk(twin, tokens[0], words, above, schedule)
-    for first in (0, len(plan) // 2):
-        session = opened(twin, words, above)
-        for early in (plan[:first], plan[first:]):
-            if early:
-                found = session.foresee(early, flat[np.concatenate(early)])
-                for here, freqs in zip(early, found, strict=True):
-                    assert np.array_equal(freqs, expected[here])
-
-
 @pytest.mark.parametrize("factor", [1, 10**6])
 def test_a_window_looks_up_what_its_embeddings_side_by_side_would_be_multiplied_to(factor):
     # The larger weights need sums in float64, the smaller ones fit into float32.

@@ -1,9 +1,9 @@
-"""Studies and tables: rows, resuming, and that the README's are what is stored."""
+"""Studies, tables, figures: rows, resuming, and that the README's are what is stored."""
 
 import json
+import re
 import sys
 import time
-from pathlib import Path
 
 import pandas as pd
 import psutil
@@ -11,18 +11,24 @@ import pytest
 from PIL import Image
 
 from assets.results import tables
+from percov2_core import plots
 from percov2_core.baselines.classic import find_baseline
 from percov2_core.cli import main
 from percov2_core.errors import ConfigError, ImageError
 from percov2_core.evaluation import studies
 from percov2_core.evaluation.judge import Judge
-from percov2_core.evaluation.protocol import find_pictures, load_512, to_tensor
-from percov2_core.evaluation.rows import read_log, summarise
+from percov2_core.evaluation.protocol import Picture, find_pictures, load_512, to_tensor
+from percov2_core.evaluation.rows import Row, read_log, summarise, to_frame
 from percov2_core.evaluation.runner import Plan, Worker, evaluate, make_units
-from percov2_core.evaluation.settings import budget_settings, classic_settings, our_settings
-from percov2_core.metrics import METRICS
+from percov2_core.evaluation.settings import (
+    Setting,
+    budget_settings,
+    classic_settings,
+    our_settings,
+)
+from percov2_core.metrics import METRICS, Scores
 from percov2_core.metrics.swd import set_swd
-from tests.tiny import picture, tiny_folder
+from tests.tiny import ROOT, counted, picture, tiny_folder
 
 CHEAP = ("psnr", "patch_swd")
 
@@ -42,20 +48,6 @@ def folder(tmp_path):
 def plan(tmp_path, **changes):
     values = {"out": tmp_path / "out", "data": tmp_path / "data", "metrics": CHEAP}
     return Plan(**{**values, **changes})
-
-
-def counted(monkeypatch, *, stop_after=100):
-    """The units that workers do from now on; then a person presses Ctrl-C."""
-    done, run = [], Worker.run
-
-    def counting(self, unit):
-        if len(done) == stop_after:
-            raise KeyboardInterrupt
-        done.append(unit)
-        return run(self, unit)
-
-    monkeypatch.setattr(Worker, "run", counting)
-    return done
 
 
 def test_every_picture_of_a_setting_becomes_a_row_and_a_broken_one_an_error(folder, tmp_path):
@@ -81,11 +73,11 @@ def test_an_interrupted_run_goes_on_without_repeating_finished_rows(folder, tmp_
     pictures, settings = find_pictures(folder), classic_settings(["jpeg@1+10"])
     log = tmp_path / "out" / "log"
     with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
-        counted(context, stop_after=3)
+        counted(context, Worker, "run", most=3)
         evaluate(pictures, settings, plan(tmp_path))
     kept = list(read_log(log))
     assert len(kept) == 3
-    again = counted(monkeypatch)
+    again = counted(monkeypatch, Worker, "run")
     assert len(evaluate(pictures, settings, plan(tmp_path))) == 8
     assert len(again) == 8 - 3 and list(read_log(log))[:3] == kept
     # A line that was cut off is run again.
@@ -210,7 +202,6 @@ def test_a_study_writes_rows_means_and_the_command(folder, tmp_path):
     assert studies.deflate_bits(float("nan")) is None
 
 
-ROOT = Path(__file__).parents[1]
 MEASURED = dict.fromkeys((*METRICS, "bpp", "size_bytes"), 1.0) | {"pictures": 24, "errors": 0}
 
 
@@ -248,3 +239,67 @@ def test_a_missing_study_or_mark_is_named(tmp_path):
         tables.presets_table(tmp_path)
     with pytest.raises(ConfigError, match="expected '<!-- table sizes -->'"):
         tables.fill("no marks", tmp_path)
+
+
+def row(name, setting, *, psnr, picorank, size_bytes=100, **values):
+    values |= {"scores": Scores(psnr=psnr, picorank=picorank), "bpp": size_bytes / 32768}
+    return Row(picture=name, setting=setting, size_bytes=size_bytes, **values).flat()
+
+
+def ours(mode="extreme", **changes):
+    return Setting(codec="percov2", mode=mode, schedule="qlds", **changes)
+
+
+@pytest.fixture
+def frame():
+    rows = []
+    for i, name in enumerate(("x.png", "<y>.png")):
+        for preset, psnr in (("faithful", 24.0), ("vivid", 22.0)):
+            bits = {"header_bits": 56, "caption_bits": 44, "token_bits": 700}
+            values = {"psnr": psnr + i, "picorank": psnr / 100 - i, **bits}
+            rows.append(row(name, ours(preset=preset), **values))
+        hybrid = ours("hybrid", tokens=8, preset="balanced")
+        rows.append(row(name, hybrid, psnr=18.0 + i, picorank=0.9, size_bytes=40))
+        for quality, size in ((1, 90), (10, 300)):
+            setting = Setting(codec="jpeg", quality=quality)
+            rows.append(row(name, setting, psnr=20.0 + quality, picorank=1.0, size_bytes=size))
+    setting = Setting(codec="jpeg", quality=1)
+    rows.append(Row(picture="broken.png", setting=setting, error="not a picture").flat())
+    return to_frame(rows)
+
+
+def trace(figure, name):
+    return next(t for t in figure.data if t.name == name)
+
+
+def test_figures_hold_means_and_single_rows(frame):
+    line = trace(plots.rate_distortion(frame), "jpeg")
+    assert list(line.x) == pytest.approx([90 / 32768, 300 / 32768]) and list(line.y) == [21, 30]
+    points = plots.distortion_perception(frame).data[0]
+    labelled = dict(zip(points.text, points.x, strict=True))
+    assert (labelled["faithful"], labelled["vivid"]) == (24.5, 22.5)
+    rows = [point for line in plots.per_picture(frame).data for point in line.customdata]
+    assert len(rows) == 10 and {row[0] for row in rows} == {"x.png", "<y>.png"}
+    bars = {bar.name: list(bar.y) for bar in plots.schedule_bars(frame).data}
+    assert bars == {"token": [700], "caption": [44], "header": [56]}
+
+
+def test_only_what_was_measured_is_drawn(frame):
+    titles = [figure.layout.title.text for figure in plots.report_figures(frame)]
+    assert "Rate and psnr" in titles and "Rate and lpips" not in titles
+    with pytest.raises(ConfigError, match="figure: no row has a value for 'lpips'"):
+        plots.rate_distortion(frame, metric="lpips")
+
+
+def test_the_report_loads_nothing_and_escapes_names(frame, tmp_path):
+    (tmp_path / "t").mkdir()
+    picture(64, 64).save(tmp_path / "t" / "small.webp")
+    picture(96, 64).save(tmp_path / "y.png")
+    shown = frame.assign(thumbnail=frame["thumbnail"].where(frame["psnr"].isna(), "t/small.webp"))
+    originals = [Picture(name="<y>.png", path=tmp_path / "y.png", square=False)]
+    page = plots.write_report(shown, tmp_path, originals, ["lpips: <none>"]).read_text()
+    ours = page[page.index("</script></head>") :]
+    assert "&lt;none&gt;" in ours and "&lt;y&gt;.png" in ours
+    assert "not a picture" in ours
+    sources = re.findall(r'<(?:img|script|link|iframe)[^>]* (?:src|href)="([^"]*)"', page)
+    assert sources and all(s == "" or s.startswith("data:image/") for s in sources)

@@ -1,5 +1,6 @@
 """Pictures that other tools got wrong, through all four entrances: right, or refused in words."""
 
+import itertools
 import struct
 import zlib
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from percov2_core.errors import ImageError
 from percov2_core.ui import border
 from percov2_core.ui.page import EndPoints
 from tests.fuzz_pictures import run as fuzz
-from tests.picture_files import MALFORMED, chunk, claiming, exif, png, saved, tiff
+from tests.picture_files import chunk, claiming, exif, png, saved, tiff
 
 UPRIGHT = [(200, 40, 40), (40, 160, 60), (40, 70, 190), (220, 200, 60)]  # from the top left on
 ENTRANCES = ("library", "command line", "page", "api")
@@ -96,7 +97,6 @@ WRONG_TEXT = chunk(b"tEXt", b"Title\0x")[:-1] + b"\0"
 
 
 def behind(name, body):
-    """A PNG with a chunk before its pixels."""
     return png(LEVELS, 2, 8, before=chunk(name, body))
 
 
@@ -159,17 +159,29 @@ def test_what_is_no_good_picture_is_refused_in_one_sentence(kind, read):
     assert str(caught.value).isprintable() and len(str(caught.value)) < 250
 
 
-@pytest.mark.parametrize("fault", MALFORMED)
+# Entries gone wrong beside the orientation, as cameras and programs write them: resolutions, notes,
+# places, previews and numbers that there are not, each with every type, count, and value or place.
+TAGS = (0, 256, 270, 271, 282, 283, 296, 305, 306, 513, 33434, 34665, 34853, 37500, 40965, 65535)
+FAULTS = [
+    *((0, 0, 0), (0, 1, 0), (1, 1, 9), (1, 3, 0x10203), (2, 0, 0), (2, 2, 0x3249), (2, 20, 40)),
+    *((2, 4, 0x322F37), (2, 4, 0x41414141), (2, 0xFFFFFFFF, 26), (3, 9000, 12), (4, 1, 5)),
+    *((4, 1, 8), (4, 1, 0x7FFFFFFF), (4, 3, 8), (5, 1, 8), (5, 1, 70000), (5, 1, 0xFFFFFF0)),
+    *((5, 0x7FFFFFFF, 26), (7, 60000, 60000), (10, 1, 0xFFFFFFF), (12, 1, 0x7FFFFFFF), (77, 1, 0)),
+    (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF),
+]
+
+
+@pytest.mark.parametrize("tag", TAGS)
 @pytest.mark.parametrize("container", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_an_orientation_is_read_whatever_stands_beside_it(container, fault):
-    for order in "<>":
+def test_an_orientation_is_read_whatever_stands_beside_it(container, tag):
+    for fault, order in itertools.product(FAULTS, "<>"):
+        entry = (tag, *fault)
         if container == "TIFF":
             # A tag on which pixels depend cannot be wrong there.
-            tag = MALFORMED[fault]
-            tags = ((274, 3, 1, 6), *([tag] if tag[0] not in (256, 513) else []))
+            tags = ((274, 3, 1, 6), *([entry] if tag not in (256, 513) else []))
             data = tiff(np.asarray(LYING), 8, order=order, tags=tags)
         else:
-            data = with_exif(container, exif(6, order, MALFORMED[fault]))
+            data = with_exif(container, exif(6, order, entry))
         image = image_io.load(data)
         assert image.size == (160, 128)
         assert np.abs(np.subtract(corners(image), UPRIGHT)).max() <= 2

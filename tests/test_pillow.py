@@ -48,13 +48,6 @@ def test_save_takes_the_keywords_of_encode_and_leaves_others_alone(codec):
     assert not buffer.closed
 
 
-def test_copies_conversions_and_threads_of_opened_files_are_pictures(file):
-    with Image.open(file) as image:
-        assert image.copy().size == image.convert("L").size == image.resize((120, 80)).size
-        image.thumbnail((40, 40))
-        assert image.size == (40, 27)
-
-
 def test_what_is_no_such_file_is_unidentified(file):
     data = file.read_bytes()
     for damaged in (b"", data[:3], b"\xff\xd8" + data[2:], data + bytes(200_000)):

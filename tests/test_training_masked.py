@@ -1,4 +1,4 @@
-"""The masked image model learns from grids of its own, and its batches hold what they should."""
+"""The masked image model: what its logits depend on, its batches, and that it learns."""
 
 from dataclasses import replace
 
@@ -6,14 +6,22 @@ import numpy as np
 import pytest
 import torch
 
+from percov2_core.config import SCHEDULES
 from percov2_core.entropy.exporter import export
-from percov2_core.entropy.masked_model import UNKNOWN_WORD, MaskedModelConfig
+from percov2_core.entropy.masked_model import (
+    UNKNOWN_WORD,
+    MaskedModelConfig,
+    pad_words,
+    split_words,
+    word_ids,
+)
+from percov2_core.entropy.schedule import stages
 from percov2_core.errors import ConfigError
 from percov2_core.training import masked
 from percov2_core.training.loop import LoopConfig
 from percov2_core.training.masked import BatchMaker, MaskedTuning, TokenSet
 from percov2_core.weights.files import ENTROPY_FILE
-from tests.tiny import drawing_within, rows
+from tests.tiny import rows, tiny_masked_model
 
 CONFIG = MaskedModelConfig(
     codebook_size=8, width=16, heads=2, content_layers=1, query_layers=1, hidden=16,
@@ -53,20 +61,6 @@ def first(tmp_path_factory):
 def test_the_bits_fall_far_below_uniform(first):
     scores = rows(first[0] / "scores.csv")[-1]
     assert float(scores["held_out_0"]) < float(scores["held_out_0_alone"]) < 2.0
-
-
-def test_training_goes_on_after_a_break_as_if_there_had_been_none(tmp_path, monkeypatch):
-    whole = train(tmp_path / "whole", steps=6, save_every_s=0.0)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(BatchMaker, "draw", drawing_within(0, 3, BatchMaker.draw))
-        train(tmp_path / "broken", steps=6, save_every_s=0.0)
-    monkeypatch.setattr(BatchMaker, "draw", drawing_within(3, 20, BatchMaker.draw))
-    then = train(tmp_path / "broken", steps=6, save_every_s=0.0, resume=True)
-    a, b = (rows(tmp_path / out / "losses.csv")[-1]["loss"] for out in ("whole", "broken"))
-    assert a == b
-    assert len(list((tmp_path / "broken").glob("checkpoint-*"))) == 1
-    a, b = (model.state_dict() for model in (whole, then))
-    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_a_run_starts_where_an_earlier_one_ended(first, tmp_path):
@@ -110,3 +104,60 @@ def test_held_out_grids_are_never_drawn_and_of_a_few_they_are_but_a_share():
         assert len(made.held_out[0].tokens) == count - drawn
     with pytest.raises(ConfigError, match="at least 4 grids, got 3"):
         BatchMaker([flat(3)], CONFIG, TUNING)
+
+
+torch.manual_seed(0)
+VOCABULARY = ("pale", "blue", "sky", ",")
+MODEL = tiny_masked_model(codebook_size=16, vocabulary=VOCABULARY, max_words=8, ratio=2)
+
+
+def example(seed, grid):
+    tokens = np.random.default_rng(seed).integers(0, 16, (1, *grid))
+    return torch.from_numpy(tokens), pad_words([word_ids("Pale blue, sky", MODEL.config)])
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_token_changes_only_the_logits_of_later_stages(schedule):
+    tokens, words = example(1, (5, 6))
+    stage = torch.from_numpy(stages(schedule, (5, 6)).copy())
+    before = MODEL(tokens, words, stage)
+    changed = tokens.clone()
+    changed[0, 2, 3] = (changed[0, 2, 3] + 1) % 16
+    moved = (MODEL(changed, words, stage) - before).abs().amax(-1)[0] > 0
+    assert not moved[stage <= stage[2, 3]].any()
+    assert schedule == "uniform" or stage[2, 3] == stage.max() or moved.any()
+
+
+def test_the_caption_moves_the_logits_of_the_first_stage_but_padding_words_change_none():
+    tokens, words = example(2, (4, 4))
+    other, padded = (
+        pad_words([word_ids("sky sky", MODEL.config)]),
+        torch.nn.functional.pad(words, (0, 3)),
+    )
+    stage = torch.from_numpy(stages("qlds", (4, 4)).copy())
+    first = stage == 0
+    before = MODEL(tokens, words, stage)
+    assert not torch.allclose(MODEL(tokens, other, stage)[0, first], before[0, first])
+    assert torch.allclose(MODEL(tokens, padded, stage), before, atol=1e-5)
+
+
+def test_a_parent_moves_the_logits_below_it_and_around_as_far_as_it_is_known():
+    tokens, words = example(5, (14, 3))
+    stage, parents = torch.zeros(14, 3, dtype=torch.int64), torch.zeros(1, 7, 2, dtype=torch.int64)
+    parents[0, 0, 0] = 5
+    before = MODEL(tokens, words, stage, torch.zeros_like(parents))
+    moved = (MODEL(tokens, words, stage, parents) - before).abs().amax((0, 2, 3)) > 0
+    assert moved.tolist() == [True] * 6 + [False] * 8  # rows below it and two parents further
+    unknown = torch.full_like(parents, MODEL.config.mask_id)
+    assert torch.equal(MODEL(tokens, words, stage, unknown), MODEL(tokens, words, stage))
+
+
+def test_words_are_ascii_and_commas_unknown_ones_share_one_row_and_long_captions_are_cut():
+    assert split_words("Pale-BLUE, a Ünï 3rd!") == ["pale", "blue", ",", "a", "n", "3rd"]
+    assert word_ids("pale zebra", MODEL.config) == [2, UNKNOWN_WORD]
+    assert len(word_ids("sky " * 50, MODEL.config)) == MODEL.config.max_words
+
+
+def test_a_config_that_cannot_work_is_refused():
+    with pytest.raises(ConfigError, match="width must be a multiple of heads 4, got 10"):
+        tiny_masked_model(width=10, heads=4)

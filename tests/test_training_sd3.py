@@ -28,7 +28,7 @@ from percov2_core.weights.files import model_digest
 from percov2_core.weights.parts import add_lora
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import BASES, SD3
-from tests.tiny import TINY_MASKED, drawing_within, picture, rows
+from tests.tiny import TINY_MASKED, counted, picture, rows
 from tests.tiny_sd3 import tiny_checkpoint, tiny_sd3_folder
 
 pytestmark = pytest.mark.usefixtures("sd3_base")
@@ -118,11 +118,13 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(fresh, cache, tmp_path, m
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(models[0], cache, whole)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Cache, "draw", drawing_within(0, 3, Cache.draw))
+        counted(patch, Cache, "draw", most=3)
         run(models[1], cache, broken)
-    monkeypatch.setattr(Cache, "draw", drawing_within(3, 20, Cache.draw))
+    drawn = counted(monkeypatch, Cache, "draw")
     run(models[1], cache, broken, resume=True)
+    assert min(step for _, step in drawn) == 3
     assert rows(whole / "losses.csv")[-1]["loss"] == rows(broken / "losses.csv")[-1]["loss"]
+    assert len(list(broken.glob("checkpoint-*"))) == 1
     a, b = (checkpoint.load_average(out) for out in (whole, broken))
     assert all(torch.equal(a[k], b[k]) for k in a)
 

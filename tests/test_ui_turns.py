@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import math
-from collections import Counter
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -11,12 +10,14 @@ import gradio as gr
 import pytest
 from gradio.routes import App
 
+from percov2_core.codec import PerCoV2
 from percov2_core.errors import ConfigError, UnavailableError
+from percov2_core.flow.transformer import FlowModel
 from percov2_core.ui import border, device, text
 from percov2_core.ui.compress import CompressTab
 from percov2_core.ui.device import Look, Turn, Turns, paint
 from percov2_core.ui.page import build_demo
-from tests.tiny import picture, tiny_codec
+from tests.tiny import counted, picture, tiny_codec
 
 pytestmark = [  # gradio leaves sockets and event loops to the garbage collector
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -28,31 +29,6 @@ CHOICES = {
     "size": 110, "side": 1024, "effort": "normal", "steps": 3, "guidance": 1.0, "seed": 0,
 }  # fmt: skip
 SIZED = ("ultra-low", 110)
-
-
-class Counting:
-    """The tiny codec, which counts what it is asked for, and the steps of painting."""
-
-    def __init__(self):
-        self.asked, self.steps, self.free = Counter(), 0, True
-
-    def __getattr__(self, name):
-        self.asked[name] += 1
-        return getattr(tiny_codec(), name)
-
-    def paint(self, contents, **options):
-        self.free = False
-        try:
-            for step in tiny_codec().paint(contents, **options):
-                self.steps += 1
-                yield step
-        finally:
-            self.free = True
-
-
-@pytest.fixture
-def codec():
-    return Counting()
 
 
 @pytest.fixture
@@ -69,8 +45,8 @@ def blocks():
 
 
 @pytest.fixture
-def tab(codec, turns, blocks):
-    return CompressTab(codec, turns, gr.State())
+def tab(turns, blocks):
+    return CompressTab(tiny_codec(), turns, gr.State())
 
 
 @pytest.fixture
@@ -147,19 +123,6 @@ def test_painting_ends_with_the_decoded_picture_and_previews_are_painted_when_du
     assert pictures() == [None] * 3
 
 
-def test_a_visitor_who_leaves_frees_the_device_within_a_step(codec, turns, contents):
-    with turns.take("a") as turn:
-        frames = paint(codec, contents, Look(50, 1.0), turn)
-        assert [next(frames).step for _ in range(10)] == list(range(1, 11))
-        turns.forget("a")  # what gradio says of a page that is closed
-        assert list(frames) == [] and codec.steps == 11 and codec.free
-    frames = paint(codec, contents, Look(50, 1.0), Turn("a", 1))
-    next(frames)
-    assert not codec.free
-    frames.close()  # what gradio does with a connection that ends
-    assert codec.free and codec.steps == 12
-
-
 def test_nothing_is_kept_of_a_visitor_who_left():
     demo = build_demo(tiny_codec())
     App.create_app(demo)
@@ -194,52 +157,48 @@ def given(tab, chosen, number, done=(), **choices):
 
 
 def start(tab, chosen, number, **choices):
-    """What Compress begins, once it was pressed."""
     return tab.compress(given(tab, chosen, number, **choices), VISITOR)
 
 
-def test_a_click_reads_its_file_once_and_ends_with_a_run_or_a_message(tab, codec, chosen):
+def test_a_click_reads_its_file_once_and_ends_with_a_run_or_a_message(tab, chosen, monkeypatch):
+    read = counted(monkeypatch, PerCoV2, "read")
     tab.press(chosen, 1, 1024, VISITOR)
     nothing, *views = start(tab, chosen, 1)
     assert nothing == {tab.stage: gr.skip()}
     run = views[-1][tab.run]
     assert views[-1][tab.done] == [run]
-    assert run.decoded == tiny_codec().decode(run.stream, steps=3, guidance=1.0)
     said = [view[tab.headline] for view in views[:-1] if tab.headline in view]
     assert f"{run.size_bytes} bytes" in said[0] and tab.headline not in views[0]
-    assert "Where" not in tab.explain(run, VISITOR)[0] and codec.asked["read"] == 1
+    assert "Where" not in tab.explain(run, VISITOR)[0] and len(read) == 1
+    assert run.decoded == tiny_codec().decode(run.stream, steps=3, guidance=1.0)
     tab.press(chosen, 2, 1024, VISITOR)
-    views = start(tab, chosen, 2, schedule="none such")
-    next(views)
-    assert "Encoding" in next(views)[tab.stage]
-    assert text.EMPTY_STAGE in next(views)[tab.stage]
+    stages = []
     with pytest.raises(ConfigError, match="schedule must be one of"):
-        next(views)
+        stages.extend(view[tab.stage] for view in start(tab, chosen, 2, schedule="none such"))
+    assert "Encoding" in stages[1] and text.EMPTY_STAGE in stages[-1]
 
 
-@pytest.mark.parametrize("seen", [1, 2, 3, 4])
-def test_cancelling_at_any_moment_is_confirmed(tab, codec, chosen, seen):
+@pytest.mark.parametrize("seen", range(5))
+def test_cancelling_at_any_moment_is_confirmed(tab, chosen, seen, monkeypatch):
+    steps = counted(monkeypatch, FlowModel, "forward")
     tab.press(chosen, 1, 1024, VISITOR)
     views = start(tab, chosen, 1)
     for _ in range(seen):
         next(views)
     assert text.CANCELLED in tab.cancel(1, VISITOR)[tab.headline]
-    (last,) = views
+    *early, last = views
     assert text.CANCELLED in last[tab.headline] and last[tab.run] is None
-    assert codec.steps <= max(0, seen - 2) and codec.free
+    assert len(early) == (seen == 0)  # which says nothing yet
+    assert len(steps) <= max(0, seen - 2)
     assert text.CANCELLED not in str(tab.cancel(1, VISITOR))
-
-
-def test_what_is_cancelled_while_it_waits_never_starts(tab, chosen):
-    tab.press(chosen, 1, 1024, VISITOR)
-    tab.cancel(1, VISITOR)
-    _, only = start(tab, chosen, 1)
-    assert text.CANCELLED in only[tab.headline]
     with pytest.raises(gr.Error, match="Cancelled"):
         tab.press(chosen, 1, 1024, VISITOR)
-    tab.press(chosen, 2, 1024, VISITOR)
-    tab.press(chosen, 3, 1024, VISITOR)
-    assert list(start(tab, chosen, 2)) == [{tab.stage: gr.skip()}]
+
+
+def test_a_press_that_was_replaced_while_it_waited_never_starts(tab, chosen):
+    for number in (1, 2):
+        tab.press(chosen, number, 1024, VISITOR)
+    assert list(start(tab, chosen, 1)) == [{tab.stage: gr.skip()}]
 
 
 def test_visitors_read_how_many_are_before_them(tab, turns, chosen, monkeypatch):
@@ -251,28 +210,6 @@ def test_visitors_read_how_many_are_before_them(tab, turns, chosen, monkeypatch)
     monkeypatch.setattr("percov2_core.ui.compress.MAX_WAITING", 1)
     with pytest.raises(gr.Error, match="The demo is full"):
         tab.press(chosen, 2, 1024, VISITOR)
-
-
-def test_every_size_is_made_of_what_the_encoder_found_once(tab, codec, chosen):
-    with pytest.raises(gr.Error):  # nothing was encoded yet
-        next(tab.resize(given(tab, chosen, 1), VISITOR))
-    words = {"caption": "quartz: 9 jugs"}
-    *_, last = start(tab, chosen, 1, **words)
-    done, files = last[tab.done], []
-    for number, size in enumerate((40, 13, 70), 2):
-        sized = given(tab, chosen, number, done, mode="hybrid", size=size, **words)
-        _, said, *_, last = tab.resize(sized, VISITOR)
-        assert ("13 cannot be reached" in said[tab.headline]) == (size == 13)
-        files.append(last[tab.run].stream)
-        assert tab.settings.size not in last  # the hand is on it
-    encode = tiny_codec().encode
-    sizes = [encode(picture(), size=size, **words) for size in (40, 70)]
-    assert files == [sizes[0], encode(picture(), "hybrid", **words), sizes[1]]
-    *_, last = tab.resize(given(tab, chosen, 5, done, mode="extreme", **words), VISITOR)
-    assert last[tab.run].stream == encode(picture(), "extreme", **words)
-    assert last[tab.settings.size].value == last[tab.run].size_bytes and codec.asked["look"] == 1
-    with pytest.raises(gr.Error):
-        next(tab.resize(given(tab, chosen, 6, done), VISITOR))
 
 
 def test_the_size_control_ends_in_proportion_to_the_tokens(tab):

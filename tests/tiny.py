@@ -71,13 +71,11 @@ def picture(width=160, height=96, *, seed=0):
 
 
 def rows(path):
-    """What training wrote into a CSV."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def change_weights(path, change):
-    """Let `change` edit the tensors of a file by their names."""
     weights = load_file(path)
     change(weights)
     save_file(weights, path, metadata={"format": "pt"})
@@ -91,22 +89,18 @@ def edit_json(path, **values):
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def counted(monkeypatch, owner, name):
-    """A list that grows with each call of a function or method."""
+def counted(monkeypatch, owner, name, *, most=None):
+    """A list that grows with each call of a function or method; after `most` comes a Ctrl-C."""
     calls, function = [], getattr(owner, name)
-    monkeypatch.setattr(owner, name, lambda *a, **k: calls.append(a) or function(*a, **k))
-    return calls
 
-
-def drawing_within(first, end, draw):
-    """A method `draw(self, step)` that breaks a run off outside of these steps."""
-
-    def drawn(self, step):
-        if not first <= step < end:
+    def counting(*arguments, **named):
+        if len(calls) == most:
             raise KeyboardInterrupt
-        return draw(self, step)
+        calls.append(arguments)
+        return function(*arguments, **named)
 
-    return drawn
+    monkeypatch.setattr(owner, name, counting)
+    return calls
 
 
 def tiny_sizes():
