@@ -49,35 +49,26 @@ class LatentAutoencoder(nn.Module):
 
     def encode_tiles(self, x: Tensor) -> Iterator[tuple[Box, Tensor]]:
         """`encode`, tile by tile: where each belongs in the latent, and what."""
-        h, w = (n // LATENT_STRIDE for n in x.shape[2:])
-        return self._tiles(x, (h, w), self._encode, LATENT_STRIDE, 1)
+        return self._tiles(x, self._encode, LATENT_STRIDE, 1)
 
     def decode_tiles(self, z: Tensor) -> Iterator[tuple[Box, Tensor]]:
         """`decode`, tile by tile: where each belongs in the picture, and what."""
-        return self._tiles(z, (z.shape[2], z.shape[3]), self._decode, 1, LATENT_STRIDE)
+        return self._tiles(z, self._decode, 1, LATENT_STRIDE)
 
     def count_tiles(self, height: int, width: int) -> int:
         """How many tiles a latent of this grid takes."""
         return len(_spans(height, self.tile)) * len(_spans(width, self.tile))
 
     def _tiles(
-        self,
-        x: Tensor,
-        grid: tuple[int, int],
-        through: Callable[[Tensor], Tensor],
-        come: int,
-        go: int,
+        self, x: Tensor, through: Callable[[Tensor], Tensor], come: int, go: int
     ) -> Iterator[tuple[Box, Tensor]]:
-        """Cells of the latent's `grid` are `come` long a side in `x`, and `go` in what is made."""
-        spans = [_spans(n, self.tile) for n in grid]
-        for y0, y1 in spans[0]:
-            for x0, x1 in spans[1]:
+        """A cell of the latent is `come` long a side in `x`, and `go` in what is made."""
+        h, w = (n // come for n in x.shape[2:])
+        for y0, y1 in _spans(h, self.tile):
+            for x0, x1 in _spans(w, self.tile):
                 top, left = max(0, y0 - MARGIN), max(0, x0 - MARGIN)
-                rows, columns = (
-                    slice(come * start, come * (end + MARGIN))
-                    for start, end in ((top, y1), (left, x1))
-                )
-                made = through(x[..., rows, columns])
+                part = x[..., come * top : come * (y1 + MARGIN), come * left : come * (x1 + MARGIN)]
+                made = through(part)
                 made = made[..., go * (y0 - top) : go * (y1 - top), go * (x0 - left) :]
                 box = (..., slice(go * y0, go * y1), slice(go * x0, go * x1))
                 yield box, made[..., : go * (x1 - x0)]

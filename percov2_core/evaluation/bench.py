@@ -192,14 +192,14 @@ def _boxes(codec: PerCoV2) -> list[tuple[str, Any, str]]:
     """Label, owner and name of every call that is a box of the figure."""
     boxes = [
         ("captioner", codec, "describe"),
-        ("autoencoder", codec.vae, "encode"),
+        ("autoencoder", codec.vae, "_encode"),
         ("search", figure, "search_tokens"),
         ("caption coding", packing, "write_caption"),
         ("caption coding", packing, "read_caption"),
         ("hyper-decoder", codec.painter.decoder, "forward"),
         ("text encoder", codec.painter.text, "encode"),
         ("flow", figure, "sample"),
-        ("autoencoder", codec.vae, "decode"),
+        ("autoencoder", codec.vae, "_decode"),
     ]
     for level in codec.levels.values():
         boxes.append(("hyper-encoder", level.encoder, "forward"))
