@@ -111,19 +111,14 @@ def test_workers_leave_when_their_parent_is_killed(folder, tmp_path):
     assert len(list(read_log(tmp_path / "out" / "log"))) < 16
 
 
-def test_our_files_hold_the_chosen_caption_and_every_bit_is_told(folder, tmp_path):
-    settings = our_settings(["ultra-low"], steps=[1], captions=["describer", "none", "fixed"])
+def test_every_bit_of_our_files_is_told(folder, tmp_path):
+    settings = our_settings(["ultra-low"], steps=[1])
     settings += our_settings(["hybrid"], steps=[1], guidance=[1.0], tokens=[1])
-    chosen = plan(tmp_path, captions={"a": "a red door"}, model=str(tiny_folder()))
     pictures = find_pictures(folder, square=False)[:2]
-    frame = evaluate(pictures, settings, chosen)
-    missing = frame[frame["error"].notna()]
-    assert missing["error"].item() == "caption 'fixed': the table has no line for 'b'"
-    frame = frame[frame["error"].isna()]
+    frame = evaluate(pictures, settings, plan(tmp_path, model=str(tiny_folder())))
     parts = frame["header_bits"] + frame["caption_bits"] + frame["token_bits"]
     assert (parts == 8 * frame["size_bytes"]).all()
-    texts = frame[frame["picture"] == "a.png"].groupby("caption")["caption_text"].last()
-    assert texts["none"] == "" and texts["fixed"] == "a red door" and texts["describer"]
+    assert frame["caption_text"].all()
 
 
 def test_settings_with_different_meaning_have_different_keys(folder):
@@ -268,12 +263,8 @@ def frame():
     return to_frame(rows)
 
 
-def trace(figure, name):
-    return next(t for t in figure.data if t.name == name)
-
-
 def test_figures_hold_means_and_single_rows(frame):
-    line = trace(plots.rate_distortion(frame), "jpeg")
+    (line,) = (line for line in plots.rate_distortion(frame).data if line.name == "jpeg")
     assert list(line.x) == pytest.approx([90 / 32768, 300 / 32768]) and list(line.y) == [21, 30]
     points = plots.distortion_perception(frame).data[0]
     labelled = dict(zip(points.text, points.x, strict=True))

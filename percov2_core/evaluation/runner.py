@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +48,6 @@ class Plan:
     model: str = "embedded"  # name or folder for `load_codec`
     device: str = "cpu"
     metrics: tuple[str, ...] = METRICS
-    captions: Mapping[str, str] = field(default_factory=dict)  # picture stem -> text, for `fixed`
     thumbnails: bool = True  # reduced pictures for the report
     keep: bool = False  # every decoded picture as PNG, for set metrics
 
@@ -78,7 +77,7 @@ class Worker:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.judge = Judge(plan.metrics, device=plan.device)
-        self._looked: dict[tuple[str, str | None, str], tuple[float, Tokens]] = {}
+        self._looked: dict[tuple[str, str], tuple[float, Tokens]] = {}
 
     @cached_property
     def codec(self) -> PerCoV2:
@@ -128,21 +127,18 @@ class Worker:
         columns = {"description": codec.describe(), "chosen": chosen}
         return _File(data=data, decode=lambda _: codec.decode(data), encode_s=took, columns=columns)
 
-    def _look(
-        self, picture: Picture, image: Image.Image, caption: str | None, effort: str
-    ) -> tuple[float, Tokens]:
+    def _look(self, picture: Picture, image: Image.Image, effort: str) -> tuple[float, Tokens]:
         """Seconds, and the tokens of a picture; those of the last one are kept for its files."""
-        if (key := (picture.name, caption, effort)) not in self._looked:
+        if (key := (picture.name, effort)) not in self._looked:
             codec, begun = self.codec, time.perf_counter()  # the model is loaded before the clock
-            found = codec.look(image, caption=caption, effort=effort)
+            found = codec.look(image, effort=effort)
             self._looked = {key: (time.perf_counter() - begun, found)}
         return self._looked[key]
 
     def _ours(self, setting: Setting, picture: Picture, image: Image.Image) -> _File:
         assert setting.mode is not None and setting.schedule is not None
         codec, schedule = self.codec, setting.schedule
-        caption, effort = self._caption(setting, picture), setting.effort or DEFAULT_EFFORT
-        look_s, found = self._look(picture, image, caption, effort)
+        look_s, found = self._look(picture, image, setting.effort or DEFAULT_EFFORT)
         begun = time.perf_counter()
         stream = codec.write(
             found, setting.mode, count=setting.tokens, size=setting.budget_bytes, schedule=schedule
@@ -162,14 +158,6 @@ class Worker:
         encode_s, read_s = look_s + encoded - begun, time.perf_counter() - encoded
         data = stream.to_bytes()
         return _File(data=data, decode=decode, encode_s=encode_s, read_s=read_s, columns=columns)
-
-    def _caption(self, setting: Setting, picture: Picture) -> str | None:
-        if setting.caption != "fixed":
-            return "" if setting.caption == "none" else None
-        stem = picture.path.stem
-        if stem not in self.plan.captions:
-            raise ConfigError(f"caption 'fixed': the table has no line for {stem!r}")
-        return self.plan.captions[stem]
 
     def _decode(self, row: Row, file: _File, original: Seen) -> Row:
         begun = time.perf_counter()

@@ -13,7 +13,6 @@ from percov2_core.baselines.classic import LADDERS, find_baseline
 from percov2_core.errors import ConfigError
 
 OURS = "percov2"
-CAPTIONS = ("describer", "none", "fixed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +29,7 @@ class Setting:
     guidance: float | None = None
     tokens: int | None = None  # hybrid only: how many are sent
     effort: str | None = None  # of the search for tokens; None: normal
-    caption: str | None = None  # describer, none (an empty caption) or fixed (from a table)
+    caption: str | None = None  # who wrote it
 
     @property
     def key(self) -> str:
@@ -91,7 +90,6 @@ def our_settings(
     guidance: Sequence[float] = (),
     schedules: Sequence[str] = (config.DEFAULT_SCHEDULE,),
     tokens: Sequence[int] = (),
-    captions: Sequence[str] = ("describer",),
     efforts: Sequence[str | None] = (None,),
     budgets: Sequence[int | None] = (None,),
 ) -> list[Setting]:
@@ -106,9 +104,8 @@ def our_settings(
         grid = product(steps or (None,), guidance or (None,))
         points = [{"steps": s, "guidance": g} for s, g in grid]
     settings = []
-    files = product(modes, schedules, captions, efforts, budgets)
-    for mode, schedule, caption, effort, most in files:
-        file = Setting(codec=OURS, mode=mode, schedule=schedule, caption=caption, effort=effort)
+    for mode, schedule, effort, most in product(modes, schedules, efforts, budgets):
+        file = Setting(codec=OURS, mode=mode, schedule=schedule, caption="describer", effort=effort)
         # By default the caption alone.
         counts = (tokens or (0,)) if config.MODES[mode].partial and most is None else (None,)
         for count, point in product(counts, points):

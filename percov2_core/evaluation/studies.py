@@ -12,7 +12,6 @@ import argparse
 import json
 import shutil
 import sys
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -77,10 +76,6 @@ STUDIES = {
         "our files of N bytes, all cut from one encoding",
         lambda args: ways.our_settings(["hybrid"], presets=PRESETS[::2], budgets=SIZES_BYTES),
     ),
-    "captions": Study(
-        "no caption, the describer's, and a person's; language model against deflate",
-        lambda args: ways.our_settings(args.modes, captions=ways.CAPTIONS),
-    ),
 }
 
 
@@ -94,7 +89,6 @@ def run_study(name: str, args: argparse.Namespace) -> pd.DataFrame:
         model=args.model,
         device=args.device,
         metrics=study.metrics,
-        captions=read_captions(args.captions) if name == "captions" else {},
         thumbnails=False,
     )
     if args.fresh:
@@ -102,23 +96,8 @@ def run_study(name: str, args: argparse.Namespace) -> pd.DataFrame:
     settings = study.settings(args)
     frame = evaluate(pictures, settings, plan, processes=args.processes)
     frame = frame[frame["key"].isin({s.key for s in settings})]
-    if name == "captions":
-        frame = frame.assign(deflate_bits=frame["caption_text"].map(deflate_bits))
     _write(frame, study, args.out / name, command=_command(name, args))
     return frame
-
-
-def deflate_bits(text: object) -> int | None:
-    """Raw deflate at its best level, the paper's way to store a caption: 8 x bytes."""
-    if not isinstance(text, str):
-        return None
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    return 8 * len(packer.compress(text.encode()) + packer.flush())
-
-
-def read_captions(path: Path) -> dict[str, str]:
-    """A table with the columns picture (file name without its ending) and caption."""
-    return dict(pd.read_csv(path)[["picture", "caption"]].to_numpy().tolist())
 
 
 def _command(name: str, args: argparse.Namespace) -> str:
@@ -168,7 +147,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--guidance", nargs="+", type=float, default=[1.0, 1.5, 2.5, 4.0])
     add("--codecs", nargs="+", default=list(BUDGET_CODECS), choices=CLASSIC, help="classic only")
     add("--budgets", nargs="+", type=int, default=list(BUDGETS_BYTES))
-    add("--captions", type=Path, default=Path("assets/results/kodak_captions.csv"))
     return parser
 
 
