@@ -1,4 +1,5 @@
-"""Pictures as people have them become 8-bit sRGB, upright, on white, and keep their size."""
+"""Pictures as people have them become 8-bit sRGB, upright, on white, and keep their size; and the
+`.pcv2` plugin of Pillow."""
 
 import io
 import struct
@@ -9,17 +10,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from percov2_core import image_io
-from percov2_core.errors import ImageError
+from percov2_core import image_io, pillow
+from percov2_core.errors import ConfigError, ImageError
 from tests.picture_files import exif, saved
+from tests.tiny import picture
 
 
-def noise(width=80, height=70, mode="RGB", seed=0):
-    channels = len(Image.new(mode, (1, 1)).getbands())
-    levels = np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
-    return Image.frombytes(mode, (width, height), levels.tobytes())
+def noise(width=80, height=70):
+    levels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(levels)
 
 
 def colour(image, x=5, y=5):
@@ -85,10 +86,8 @@ def test_sixteen_bit_greyscale_is_scaled_and_not_clipped():
         levels[0, 0], levels[0, 1] = 65535, 0
         image = image_io.normalise(Image.fromarray(levels))
         assert [colour(image, x, 0)[0] for x in range(3)] == [255, 0, 128]
-    levels = Image.fromarray(np.full((70, 80), 0x8080, dtype=np.uint16))
     netpbm = b"P5 80 70 65535\n" + b"\x80\x80" * 5600
-    for data in (saved(levels, "PNG"), saved(levels, "TIFF"), netpbm):
-        assert colour(image_io.load(data)) == (128, 128, 128)
+    assert colour(image_io.load(netpbm)) == (128, 128, 128)
 
 
 def test_levels_from_0_to_1_are_scaled_and_those_of_unknown_meaning_refused():
@@ -194,3 +193,64 @@ def test_a_picture_is_read_from_paths_bytes_and_files_but_no_endless_one(tmp_pat
     monkeypatch.setattr(image_io, "MAX_PICTURE_BYTES", 1000)
     with open("/dev/zero", "rb") as endless, pytest.raises(ImageError, match="more than 1000 b"):
         image_io.load(endless)
+
+
+@pytest.fixture
+def codec(monkeypatch, unsearched):
+    monkeypatch.setattr(pillow, "_codec", lambda model: unsearched)
+    return unsearched
+
+
+@pytest.fixture
+def file(tmp_path, codec):
+    picture(120, 80).save(tmp_path / "x.pcv2")
+    return tmp_path / "x.pcv2"
+
+
+def test_a_picture_is_saved_and_opened_like_any_other(file, codec):
+    stream = codec.encode(picture(120, 80))
+    assert file.read_bytes() == stream.to_bytes()
+    with Image.open(file) as image:
+        assert (image.format, image.get_format_mimetype()) == ("PCV2", "image/x-pcv2")
+        assert image.tobytes() == codec.decode(stream).tobytes()
+        assert image.info["caption"] == codec.read(stream).caption
+
+
+def test_size_mode_and_settings_are_known_without_painting(file, monkeypatch):
+    monkeypatch.setattr(pillow, "_codec", lambda model: pytest.fail("painted"))
+    with Image.open(file) as image:
+        assert (image.size, image.mode) == ((120, 80), "RGB")
+        assert image.info == {"mode": "extreme", "schedule": "qlds"}
+
+
+def test_save_takes_the_keywords_of_encode_and_leaves_others_alone(codec):
+    buffer = io.BytesIO()
+    picture().save(buffer, "PCV2", size=60, caption="a boat", quality=95)
+    assert len(buffer.getvalue()) <= 60
+    with Image.open(buffer) as image:
+        image.load()
+        assert image.info["caption"] == "a boat"
+    assert not buffer.closed
+
+
+def test_what_is_no_such_file_is_unidentified(file):
+    data = file.read_bytes()
+    for damaged in (b"", data[:3], b"\xff\xd8" + data[2:], data + bytes(200_000)):
+        with pytest.raises(UnidentifiedImageError):
+            Image.open(io.BytesIO(damaged))
+
+
+def test_what_is_damaged_inside_is_an_oserror_when_painted(file):
+    data = bytearray(file.read_bytes())
+    data[-9] ^= 0x55
+    image = Image.open(io.BytesIO(bytes(data)))
+    with pytest.raises(OSError, match="coded section"):
+        image.load()
+
+
+def test_a_picture_or_a_setting_that_cannot_be_leaves_no_file(tmp_path, codec):
+    with pytest.raises(ImageError):
+        picture(20, 20).save(tmp_path / "small.pcv2")
+    with pytest.raises(ConfigError, match="mode must be one of"):
+        picture().save(tmp_path / "wrong.pcv2", mode="ultra")
+    assert not list(tmp_path.iterdir())
