@@ -1,4 +1,4 @@
-"""Run by `test_exactness.py` in processes of their own: tokens and captions -> digests.
+"""Run by `test_entropy_exact.py` in processes of their own: tokens and captions -> digests.
 
     python -m tests.exact_worker TOKENS.npz THREADSxAT_ONCE ...
 

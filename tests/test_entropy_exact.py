@@ -1,11 +1,13 @@
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
-from percov2_core.config import SCHEDULES
+from percov2_core.config import LEVELS, SCHEDULES
 from percov2_core.entropy import session
 from percov2_core.entropy.exact import ExactModel
 from percov2_core.entropy.exporter import export, restore
@@ -18,6 +20,8 @@ from percov2_core.entropy.masked_model import (
 from percov2_core.entropy.schedule import order, stage_sizes, stages
 from percov2_core.entropy.session import Session, read_parents
 from percov2_core.errors import WeightsError
+from percov2_core.evaluation.protocol import centre_square
+from tests.tiny import run
 
 CONFIG = MaskedModelConfig(
     codebook_size=16, width=24, heads=2, content_layers=2, query_layers=2, hidden=32,
@@ -253,3 +257,43 @@ def test_files_that_are_absent_broken_or_foreign_are_named(tmp_path, twin):
     save_file(twin.tables, tmp_path / "old.safetensors", metadata={"format": "percov2-exact-0"})
     with pytest.raises(WeightsError, match="format 'percov2-exact-0', this build reads"):
         ExactModel.load(tmp_path / "old.safetensors")
+
+
+# What varies comes after the tokens, so that it does not matter how they were found. Two pictures
+# of 256 px on each run; with `pytest -m slow` all 24 of 512 px.
+@pytest.fixture(scope="module", params=[(256, 12), pytest.param((512, 1), marks=pytest.mark.slow)])
+def tokens(request, unsearched, kodak, tmp_path_factory):
+    side, every = request.param
+    found = [unsearched.look(centre_square(Image.open(path), side)) for path in kodak[::every]]
+    path = tmp_path_factory.mktemp("exact") / "tokens.npz"
+    grids = {level: np.stack([getattr(one, level) for one in found]) for level in LEVELS}
+    np.savez(path, size=(side, side), captions=[one.caption for one in found], **grids)
+    return path
+
+
+def digests(tokens, *ways, **environment):
+    """Those of all pictures, one list for each way."""
+    words = (sys.executable, "-m", "tests.exact_worker", str(tokens), *ways)
+    # More threads than cores: they must not wait for each other by turning in circles.
+    result = run(*words, OMP_WAIT_POLICY="passive", **environment)
+    assert result.returncode == 0, result.stderr
+    return [line.split() for line in result.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def native(tokens):
+    """By threads of one product x pictures at a time."""
+    ways = ("1x1", "2x1", "4x1", "1x8")
+    return dict(zip(ways, digests(tokens, *ways), strict=True))
+
+
+def test_threads_and_pictures_at_a_time_change_no_digest_and_each_picture_has_its_own(native):
+    assert native == dict.fromkeys(native, native["1x1"])
+    assert len(native["1x1"]) == len(set(native["1x1"])) >= 4
+
+
+@pytest.mark.parametrize(("capability", "way"), [("default", "4x1"), ("avx2", "1x1")])
+def test_instruction_sets_change_nothing(tokens, native, capability, way):
+    others = {"default": "SSE41", "avx2": "AVX2"}[capability]
+    limits = {"ATEN_CPU_CAPABILITY": capability, "ONEDNN_MAX_CPU_ISA": others}
+    assert digests(tokens, way, **limits) == [native["1x1"]]

@@ -1,18 +1,31 @@
-"""A base folder loads strictly and computes what diffusers' own pipeline computes."""
+"""A base folder loads strictly and computes what diffusers' pipeline computes; the flow."""
 
 import json
 import shutil
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
-from safetensors.torch import load_file, save_file
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from transformers import T5EncoderModel
 
 from percov2_core.errors import ConfigError, WeightsError
-from percov2_core.flow.sampler import draw_noise, sample, sigmas
-from percov2_core.flow.transformer import Conditions, FlowConfig, FlowModel, extend_patch_embedding
+from percov2_core.flow.sampler import blend, draw_noise, sample, sigmas, tiles
+from percov2_core.flow.text import TextEmbedding, small_text_encoder
+from percov2_core.flow.transformer import (
+    Conditions,
+    FlowConfig,
+    FlowModel,
+    extend_patch_embedding,
+    guidance_features,
+)
 from percov2_core.latent import LatentAutoencoder
 from percov2_core.weights.base import load_base, load_text
 from percov2_core.weights.files import TEXT_WEIGHTS_FILE, WEIGHTS_FILE
@@ -23,6 +36,7 @@ from tests.tiny import change_weights, edit_json, rename
 from tests.tiny_sd3 import tiny_sd3_folder
 
 CPU = Residency(device="cpu")
+EMPTY = TextEmbedding(torch.zeros(1, 3, 8), torch.zeros(1, 4))
 CAPTION = "A red house, by the sea."
 SHORT = {"text_projection.weight": torch.zeros(2, 2)}
 
@@ -121,18 +135,13 @@ def test_a_picture_longer_than_a_tile_is_coded_and_painted_in_tiles():
 
 def test_shards_of_an_index_are_all_read(folder):
     place = folder / "text_encoder_3"
-    weights = load_file(place / TEXT_WEIGHTS_FILE)
-    (place / TEXT_WEIGHTS_FILE).unlink()
-    files = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(weights)}
-    for file in set(files.values()):
-        part = {name: value for name, value in weights.items() if files[name] == file}
-        save_file(part, place / file, metadata={"format": "pt"})
-    index = {"metadata": {}, "weight_map": files}
-    (place / f"{TEXT_WEIGHTS_FILE}.index.json").write_text(json.dumps(index))
+    T5EncoderModel.from_pretrained(place).save_pretrained(place, max_shard_size="20KB")
+    (place / TEXT_WEIGHTS_FILE).unlink(missing_ok=True)
+    _, *_, last = sorted(place.glob("model-*.safetensors"))  # at least two
     before = load_text(tiny_sd3_folder(), CPU, t5_tokens=8).encode([CAPTION])
     after = load_text(folder, CPU, t5_tokens=8).encode([CAPTION])
     assert torch.equal(before.sequence, after.sequence)
-    (place / file).unlink()
+    last.unlink()
     with pytest.raises(WeightsError, match=r"text_encoder_3' cannot be read: "):
         load_text(folder, CPU, t5_tokens=8)
 
@@ -193,3 +202,61 @@ def test_damaged_and_missing_files_and_a_folder_that_is_no_base_are_named(folder
     with pytest.raises(ConfigError, match=r"base must be one of sd3-medium, sd3\.5-medium, got"):
         find_base_model("sd4")
     assert all(base.repository.startswith("stabilityai/") for base in BASES.values())
+
+
+def silent():
+    """A network that moves nothing."""
+
+    def say(*, hidden_states, **_):
+        return (torch.zeros_like(hidden_states[:, :16]),)
+
+    return Mock(side_effect=say, dtype=torch.float32)
+
+
+def test_guidance_costs_one_batch_of_two_and_nothing_when_it_is_one():
+    model, how = silent(), {"noise": torch.ones(1, 16, 8, 8), "times": sigmas(3, shift=1.0)}
+    for guidance in (2.5, 1.0):
+        told = Conditions(torch.zeros(1, 16, 8, 8), torch.zeros(1, 2, 8, 8), EMPTY), EMPTY
+        list(sample(FlowModel(model, FlowConfig()), *told, guidance=guidance, **how))
+    asked = [len(call.kwargs["hidden_states"]) for call in model.call_args_list]
+    assert asked == [2, 2, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 1.7])
+def test_times_are_to_the_bit_those_of_the_published_scheduler(shift):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    for steps in (1, 2, 3, 7, 20, 100):
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps).tolist())
+        assert sigmas(steps, shift) == scheduler.sigmas.tolist()
+
+
+@pytest.mark.parametrize("size", [(8, 8), (64, 64), (66, 64), (66, 200), (512, 512), (10, 300)])
+def test_tiles_cover_the_grid_and_blend_to_the_same_field(size):
+    field = torch.randn(1, 2, *size)
+    boxes = tiles(*size, 64)
+    parts = [field[box] for box in boxes]
+    assert all(max(part.shape[-2:]) <= 64 for part in parts)
+    assert torch.allclose(blend(parts, boxes, field.shape), field, atol=1e-6)
+
+
+def test_a_network_that_says_nothing_leaves_the_start_where_it_is():
+    flow = FlowModel(silent(), FlowConfig(start="codes", noise_scale=0.5))
+    c = Conditions(torch.randn(1, 16, 8, 8), torch.zeros(1, 2, 8, 8), EMPTY)
+    x = flow.first(c, torch.randn(1, 16, 8, 8))
+    v = flow(x, torch.ones(1), c, torch.ones(1))
+    assert torch.allclose(x - v, c.start, atol=1e-6)
+
+
+def test_guidance_features_tell_guidances_apart():
+    rows = guidance_features(torch.tensor([1.0, 1.5, 2.5, 4.0]), 8)
+    assert rows.shape == (4, 8) and torch.cdist(rows, rows).fill_diagonal_(1.0).min() > 0.1
+    beyond = guidance_features(torch.tensor([4.0, 12.0]), 8)
+    assert torch.equal(beyond[0], beyond[1])
+
+
+def test_words_outside_the_vocabulary_do_not_fail_and_long_captions_are_cut():
+    encoder = small_text_encoder(("blue", "sky", ","), width=32, layers=1, max_length=6)
+    ids = encoder.token_ids(["Blue sky, a zebra", "", "blue " * 50])
+    assert ids.shape == (3, 6)
+    assert ids[0].tolist()[:3] == encoder.token_ids(["blue sky,"])[0].tolist()[:3]
+    assert encoder.encode(["blue sky"]).sequence.shape == (1, 6, 32)

@@ -1,9 +1,12 @@
-"""Every stage runs for a few steps at tiny size, resumes to the same loss, and loads strictly."""
+"""Every stage runs for a few steps at tiny size and loads strictly; several processes at once."""
 
 import dataclasses
 import json
 import shutil
+import sys
 from itertools import pairwise
+from pathlib import Path
+from tempfile import mkdtemp
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +19,8 @@ from percov2_core.entropy.exporter import restore
 from percov2_core.errors import ConfigError
 from percov2_core.hyper.networks import HyperDecoder, HyperEncoder, VectorQuantizer
 from percov2_core.training import checkpoint, recipes
+from percov2_core.training.cache import Cache
+from percov2_core.training.checkpoint import load_average
 from percov2_core.training.loop import LoopConfig, StepLoss, _Trainer, run
 from percov2_core.training.model import open_vae
 from percov2_core.training.quantize import TrainingQuantizer
@@ -28,7 +33,10 @@ from percov2_core.weights.find import EMBEDDED_DIR
 from percov2_core.weights.sizes import Sizes
 from tests import tiny
 from tests.hub import files_of
-from tests.tiny import TINY_MASKED, picture, tiny_codec, tiny_folder
+from tests.sharded_worker import launch_arguments
+from tests.tiny import ROOT, TINY_MASKED, picture, rows, tiny_codec, tiny_folder
+from tests.tiny_sd3 import tiny_checkpoint, tiny_sd3_folder
+from tests.ui_server import free_port
 
 CPU = torch.device("cpu")
 PLAN = {"sides": [64, 128], "weights": [1.0, 1.0], "batch_px": 128 * 128}
@@ -259,3 +267,88 @@ def test_the_recipes_of_the_model_card_can_be_read():
         options = job(path, path, recipe=recipes.read_recipe(path))
         assert set(options.recipe) <= {"loop", *kinds} and options.loop(), path.stem
         assert all(options.settings(kind, key) for key, kind in kinds.items())
+
+
+CONFIGS = ROOT / "assets" / "training"
+SHARDED = CONFIGS / "eight-gpus-fsdp.yaml"
+SHORT_RECIPE = {
+    "plan": {"sides": [64, 128], "counts": [8, 4]},
+    "loop": {"warmup_steps": 1, "lr": 1e-4},
+    "tuning": {"batch_px": 4 * 64 * 64, "warmup": 2, "held_out": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "processes", "machines", "sharded"),
+    [
+        ("one-gpu", 1, 1, False),
+        ("eight-gpus", 8, 1, False),
+        ("eight-gpus-fsdp", 8, 1, True),
+        ("two-nodes-fsdp", 16, 2, True),
+    ],
+)
+def test_accelerate_reads_the_shipped_configs(name, processes, machines, sharded):
+    args = launch_arguments(str(CONFIGS / f"{name}.yaml"))
+    assert (args.num_processes, args.num_machines, args.use_fsdp) == (processes, machines, sharded)
+    assert args.mixed_precision == "bf16"
+    if sharded:
+        assert args.fsdp_version == 2
+        assert args.fsdp_ignored_modules == "quantizers"
+        assert args.fsdp_transformer_layer_cls_to_wrap == "JointTransformerBlock"
+
+
+def launch(entry, *words):
+    command = ["torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
+    command += ["--master_port", str(free_port()), *entry, "train", *words, "--device", "cpu"]
+    environment = {"PERCOV2_SD3_BASE": str(tiny_sd3_folder()), "PYTHONPATH": str(ROOT)}
+    done = tiny.run(sys.executable, "-m", *command, **environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def work(photos, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "recipe.json").write_text(json.dumps(SHORT_RECIPE))
+    words = ["--model", "sd3-medium", "--data", str(photos), "--no-t5"]
+    words += ["--captioner", "describer", "--config", str(folder / "recipe.json")]
+    launch(["-m", "percov2_core"], "cache", *words, "--out", str(folder / "cache"))
+    return folder
+
+
+def stage1(entry, work, out, *, rank, steps=4, more=()):
+    """Train a copy of the model: each run ends by writing its average into it."""
+    model = shutil.copytree(tiny_checkpoint(rank, t5_tokens=0), Path(mkdtemp()) / "model")
+    words = ["tokens", "--model", f"sd3-medium:{model}", "--cache", str(work / "cache")]
+    words += ["--config", str(work / "recipe.json"), "--out", str(out), "--steps", str(steps)]
+    return launch(entry, *words, *more)
+
+
+def last_loss(out):
+    return float(rows(out / "losses.csv")[-1]["loss"])
+
+
+@pytest.mark.slow
+def test_two_processes_cache_their_halves_and_train_a_low_rank_difference(work, tmp_path):
+    assert len(list((work / "cache").glob("shard-*"))) == 2
+    cached = Cache(work / "cache")
+    assert {side: len(found) for side, found in cached.drawn.items()} == {64: 8, 128: 4}
+    said = stage1(["-m", "percov2_core"], work, tmp_path / "run", rank=4)
+    assert said.count("cost: ") == 1  # one process speaks
+
+
+@pytest.mark.slow
+def test_sharded_training_resumes_to_the_same_loss_and_a_checkpoint_for_any_count(work, tmp_path):
+    worker = [str(ROOT / "tests" / "sharded_worker.py"), str(SHARDED)]
+    whole, broken, plain = tmp_path / "whole", tmp_path / "broken", tmp_path / "plain"
+    stage1(worker, work, whole, rank=0)
+    stage1(worker, work, broken, rank=0, steps=2)
+    stage1(worker, work, broken, rank=0, more=["--resume"])
+    assert last_loss(whole) == last_loss(broken)
+    a, b = (load_average(out) for out in (whole, broken))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    # The same without sharding, whose weights are not rounded before they are gathered.
+    stage1(["-m", "percov2_core"], work, plain, rank=0)
+    c = load_average(plain)
+    assert {k: v.shape for k, v in c.items()} == {k: v.shape for k, v in a.items()}
+    assert last_loss(plain) == pytest.approx(last_loss(whole), rel=0.02)
