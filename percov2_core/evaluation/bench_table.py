@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import product
 from pathlib import Path
 
 import pandas as pd
 
 from percov2_core.errors import ConfigError
-
-TARGET = "percov2-sd3-medium"  # the model that is to be measured on a GPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,16 +80,9 @@ def read(path: Path) -> list[BenchRow]:
 
 
 def as_markdown(rows: Sequence[BenchRow]) -> str:
-    """The table, ended by the points of Stable Diffusion 3 on a GPU that nobody measured yet."""
     table = pd.DataFrame([as_cells(row) for row in rows])
     cells = [list(table), ["---"] * table.shape[1], *table.to_numpy().tolist()]
     lines = [f"| {' | '.join(line)} |" for line in cells]
-    targeted = [r for r in rows if (r.model, r.kind, r.batch) == (TARGET, "cuda", 1)]
-    done = {(r.size, r.steps, "above 1" if r.guidance > 1 else "1", r.t5) for r in targeted}
-    if missing := ["/".join(map(str, point)) for point in TARGETS if point not in done]:
-        lines.append(
-            f"\nNot measured on a GPU: {TARGET}, size/steps/guidance/T5 {', '.join(missing)}"
-        )
     return _ABOUT + "\n".join(lines) + "\n"
 
 
@@ -107,9 +97,6 @@ def as_cells(row: BenchRow) -> dict[str, str]:
     texts = {n: f"{v:.3g}" if isinstance(v, float) else str(v) for n, v in values.items()}
     return {n: "-" if t == "nan" else t for n, t in texts.items() if n not in ("kind", "boxes")}
 
-
-# Sizes, steps, guided or not, and T5, at which the full-size model is to be measured.
-TARGETS = tuple(product(("512x512", "1024x1024"), (1, 4, 20), ("1", "above 1"), ("no", "yes")))
 
 _ABOUT = """# Seconds, memory and use of the machine
 

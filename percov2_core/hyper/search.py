@@ -78,8 +78,8 @@ def search_tokens(
         surrogate: As `decode`, of which it knows what a change of tokens changes; None asks that.
 
     Returns:
-        (1, h, w) int64; no patch, with its bits, costs more after a move of its token, as far as
-        the surrogate knows if there is one.
+        (1, h, w) int64; no move of a token made its patch, with its bits, cost more, as far as that
+        is known.
     """
     half = x.is_cuda or BFLOAT16_ON_CPU
     codebook = quantizer.codebook.float()

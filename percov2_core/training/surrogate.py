@@ -20,12 +20,12 @@ from percov2_core.hyper.networks import HyperDecoder, draw_surrogate
 from percov2_core.training.loop import StepLoss, run
 from percov2_core.training.samples import CropPlan, PhotoCrops, to_float
 from percov2_core.weights import load_codec
-from percov2_core.weights.files import pack
+from percov2_core.weights.files import SURROGATE_DIR, pack
 
 if TYPE_CHECKING:
     from percov2_core.training.recipes import RunOptions
 
-SIZES: dict[str, Any] = {"latent_channels": 48, "widths": (160, 64), "depths": (4, 1)}
+SIZES: dict[str, Any] = {"widths": (160, 64), "depths": (4, 1)}
 NEARNESS = 20.0  # of the codes that take each other's place, per unit of cosine
 CHANGE = 4.0  # weight of the squared error of the change beside that of the picture
 EACH, KEPT = 4, 512  # steps for each new batch; how many are kept, which the others see again
@@ -34,9 +34,9 @@ EACH, KEPT = 4, 512  # steps for each new batch; how many are kept, which the ot
 class SurrogateSystem(nn.Module):
     """The network and its loss against the codec that it stands in for."""
 
-    def __init__(self, codec: PerCoV2, sizes: dict[str, Any]) -> None:
+    def __init__(self, codec: PerCoV2) -> None:
         super().__init__()
-        self.surrogate = HyperDecoder(feature_channels=0, **sizes)
+        self.surrogate = HyperDecoder(3 * 4**2, feature_channels=0, **SIZES)
         self._codec = [codec]  # in a list: frozen, not part of the checkpoint
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._step = 0
@@ -74,9 +74,8 @@ def train_surrogate(options: RunOptions) -> None:
     codec = load_codec(options.model or "embedded")
     loop = options.loop(lr=1.5e-3)
     plan = options.settings(CropPlan, "plan", sides=(256,), weights=(1.0,), batch_px=2 * 256**2)
-    system = SurrogateSystem(codec, {**SIZES, **options.recipe.get("model", {})})
+    system = SurrogateSystem(codec)
     crops = PhotoCrops(options.photos(), plan, loop.seed)
     run(system, crops.pixels, options.out, config=loop, resume=options.resume)
-    folder = options.out / "surrogate"
-    system.surrogate.half().save_pretrained(folder)
-    pack(folder)
+    system.surrogate.half().save_pretrained(options.out / SURROGATE_DIR)
+    pack(options.out / SURROGATE_DIR)

@@ -16,8 +16,7 @@ from percov2_core.errors import ConfigError
 
 OFFLOADS = ("none", "t5", "text")
 DTYPES = ("auto", "bfloat16", "float32")
-# glibc's mallopt: all threads share one heap; blocks up to 32 MiB come from it, and what is freed
-# stays, up to 256 MiB. The numbers on the left are those of <malloc.h>.
+# For mallopt, by <malloc.h>: one heap for all, blocks up to 32 MiB from it, 256 MiB may lie free.
 _MALLOC = {-8: 1, -3: 32 << 20, -1: 256 << 20}
 _SWITCHES = ConfigParser.BOOLEAN_STATES  # 1, yes, true, on; 0, no, false, off
 
@@ -90,8 +89,8 @@ class Residency:
 
 
 def keep_memory() -> None:
-    """Let the process keep the memory of activations, which are asked for again and again: to hand
-    each block back and have it cleared anew takes a tenth of a decode. glibc only."""
+    """Keep freed memory for the next activations: clearing it anew takes a tenth of a decode.
+    glibc only."""
     with suppress(AttributeError, OSError, TypeError):
         for option, value in _MALLOC.items():
             ctypes.CDLL(None).mallopt(option, value)
