@@ -220,15 +220,16 @@ class PerCoV2(FileCodec):
         if kinds:
             x = image_io.to_tensor(picture, COARSE.token_stride).to(self.device)  # (1, 3, H, W)
             z = x.new_empty(1, LATENT_CHANNELS, *(n // LATENT_STRIDE for n in x.shape[2:]))
-            done, total = 0, self.vae.count_tiles(*z.shape[2:])
-            searched = [k for k in kinds if self.levels[k.name].search.at(effort).rounds]
             boxes = {
-                k.name: search_boxes(k.grid(*picture.size[::-1]), k.token_stride) for k in searched
+                k.name: search_boxes(k.grid(*picture.size[::-1]), k.token_stride)
+                for k in kinds
+                if self.levels[k.name].search.at(effort).rounds
             }
-            total += sum(map(len, boxes.values()))
+            parts = self.vae.count_tiles(*z.shape[2:]) + sum(map(len, boxes.values()))
+            shares = iter(np.arange(1, parts + 1) / (parts + 1))
             for box, part in self.vae.encode_tiles(x):
                 z[box] = part
-                yield Found((done := done + 1) / (total + 1))
+                yield Found(next(shares))
             for kind in kinds:
                 h, w = (kind.token_stride * n for n in kind.grid(*picture.size[::-1]))
                 modules = self.levels[kind.name]
@@ -236,7 +237,7 @@ class PerCoV2(FileCodec):
                 tokens = modules.quantizer.tokens(vectors)  # (1, h, w)
                 for box in boxes.get(kind.name, ()):
                     self._search(tokens, box, x[..., :h, :w], kind, caption, effort)
-                    yield Found((done := done + 1) / (total + 1))
+                    yield Found(next(shares))
                 grids[kind.name] = tokens[0].cpu().numpy()
         coarse, fine = (grids.get(kind.name) for kind in (COARSE, FINE))
         yield Found(1.0, Tokens(picture.size, caption, coarse, fine, effort))
@@ -363,19 +364,17 @@ class PerCoV2(FileCodec):
             guidance=guidance,
             noise=draw_noise(start.shape, seed, start.device),
         )
-        done, index, latent = 0, 0, start
-        h, w = start.shape[2:]
-        total = steps * len(tiles(h, w, modules.flow.config.tile)) + self.vae.count_tiles(h, w)
+        (h, w), index, latent = start.shape[2:], 0, start
+        parts = steps * len(tiles(h, w, modules.flow.config.tile)) + self.vae.count_tiles(h, w)
+        shares = iter(np.arange(1, parts + 1) / parts)
         for found in latents:
-            done, latent = done + 1, latent if found is None else found  # (1, 16, H/8, W/8)
+            share, latent = next(shares), latent if found is None else found  # (1, 16, H/8, W/8)
             index += found is not None
             if index < steps:
-                preview = partial(self._picture, stream, latent)
-                yield Step(index, steps, preview, share=done / total)
+                yield Step(index, steps, partial(self._picture, stream, latent), share=share)
         preview = partial(self._picture, stream, latent)
         for picture in self._pictures(stream, latent):
-            done += 1
-            yield Step(steps, steps, preview, picture, done / total)
+            yield Step(steps, steps, preview, picture, next(shares))
 
     def _given(self, contents: Contents) -> Codes:
         """What a file says, as vectors: in place of a token not sent, the code to be expected."""

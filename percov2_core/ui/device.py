@@ -6,8 +6,7 @@ client changes updates in place, and on a busy machine only the last state of on
 
 On hosts that lend a GPU by the call (ZeroGPU) what `spaces.GPU` decorates runs in a forked process,
 which alone has the GPU. What goes in and out is pickled, and errors other than gradio's lose their
-text: so errors travel as values, and pictures as PIL images. Proven with a stand-in for the module
-(`tests/spaces_stand_in`), not on the hardware.
+text: so errors travel as values, and pictures as PIL images.
 """
 
 from __future__ import annotations

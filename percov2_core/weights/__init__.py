@@ -42,7 +42,7 @@ from percov2_core.contents import FileCodec, FileModules
 from percov2_core.errors import WeightsError
 from percov2_core.weights import files
 from percov2_core.weights.find import base_of, find_model
-from percov2_core.weights.residency import Residency, keep_memory
+from percov2_core.weights.residency import Residency
 
 if TYPE_CHECKING:
     from percov2_core.codec import PerCoV2
@@ -67,8 +67,6 @@ def load_codec(
     from percov2_core.weights import parts
 
     home = residency or Residency.from_environment(device=device)
-    if home.target.type == "cpu":
-        keep_memory()
     folder, about = _find(name)
     vae, painter = parts.load_vae_and_painter(folder, about, home)
     return parts.assemble(

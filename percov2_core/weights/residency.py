@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Mapping
 from configparser import ConfigParser
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,8 +14,6 @@ from percov2_core.errors import ConfigError
 
 OFFLOADS = ("none", "t5", "text")
 DTYPES = ("auto", "bfloat16", "float32")
-# For mallopt, by <malloc.h>: one heap for all, blocks up to 32 MiB from it, 256 MiB may lie free.
-_MALLOC = {-8: 1, -3: 32 << 20, -1: 256 << 20}
 _SWITCHES = ConfigParser.BOOLEAN_STATES  # 1, yes, true, on; 0, no, false, off
 
 
@@ -86,14 +82,6 @@ class Residency:
         """Where a text encoder ("clip" or "t5") rests."""
         offloaded = self.offload == "text" or self.offload == part
         return torch.device("cpu") if offloaded else self.target
-
-
-def keep_memory() -> None:
-    """Keep freed memory for the next activations: clearing it anew takes a tenth of a decode.
-    glibc only."""
-    with suppress(AttributeError, OSError, TypeError):
-        for option, value in _MALLOC.items():
-            ctypes.CDLL(None).mallopt(option, value)
 
 
 def on_shared_gpu() -> bool:
