@@ -43,7 +43,6 @@ def kodak(shared):
 
 @pytest.fixture(scope="session")
 def shipped():
-    """The embedded model."""
     from percov2_core.weights import load_codec
     from percov2_core.weights.find import EMBEDDED_DIR
 
@@ -64,7 +63,6 @@ def unsearched(shipped):
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
-    """A folder of pictures to train with."""
     from tests.tiny import picture
 
     folder = tmp_path_factory.mktemp("photos")
@@ -75,7 +73,6 @@ def photos(tmp_path_factory):
 
 @pytest.fixture
 def photo(tmp_path):
-    """A picture in a file."""
     from tests.tiny import picture
 
     picture().save(tmp_path / "photo.jpg")
@@ -138,7 +135,6 @@ def visit(browser, server):
 
 @pytest.fixture
 def page(visit):
-    """One visitor."""
     return visit()
 
 

@@ -23,8 +23,6 @@ _LAYOUT = struct.Struct("<QQQ")
 
 
 class Work(NamedTuple):
-    """Counts since the start."""
-
     looks: int  # pictures that were encoded
     symbols: int  # tokens and letters that were decoded or drawn
     cells: int  # that were painted, times steps

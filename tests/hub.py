@@ -33,8 +33,6 @@ class Space:
 
 @dataclass
 class Hub:
-    """The stand-in's state."""
-
     address: str
     models: dict[str, Files] = field(default_factory=dict)
     spaces: dict[str, Space] = field(default_factory=dict)
@@ -52,14 +50,12 @@ class Refused(Exception):
 
 
 def files_of(folder):
-    """A folder as the Hub keeps it."""
     found = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 @contextmanager
 def stand_in():
-    """Serve an empty Hub on a free port."""
     hub = Hub("")
     with listening(_Handler, hub=hub) as hub.address:
         yield hub
@@ -128,7 +124,6 @@ def _space(hub, name):
 
 
 def _files(hub, name):
-    """Of a model or a Space."""
     return hub.models[name] if name in hub.models else _space(hub, name).files
 
 

@@ -1,36 +1,26 @@
-"""The page as a Space runs it: its files, its Python, two cores, nothing writable but TMPDIR."""
+"""The page as a Space runs it: its files, two cores, nothing writable but TMPDIR; and below a path,
+behind a reverse proxy, in a frame."""
 
 import os
 import shutil
-import subprocess
 import sys
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
 
 from percov2_core.deploy.spacefile import ROOT, make_plan, read_manifest
-from tests.ui_server import free_port, running
+from tests.ui_server import Quiet, free_port, listening, running
 
 CORES = 2
-_NEEDED = "import gradio, torch, diffusers, constriction"
-
-
-@dataclass(frozen=True)
-class Space:
-    """A running page."""
-
-    address: str
-    port: int
-    process: subprocess.Popen[bytes]
-    app: Path  # what was uploaded
-    home: Path
-    temporary: Path
-    log: Path
-
-    def errors(self):
-        """Tracebacks that pass through our code; some versions of libraries have their own."""
-        blocks = self.log.read_text(encoding="utf-8").split("Traceback")[1:]
-        return [block for block in blocks if "percov2_core" in block]
+PREFIX = "/spaces/demo"
+FRAME_PX = 700
+_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host"}
+_FRAME = (
+    "<!doctype html><title>embedding</title>"
+    f'<iframe title="demo" src="{PREFIX}/?__theme=dark" width="{FRAME_PX}" height="1000"></iframe>'
+)
 
 
 @contextmanager
@@ -45,9 +35,10 @@ def start(folder, *, model, script=(), **environment):
     home, address = unwritable_home(folder), f"http://127.0.0.1:{port}/"
     environment["PERCOV2_MODEL"] = str(model)
     how = {"cwd": app, "env": hosted(manifest, home, temporary, port) | environment}
-    command = [space_python(manifest), *(script or [manifest.page.app_file])]
+    command = [sys.executable, *(script or [manifest.page.app_file])]
     with running(command, address, log, preexec_fn=_two_cores, **how) as process:
-        yield Space(address, port, process, app, home, temporary, log)
+        more = {"home": home, "temporary": temporary, "log": log}
+        yield SimpleNamespace(address=address, port=port, process=process, app=app, **more)
 
 
 def hosted(manifest, home, temporary, port):
@@ -67,21 +58,44 @@ def unwritable_home(folder):
     return Path("/proc") if os.access(home, os.W_OK) and os.path.isdir("/proc") else home
 
 
-def space_python(manifest):
-    """The Spacefile's Python where it is installed with the libraries, else this one."""
-    minor = ".".join(manifest.page.python_version.split(".")[:2])
-    if sys.version.startswith(f"{minor}."):
-        return sys.executable
-    found = shutil.which(f"python{minor}")
-    works = found and subprocess.run([found, "-c", _NEEDED], capture_output=True).returncode == 0
-    return found if found and works else sys.executable
-
-
-def listing(folder):
-    """Every file below a folder."""
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-
-
 def _two_cores():
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-CORES:])
+
+
+def proxy(port):
+    """-> the address of this host; the page on `port` is below `PREFIX`, its frame at /frame."""
+    return listening(_Handler, page_port=port)
+
+
+class _Handler(Quiet):
+    def _serve(self):
+        if self.path == "/frame":
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(_FRAME.encode())
+        elif self.path.startswith(PREFIX):
+            self._forward(self.path.removeprefix(PREFIX) or "/")
+        else:
+            self.send_error(404)
+
+    do_GET = do_POST = do_HEAD = _serve
+
+    def _forward(self, path):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers = {k: v for k, v in self.headers.items() if k.lower() not in _HOP}
+        headers |= {"X-Forwarded-Host": self.headers["Host"], "X-Forwarded-Proto": "http"}
+        page = f"http://127.0.0.1:{self.server.page_port}{path}"
+        with suppress(BrokenPipeError, ConnectionResetError):  # the visitor left
+            how = {"content": body, "headers": headers, "timeout": None}
+            with httpx.stream(self.command, page, **how) as answer:
+                self.send_response(answer.status_code)
+                for name, value in answer.headers.multi_items():
+                    if name not in _HOP:
+                        self.send_header(name, value)
+                self.end_headers()
+                # Pieces as they come: the page's news never end.
+                for piece in answer.iter_raw():
+                    self.wfile.write(piece)
+                    self.wfile.flush()

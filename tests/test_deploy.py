@@ -14,7 +14,7 @@ from percov2_core.deploy import publish
 from percov2_core.deploy.spacefile import MAX_TOTAL_BYTES, make_plan, read_manifest, update_readme
 from percov2_core.errors import ConfigError
 from tests.hub import OWNER, TOKEN, Space, stand_in
-from tests.test_house import PROJECT, listed
+from tests.test_package import PROJECT, listed
 from tests.ui_server import ROOT, free_port
 
 SPACE = f"{OWNER}/percov2"
@@ -40,28 +40,18 @@ def hub(endpoint):
         yield running
 
 
-@pytest.fixture
-def deploy(capsys):
+def deploy(capsys, *arguments):
     """Run the command; -> its status, and the lines that it said."""
-
-    def run(*arguments):
-        status = main(["deploy", *arguments])
-        said = capsys.readouterr()
-        return status, said.out.splitlines(), said.err.splitlines()
-
-    return run
+    status = main(["deploy", *arguments])
+    said = capsys.readouterr()
+    return status, said.out.splitlines(), said.err.splitlines()
 
 
-@pytest.fixture
-def refusal(deploy):
+def refusal(capsys, *arguments, status=1):
     """Run the command, which is to be refused; -> its one line."""
-
-    def run(*arguments, status=1):
-        got, _, (line,) = deploy(*arguments)
-        assert got == status
-        return line
-
-    return run
+    got, _, (line,) = deploy(capsys, *arguments)
+    assert got == status
+    return line
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +77,7 @@ def test_front_matter_spacefile_requirements_and_readme_agree():
     assert all(torch.contains(f"2.{minor}.0") for minor in range(8, 12))
 
 
-def test_a_dry_run_lists_what_runs_and_nothing_else(deploy, plan, monkeypatch):
+def test_a_dry_run_lists_what_runs_and_nothing_else(capsys, plan, monkeypatch):
     paths = set(plan.files)
     assert {"app.py", "requirements.txt", "README.md", "Spacefile", "LICENSE"} <= paths
     assert {"percov2_core/ui/page.css", "percov2_core/models/embedded/model.json"} <= paths
@@ -96,14 +86,14 @@ def test_a_dry_run_lists_what_runs_and_nothing_else(deploy, plan, monkeypatch):
     assert plan.files == {path: (ROOT / path).stat().st_size for path in sorted(paths)}
     assert plan.total_bytes < MAX_TOTAL_BYTES == 100_000_000
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    status, lines, errors = deploy("--dry-run", "--hardware", "t4-small")
+    status, lines, errors = deploy(capsys, "--dry-run", "--hardware", "t4-small")
     assert status == 0 and errors == []
     assert lines[:3] == ["space     OWNER/percov2", "hardware  t4-small", "sleeps    3600 s"]
     assert set(lines) >= {f"{size:>10,}  {path}" for path, size in plan.files.items()}
 
 
-def test_a_new_space_gets_the_same_files_byte_for_byte(hub, deploy, plan):
-    status, lines, _ = deploy()
+def test_a_new_space_gets_the_same_files_byte_for_byte(hub, capsys, plan):
+    status, lines, _ = deploy(capsys)
     assert status == 0 and lines[-1] == f"running: {hub.address}/spaces/{SPACE}"
     space = hub.spaces[SPACE]
     there = {path: data for path, data in space.files.items() if path != ".gitattributes"}
@@ -114,11 +104,11 @@ def test_a_new_space_gets_the_same_files_byte_for_byte(hub, deploy, plan):
     assert any("no secret HF_TOKEN" in line for line in lines)
 
 
-def test_an_update_removes_what_is_gone_and_sets_what_differs(hub, deploy, plan):
+def test_an_update_removes_what_is_gone_and_sets_what_differs(hub, capsys, plan):
     old = {"Spacefile": b"old", "gone.py": b"", ".gitattributes": b"kept", "README.md": b"old"}
     variables = {"OMP_NUM_THREADS": "9", "MINE": "kept"}
     hub.spaces[SPACE] = Space(files=dict(old), variables=variables, stale=3)
-    status, _, errors = deploy("--space", SPACE, "--hardware", "l4x1")
+    status, _, errors = deploy(capsys, "--space", SPACE, "--hardware", "l4x1")
     assert status == 0, errors
     space = hub.spaces[SPACE]
     assert set(space.files) == {*plan.files, ".gitattributes"}
@@ -130,24 +120,24 @@ def test_an_update_removes_what_is_gone_and_sets_what_differs(hub, deploy, plan)
     assert not any("repos/create" in asked for asked in hub.asked)
 
 
-def test_what_stands_in_the_way_is_said(hub, refusal, endpoint, monkeypatch):
-    assert "hardware: expected one of cpu-basic, " in refusal("--hardware", "toaster", status=2)
-    assert "expected OWNER/NAME, got 'a/b/c'" in refusal("--space", "a/b/c", status=2)
-    assert "may not write to other/percov2" in refusal("--space", "other/percov2")
+def test_what_stands_in_the_way_is_said(hub, capsys, endpoint, monkeypatch):
+    assert "expected one of cpu-basic, " in refusal(capsys, "--hardware", "toaster", status=2)
+    assert "expected OWNER/NAME, got 'a/b/c'" in refusal(capsys, "--space", "a/b/c", status=2)
+    assert "may not write to other/percov2" in refusal(capsys, "--space", "other/percov2")
     hub.foreign.add(SPACE)
-    assert f"the name {SPACE} is taken: choose another" in refusal()
+    assert f"the name {SPACE} is taken: choose another" in refusal(capsys)
     precious = {"README.md": b"", "game.py": b"precious"}
     hub.spaces[SPACE] = Space(files=dict(precious))
-    assert "has no Spacefile" in refusal() and hub.spaces[SPACE].files == precious
+    assert "has no Spacefile" in refusal(capsys) and hub.spaces[SPACE].files == precious
     stages = ["BUILDING", "BUILD_ERROR"]
     hub.spaces[SPACE] = Space({"Spacefile": b""}, stages=stages, message="no such package")
-    assert "is in stage BUILD_ERROR: no such package: read the log at" in refusal()
+    assert "is in stage BUILD_ERROR: no such package: read the log at" in refusal(capsys)
     monkeypatch.setenv("HF_TOKEN", "hf_other")
-    assert "does not accept it: run `hf auth login`" in refusal()
+    assert "does not accept it: run `hf auth login`" in refusal(capsys)
     endpoint(address := f"http://127.0.0.1:{free_port()}")
-    assert f"percov2: network: no answer from {address}" in refusal()
+    assert f"percov2: network: no answer from {address}" in refusal(capsys)
     monkeypatch.delenv("HF_TOKEN")
-    assert refusal().startswith("percov2: token: none found: run `hf auth login`")
+    assert refusal(capsys).startswith("percov2: token: none found: run `hf auth login`")
 
 
 @pytest.mark.parametrize(
@@ -159,9 +149,9 @@ def test_what_stands_in_the_way_is_said(hub, refusal, endpoint, monkeypatch):
         ("variables", 500, "answers 500: refused with 500: try again in a few minutes"),
     ],
 )
-def test_a_refusal_says_what_to_do(hub, refusal, part, status, words):
+def test_a_refusal_says_what_to_do(hub, capsys, part, status, words):
     hub.refuse[part] = status
-    assert words in refusal()
+    assert words in refusal(capsys)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +180,6 @@ SMALL = ["README.md", "Spacefile", "app.py", "requirements.txt"]
 
 
 def small_repository(folder, *, upload=SMALL):
-    """Just enough to plan, without git."""
     changed = {**content(), "upload": upload}
     (folder / "Spacefile").write_text(yaml.safe_dump(changed), encoding="utf-8")
     for name in ("app.py", "requirements.txt"):

@@ -60,18 +60,6 @@ def refusal():
     return message
 
 
-def test_base_and_checkpoint_are_fetched_and_then_work_offline(hub, monkeypatch):
-    monkeypatch.setenv("PERCOV2_ALLOW_DOWNLOAD", "1")
-    hub.models[CHECKPOINT] = files_of(tiny_checkpoint(2))
-    data = load_codec(f"sd3-medium:{CHECKPOINT}", device="cpu").encode(picture()).to_bytes()
-    asked = len(hub.asked)
-    monkeypatch.delenv("PERCOV2_ALLOW_DOWNLOAD")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    codec = load_codec(f"sd3-medium:{CHECKPOINT}", device="cpu")
-    assert codec.encode(picture()).to_bytes() == data
-    assert asked > 0 and len(hub.asked) == asked
-
-
 def test_nothing_is_fetched_unasked_nor_second_copies_of_weights_nor_an_unwanted_encoder(hub):
     spare = ["text_encoder/model.fp16.safetensors", "sd3_medium.safetensors", "text_encoder/x.bin"]
     hub.models[BASE] |= dict.fromkeys(spare, b"large")
@@ -125,7 +113,7 @@ def test_a_hub_that_falls_silent_is_given_up_on(hub, monkeypatch, answered):
     assert len(hub.asked) == answered + 1
 
 
-def test_a_checkpoint_survives_the_way_to_the_hub_and_back(hub, monkeypatch, capsys):
+def test_a_checkpoint_comes_back_from_the_hub_and_then_works_offline(hub, monkeypatch, capsys):
     checkpoint, hub.models[CHECKPOINT] = tiny_checkpoint(2), {}
     with pytest.raises(WeightsError, match=rf"^'{CHECKPOINT}'.*set HF_TOKEN"):
         client.upload(checkpoint, CHECKPOINT)
@@ -136,10 +124,16 @@ def test_a_checkpoint_survives_the_way_to_the_hub_and_back(hub, monkeypatch, cap
     assert main([*words, "--upload", CHECKPOINT]) == 0
     assert f"sent to {hub.address}/{CHECKPOINT}\n" in capsys.readouterr().out
     assert hub.models[CHECKPOINT] == files_of(checkpoint)
+    data = load_codec(checkpoint, device="cpu").encode(picture()).to_bytes()
+    monkeypatch.delenv("PERCOV2_SD3_BASE")
     monkeypatch.setenv("PERCOV2_ALLOW_DOWNLOAD", "1")
-    back = load_codec(f"sd3-medium:{CHECKPOINT}", device="cpu")
-    here = load_codec(checkpoint, device="cpu")
-    assert back.encode(picture()).to_bytes() == here.encode(picture()).to_bytes()
+    for offline in (False, True):
+        asked = len(hub.asked)
+        codec = load_codec(f"sd3-medium:{CHECKPOINT}", device="cpu")
+        assert codec.encode(picture()).to_bytes() == data
+        assert (len(hub.asked) == asked) == offline
+        monkeypatch.delenv("PERCOV2_ALLOW_DOWNLOAD", raising=False)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
 def test_the_weights_command_tells_what_is_missing_and_fetches_it(hub, capsys):

@@ -82,13 +82,10 @@ def painted(page, act):
 
 
 def choose_mode(page, label):
-    """Of a picture that is compressed already; as `painted`."""
     return painted(page, page.get_by_label(label, exact=True).check)
 
 
 def resize(page, size):
-    """Type a size; as `painted`."""
-
     def type_it():
         box = page.locator("#pc-size input[type=number]")
         box.press("Control+a")
@@ -132,6 +129,5 @@ def download(page):
 
 
 def starts(page, step):
-    """Press the button; until the stage says `step`."""
     page.locator("#pc-compress").click()
     expect(page.locator("#pc-stage [role=status]")).to_contain_text(step)

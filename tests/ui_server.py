@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,8 +23,6 @@ START_S = 480  # generous: a busy machine takes its time to import everything
 
 @dataclass(frozen=True)
 class Server:
-    """A running page."""
-
     address: str
     log: Path
     files: Path  # where uploads and temporary files go
@@ -81,27 +79,22 @@ def running(command, address, log, **options):
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, **options)
         try:
-            wait_for(address, process, log)
+            eventually(lambda: process.poll() is not None or answers(address), START_S)
+            if process.poll() is not None:
+                pytest.fail(f"the page did not start:\n{log.read_text(encoding='utf-8')}")
             yield process
         finally:
             process.terminate()
             process.wait(60)
 
 
-def wait_for(address, process, log):
-    """Return once the page answers."""
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(address, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail(f"the page did not start:\n{log.read_text(encoding='utf-8')}")
+def answers(address):
+    with suppress(OSError), urllib.request.urlopen(address, timeout=5):
+        return True
+    return False
 
 
 def eventually(true, limit_s=60):
-    """Return once it is so."""
     deadline = time.monotonic() + limit_s
     while not true():
         assert time.monotonic() < deadline, "it never came true"
@@ -109,8 +102,6 @@ def eventually(true, limit_s=60):
 
 
 class Quiet(BaseHTTPRequestHandler):
-    """Answers without writing of it."""
-
     def log_message(self, *_):
         pass
 
