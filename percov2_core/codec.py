@@ -177,8 +177,7 @@ class PerCoV2(FileCodec):
         return self.write(part.tokens, mode, count=tokens, size=size, schedule=schedule, seed=seed)
 
     def look(self, image: Image.Image, **options: Any) -> Tokens:
-        """Find the caption and the tokens of a picture, from which `write` makes files of any size:
-        `looking` to its end."""
+        """`looking` to its end: caption and tokens, of which `write` makes files of any size."""
         *_, found = self.looking(image, **options)
         assert found.tokens is not None  # the last part has them
         return found.tokens

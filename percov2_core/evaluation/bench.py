@@ -7,9 +7,7 @@ import logging
 import os
 import platform
 import re
-import resource
 import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
@@ -287,11 +285,8 @@ def _clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _peak_bytes(device: torch.device) -> int:
-    """Most memory in use at this point: on the GPU, or resident in the process."""
+def _peak_bytes(device: torch.device) -> float:
+    """Most memory in use at this point: on the GPU, or by a process of Linux; nan elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if found := _field("/proc/self/status", "VmHWM"):
-        return 1024 * int(found.removesuffix(" kB"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    return 1024 * float(_field("/proc/self/status", "VmHWM").removesuffix(" kB") or "nan")

@@ -105,12 +105,11 @@ is a GPU, or a processor with the instruction set that PyTorch uses (bfloat16: h
 AMX), cores that the run may use, PyTorch's threads. Encode and decode are for one picture, enlarged
 if need be, mp are 10^6 pixels, the loop is for the batch; `matmul_tflops` is a large product in the
 same type and run, `share` the loop's part of it, counted by `torch.utils.flop_counter`. Copies are
-between the CPU's memory and the GPU's, in the loop. Memory is the most that the GPU, or the whole
-process, held at this point. Random weights are as fast and large as trained ones.
+between the CPU's memory and the GPU's, in the loop. Memory is the most that GPU or process held.
 
-Classic codecs ran in the same run on the same cores and pictures: at their libraries' own speed and
-quality, and at the best quality within the bytes of each of our files, or the lowest. They choose
-their threads: WebP takes one, VVC one to decode. VVC's seconds include the start of ffmpeg.
+Classic codecs ran on the same cores and pictures: at their libraries' own speed and quality, and at
+the best quality within our bytes, or the lowest. WebP takes one thread, VVC one to decode;
+its seconds include the start of ffmpeg.
 
 """
 

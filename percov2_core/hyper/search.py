@@ -78,8 +78,7 @@ def search_tokens(
         surrogate: As `decode`, of which it knows what a change of tokens changes; None asks that.
 
     Returns:
-        (1, h, w) int64; no move of a token made its patch, with its bits, cost more, as far as that
-        is known.
+        (1, h, w) int64; no move made its patch, with its bits, cost more, as far as is known.
     """
     half = x.is_cuda or BFLOAT16_ON_CPU
     codebook = quantizer.codebook.float()
