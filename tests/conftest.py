@@ -140,6 +140,5 @@ def page(visit):
 
 @pytest.fixture
 def hold(server):
-    """While this file is there, painting stands still after its first step."""
     with server.holding() as file:
         yield file

@@ -38,7 +38,6 @@ class Answer:
 
     @property
     def full(self):
-        """The queue took no more visitors."""
         return self.status == 503
 
     @property
@@ -65,11 +64,9 @@ class Stranger(AbstractContextManager):
         self.http.close()
 
     def named(self, name):
-        """Number of a public end point."""
         return next(i for i, call in self.calls.items() if call["api_name"] == name)
 
     def part(self, elem_id):
-        """Number of an element of the page."""
         return next(i for i, part in self.parts.items() if part["props"].get("elem_id") == elem_id)
 
     def upload(self, name, data):
@@ -134,7 +131,6 @@ class Visitor(Stranger):
         self.patient = True  # stays for what is measured after a picture is there
 
     def put(self, elem_id, value):
-        """Fill an element of the page."""
         self.values[self.part(elem_id)] = value
 
     def shown(self, elem_id):
@@ -145,7 +141,6 @@ class Visitor(Stranger):
         return self._fire([self.part(elem_id), event])
 
     def enter(self, link):
-        """The page is opened by a link."""
         self.http.params = httpx.QueryParams(pcv2=link)
         return self._fire("load")
 
