@@ -19,6 +19,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +37,7 @@ from percov2_core.weights import load_codec
 from tests.hostile.stranger import API, Visitor
 from tests.picture_files import saved
 from tests.tiny import options
-from tests.ui_server import ROOT, serve
+from tests.ui_server import ROOT, eventually, serve
 
 MB = 2**20
 GROWTH_MB = 150
@@ -71,7 +72,6 @@ class Crowd:
         self.peak_mb = 0.0
 
     def visit(self, seed):
-        """One visitor after the other, until the end."""
         dice = random.Random(seed)
         while self._thinks(dice):
             doings = (self.press, self.press, self.press, self.program, self.open, self.leave)
@@ -109,7 +109,6 @@ class Crowd:
                 return
 
     def program(self, visitor, dice):
-        """The end points for programs."""
         job = dice.choice(self.jobs)
         photo, file = visitor.upload("a.png", job.photo), visitor.upload("a.pcv2", job.file)
         for name, data, expected, read in (
@@ -123,7 +122,6 @@ class Crowd:
                 self._compare(got, expected, f"/{name}")
 
     def open(self, visitor, dice):
-        """Somebody else's file."""
         job = dice.choice(self.jobs)
         visitor.put("pc-file", visitor.upload("a.pcv2", job.file))
         began = time.monotonic()
@@ -131,14 +129,12 @@ class Crowd:
             self._compare(decoded(visitor.shown("pc-decoded-stage")), job.pixels, "open")
 
     def leave(self, visitor, dice):
-        """Press, and close the window after a moment."""
         if self._choose(visitor, dice.choice(self.jobs)):
             visitor.patience_s = dice.uniform(0.1, 3)
             visitor.fire("pc-compress", "click")
             self._add("left in the middle")
 
     def rubbish(self, visitor, dice):
-        """No picture, and no file."""
         file = visitor.upload("rubbish.png", dice.randbytes(2000))
         for place, event in (("pc-image", "change"), ("pc-file", "upload")):
             visitor.put(place, file)
@@ -190,7 +186,6 @@ def rgb(png):
 
 
 def jobs(codec, side_px):
-    """Three pictures in every mode, with each caption."""
     found = []
     for path in sorted((ROOT / "assets" / "examples").glob("*.jpg"))[:3]:
         photo = Image.open(path).resize((side_px, side_px * 3 // 4))
@@ -205,14 +200,8 @@ def jobs(codec, side_px):
     return found
 
 
-def files_left(server, *, wait_s):
-    """Temporary files that are there after their time."""
-    deadline = time.monotonic() + wait_s
-    while True:
-        left = sum(path.is_file() for path in server.files.rglob("*"))
-        if not left or time.monotonic() > deadline:
-            return left
-        time.sleep(1)
+def files_left(server):
+    return sum(path.is_file() for path in server.files.rglob("*"))
 
 
 def main():
@@ -230,7 +219,10 @@ def main():
         before_mb, crowd = server.memory_bytes / MB, Crowd(server, expected, args.minutes)
         with ThreadPoolExecutor(args.visitors) as pool:
             list(pool.map(crowd.visit, range(args.visitors)))
-        left = files_left(server, wait_s=args.keep + min(SWEEP_FILES_S, args.keep) + 30)
+        wait_s = args.keep + min(SWEEP_FILES_S, args.keep) + 30
+        with suppress(AssertionError):
+            eventually(lambda: not files_left(server), wait_s)
+        left = files_left(server)
         after_mb = server.memory_bytes / MB
         log = server.log.read_text(encoding="utf-8", errors="replace")
     p50, p95 = np.percentile(crowd.waits_s or [0.0], [50, 95])
