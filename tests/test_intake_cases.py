@@ -117,6 +117,7 @@ REFUSED = {
     "100 : 1": (jpeg(Image.new("L", (9000, 90))), "become 2048 x 20 .* cut it"),
     "smaller than a token": (saved(quadrants(62, 300), "PNG"), "62 x 300 pixels"),
     "the half of a JPEG": (WHOLE_JPEG[: len(WHOLE_JPEG) // 2], "damaged"),
+    "a JPEG without its last scans": (jpeg(quadrants(), progressive=True)[:700], "damaged"),
     "a JPEG without its last rows": (WHOLE_JPEG[:-40], "damaged"),
     "the half of a PNG": (WHOLE_PNG[:250], "damaged"),
     "pixels that were changed": (WHOLE_PNG[:-30] + b"??" + WHOLE_PNG[-28:], "damag"),
