@@ -112,8 +112,7 @@ def schedule_bars(frame: pd.DataFrame) -> go.Figure:
     names = [list(table.index.get_level_values(i)) for i in (0, 1)]
     figure = go.Figure()
     for part, shade in (("token", "#ff7f0e"), ("caption", "#1f77b4"), ("header", "#7f7f7f")):
-        values = table[f"{part}_bits"]
-        figure.add_bar(x=names, y=values, name=part, marker_color=shade)
+        figure.add_bar(x=names, y=table[f"{part}_bits"], name=part, marker_color=shade)
     figure.update_yaxes(title="bits per picture")
     return figure.update_layout(title="Where the bits go", barmode="stack", **_LAYOUT)
 

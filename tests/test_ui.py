@@ -13,7 +13,7 @@ from percov2_core.errors import BitstreamError
 from percov2_core.metrics import Scores
 from percov2_core.ui import border, compress, invented, open_file, results, text
 from percov2_core.ui.device import Look
-from percov2_core.ui.tradeoff import Measured, Measurements, figure, run_of, runs_frame
+from percov2_core.ui.tradeoff import Measured, Measurements, figure, runs_frame
 from tests.tiny import picture, tiny_codec
 
 ADDRESS = "https://example.org/space"
@@ -93,7 +93,7 @@ def test_own_runs_are_drawn_found_again_and_downloaded(stream, tmp_path):
     history = [a_run(stream, psnr=20.0, picorank=0.5), a_run(stream, 2, psnr=21.0)]
     drawn = figure(Measurements(tmp_path), history, x="bpp", y="psnr")
     keys = [point[1] for point in drawn.data[0].customdata]
-    assert [run_of(key, history) for key in keys] == history
+    assert keys == [row.key for row in history]
     assert figure(Measurements(tmp_path), [], x="bpp", y="psnr") is None
     table = runs_frame(history)
     first, *lines = table.to_csv(index=False).splitlines()

@@ -142,8 +142,7 @@ def _to_grid(table: Tensor, unit: float) -> Tensor:
 
 
 def _bias(table: Tensor) -> Tensor:
-    scaled = _to_grid(table, 2.0**-exact.SCORE_BITS)
-    return scaled.clamp(-exact.BIAS_LIMIT, exact.BIAS_LIMIT)
+    return _to_grid(table, 2.0**-exact.SCORE_BITS).clamp(-exact.BIAS_LIMIT, exact.BIAS_LIMIT)
 
 
 def _exponential() -> Tensor:

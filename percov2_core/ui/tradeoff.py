@@ -34,7 +34,6 @@ VVC_PIXELS = 1_500_000  # above it, the encoder would need minutes
 FAMILIES = ("jpeg", "avif", "vvc")
 _KEEP: Any = gr.skip()
 _STUDIES = ("sweep", "presets", "protocol", "classic")
-_RUN_KEY = "run:"
 _CLICK_JS = "percov.points((key) => trigger(key.startsWith('run:') ? 'back' : 'take', {key}))"
 # The same for those who do not point: every line of the table has a button.
 _BACK_JS = "percov.buttons(element, (key) => trigger('back', {key}))"
@@ -53,6 +52,11 @@ class Measured:
 
     run: Run
     scores: Scores
+
+    @property
+    def key(self) -> str:
+        """What a click on its point, or on its line of the table, says."""
+        return f"run:{self.run.number}"
 
     @property
     def values(self) -> dict[str, Any]:
@@ -153,18 +157,18 @@ class TradeOffTab:
         x, y = check_choice("across", x, AXES), check_choice("up", y, AXES)
         drawn = figure(self.stored, history, x=x, y=y)
         note = "" if drawn is not None else empty(text.EMPTY_RUNS_PLOT)
-        keys = [f"{_RUN_KEY}{row.run.number}" for row in history]
+        keys = [row.key for row in history]
         return drawn, note, results.runs_table(keys, runs_frame(history))
 
     def back(
         self, event: gr.EventData, history: list[Measured], request: gr.Request
     ) -> tuple[Any, str, str, Run]:
         """A click on an own run: its picture again."""
-        found = run_of(border.told(event, "key"), history)
-        if found is None:
+        key = border.told(event, "key")
+        run = next((row.run for row in history if row.key == key), None)
+        if run is None:
             raise gr.Error(text.RUN_FORGOTTEN, print_exception=False)
         self.turns.look(request.session_hash or "")
-        run = found.run
         return gr.Tabs(selected="compress"), run.headline, results.compare_run(run), run
 
     def take(self, event: gr.EventData) -> tuple[Any, ...]:
@@ -260,8 +264,7 @@ def _dressed(drawn: Any) -> Any:
     drawn.update_traces(marker=marker, hovertemplate=_HINT)
     named: set[str] = set()
     for trace in drawn.data:
-        ours = trace.name.startswith("percov2")
-        plain = {} if ours else {"size": 10, "symbol": "diamond"}
+        plain = {} if trace.name.startswith("percov2") else {"size": 10, "symbol": "diamond"}
         trace.marker.update(_MARKERS.get(trace.name, plain))
         name = text.codec_name(trace.name)
         trace.update(name=name, legendgroup=name, showlegend=name not in named)
@@ -291,17 +294,12 @@ def _run_rows(history: Sequence[Measured]) -> pd.DataFrame:
         {
             **row.values,
             "label": text.YOUR_RUNS,
-            "key": f"{_RUN_KEY}{row.run.number}",
+            "key": row.key,
             "picture": f"{row.run.name}, {row.run.stream.mode}<br>{row.run.size_bytes:,} bytes, "
             f"{text.steps(row.run.look.steps)}, guidance {row.run.look.guidance:g}",
         }
         for row in history
     )
-
-
-def run_of(key: str, history: Sequence[Measured]) -> Measured | None:
-    """The visitor's run behind a point, if the point is one."""
-    return next((row for row in history if f"{_RUN_KEY}{row.run.number}" == key), None)
 
 
 def row_of(run: Run | None, history: Sequence[Measured]) -> Measured | None:
