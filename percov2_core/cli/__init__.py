@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="percov2: %(message)s", level=logging.WARNING)
     # Before any command loads torch, whose threads would spin on cores that others use as well.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # some microseconds: small products are many
     args = build_parser().parse_args(argv)
     with warnings.catch_warnings():
         if not sys.warnoptions:  # they are for who writes Python, and say where our files lie
