@@ -122,8 +122,8 @@ class _Trainer:
     ) -> None:
         self.out, self.config = out, config
         cpu = on_cpu(config.device)
-        half = "no" if cpu and not torch.cpu._is_avx512_bf16_supported() else "bf16"
-        self.accelerator = Accelerator(cpu=cpu, mixed_precision=half)
+        bf16 = not cpu or sharded() or torch.cpu._is_avx512_bf16_supported()
+        self.accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no")
         trained = [p for p in system.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             groups or trained, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)
