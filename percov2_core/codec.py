@@ -133,7 +133,7 @@ class PerCoV2(FileCodec):
         captioner: str | None = None,
         effort: str = DEFAULT_EFFORT,
         seed: int = 0,
-        progress: Callable[[float], object] | None = None,
+        progress: Callable[[float], object] = lambda share: None,
     ) -> Stream:
         """Compress a picture: `look` at it and `write` what was found.
 
@@ -171,8 +171,7 @@ class PerCoV2(FileCodec):
             coarse=size is not None or header.sent.coarse > 0,
             fine=size is not None or header.sent.fine > 0,
         ):
-            if progress:
-                progress(part.share)
+            progress(part.share)
         assert part.tokens is not None
         return self.write(part.tokens, mode, count=tokens, size=size, schedule=schedule, seed=seed)
 
@@ -214,7 +213,7 @@ class PerCoV2(FileCodec):
     def _looking(
         self, picture: Image.Image, caption: str, effort: str, wanted: Sequence[bool]
     ) -> Generator[Found, None, None]:
-        grids: dict[str, Ints] = {}
+        grids: dict[str, Ints | None] = dict.fromkeys((COARSE.name, FINE.name))
         kinds = [kind for kind, asked in zip((COARSE, FINE), wanted, strict=True) if asked]
         if kinds:
             x = image_io.to_tensor(picture, COARSE.token_stride).to(self.device)  # (1, 3, H, W)
@@ -238,7 +237,7 @@ class PerCoV2(FileCodec):
                     self._search(tokens, box, x[..., :h, :w], kind, caption, effort)
                     yield Found(next(shares))
                 grids[kind.name] = tokens[0].cpu().numpy()
-        coarse, fine = (grids.get(kind.name) for kind in (COARSE, FINE))
+        coarse, fine = grids[COARSE.name], grids[FINE.name]
         yield Found(1.0, Tokens(picture.size, caption, coarse, fine, effort))
 
     def _search(
@@ -246,15 +245,14 @@ class PerCoV2(FileCodec):
     ) -> None:
         """Improve one tile of a level's tokens, found as if the other level were not there."""
         modules, stride = self.levels[kind.name], kind.token_stride
-        surrogate = None
-        if modules.surrogate and effort == DEFAULT_EFFORT:
+        config, surrogate = modules.search.at(effort), None
+        if modules.surrogate and config.by_surrogate:
             surrogate = partial(draw_surrogate, modules.surrogate)
         rows, columns = (slice(stride * s.start, stride * s.stop) for s in box[1:])
 
         def bits(tile: Tensor) -> Tensor:  # (h, w) -> (K, h, w)
-            # By one schedule, so that all send the same tokens.
-            known, schedule = Known(caption), DEFAULT_SCHEDULE
-            found = modules.prior.choices(tile.cpu().numpy(), known, schedule=schedule)
+            known, by = Known(caption), DEFAULT_SCHEDULE  # one, so that all send the same tokens
+            found = modules.prior.choices(tile.cpu().numpy(), known, schedule=by)
             return torch.from_numpy(found).to(tile.device)
 
         tokens[box] = search_tokens(
@@ -262,7 +260,7 @@ class PerCoV2(FileCodec):
             modules.quantizer,
             partial(self.decode_codes, level=kind.name),
             x[..., rows, columns],
-            config=modules.search.at(effort),
+            config=config,
             bits=bits,
             surrogate=surrogate,
         )

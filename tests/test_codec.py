@@ -237,6 +237,8 @@ def test_the_search_asks_the_decoder_once_per_tile_where_a_surrogate_stands_in(
     decoded = counted(monkeypatch, LatentAutoencoder, "_decode")
     shipped.look(picture(), caption="", coarse=False)
     assert len(decoded) == 1
+    shipped.look(picture(64, 64), caption="", coarse=False, effort="best")
+    assert len(decoded) > 10
 
 
 def tokens(seed=1, size=(256, 192)):

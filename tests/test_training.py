@@ -18,6 +18,7 @@ from percov2_core.contents import Tokens
 from percov2_core.entropy.exporter import restore
 from percov2_core.errors import ConfigError
 from percov2_core.hyper.networks import HyperDecoder, HyperEncoder, VectorQuantizer
+from percov2_core.latent import LatentAutoencoder
 from percov2_core.training import checkpoint, recipes
 from percov2_core.training.cache import Cache
 from percov2_core.training.checkpoint import load_average
@@ -34,7 +35,7 @@ from percov2_core.weights.sizes import Sizes
 from tests import tiny
 from tests.hub import files_of
 from tests.sharded_worker import launch_arguments
-from tests.tiny import ROOT, TINY_MASKED, picture, rows, tiny_codec, tiny_folder
+from tests.tiny import ROOT, TINY_MASKED, counted, picture, rows, tiny_codec, tiny_folder
 from tests.tiny_sd3 import tiny_checkpoint, tiny_sd3_folder
 from tests.ui_server import free_port
 
@@ -56,6 +57,21 @@ def vae(photos, tmp_path_factory):
 
 TINY = {f.name: getattr(tiny.tiny_sizes(), f.name) for f in dataclasses.fields(Sizes)}
 RECIPE = {"plan": PLAN}
+
+
+def test_a_surrogate_is_trained_for_a_model_and_stands_in_for_its_decoder(
+    photos, tmp_path, monkeypatch
+):
+    folder, run = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(tiny_folder(), folder)
+    recipe = {"plan": PLAN, "loop": {"lr": 0.01, "warmup_steps": 1}}
+    recipes.STAGES["surrogate"](job(photos, run, steps=40, model=str(folder), recipe=recipe))
+    first, last = rows(run / "losses.csv")
+    assert float(last["error"]) < 0.9 * float(first["error"])
+    shutil.copytree(run / "surrogate", folder / "fine" / "surrogate")
+    codec, decoded = load_codec(folder), counted(monkeypatch, LatentAutoencoder, "_decode")
+    codec.look(picture(), caption="", coarse=False)
+    assert len(decoded) == 1
 
 
 @pytest.fixture(scope="module")

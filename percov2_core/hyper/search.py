@@ -43,11 +43,12 @@ class SearchConfig:
     curvature: float = 60.0  # squared error that a move of unit length costs beyond its gradient
     structure: float = 0.0  # weight of `metrics.structure` beside the mean squared error
     rate: float = 0.0  # squared error that one bit is worth: lambda
+    by_surrogate: bool = True  # where the model has one, and "best" is not asked for
 
     def at(self, effort: str) -> SearchConfig:
-        """The same with as many rounds as one of `config.EFFORTS` takes."""
+        """The same with what one of `config.EFFORTS` takes."""
         rounds = {"fast": 0, "normal": self.rounds, "best": self.best_rounds}[effort]
-        return replace(self, rounds=rounds)
+        return replace(self, rounds=rounds, by_surrogate=effort != "best")
 
 
 def search_boxes(grid: tuple[int, int], stride: int) -> list[Box]:

@@ -1,8 +1,7 @@
 """Stage `surrogate`: a small network that stands in for the decoder in the encoder's search.
 
-The encoder's search asks how the picture changes with a token. What it needs is the change, so that
-the pairs here are two choices of tokens for the same crop, and the loss weighs the difference.
-B batch, D code width, h x w token grid, H x W pixels.
+The search asks how the picture changes with a token, so the loss weighs what differs between two
+choices of tokens for a crop. B batch, D code width, h x w token grid, H x W pixels.
 """
 
 from __future__ import annotations
@@ -36,15 +35,17 @@ class SurrogateSystem(nn.Module):
 
     def __init__(self, codec: PerCoV2) -> None:
         super().__init__()
-        self.surrogate = HyperDecoder(3 * 4**2, feature_channels=0, **SIZES)
+        width = codec.levels[FINE.name].quantizer.codebook.shape[1]
+        self.surrogate = HyperDecoder(3 * 4**2, feature_channels=0, code_dim=width, **SIZES)
         self._codec = [codec]  # in a list: frozen, not part of the checkpoint
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._step = 0
 
     def forward(self, batch: NDArray[Any], progress: float) -> StepLoss:
         if self._step % EACH == 0:
-            with torch.no_grad(), torch.autocast("cpu", enabled=False):
-                self._kept = [*self._kept[1 - KEPT :], self._pairs(to_float(batch))]
+            x = to_float(batch).to(self._codec[0].device)
+            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+                self._kept = [*self._kept[1 - KEPT :], self._pairs(x)]
         pick = -1 if self._step % EACH == 0 else int(torch.randint(len(self._kept), ()))
         self._step += 1
         codes, target = self._kept[pick]
@@ -58,7 +59,7 @@ class SurrogateSystem(nn.Module):
         """(B, 3, H, W) -> (2 B, D, h, w) codes, (2 B, 3, H, W) pictures: nearest codes, others."""
         codec = self._codec[0]
         level = codec.levels[FINE.name]
-        vectors = level.encoder(codec.vae.encode(x.to(codec.device)))
+        vectors = level.encoder(codec.vae.encode(x))
         nearest = level.quantizer.tokens(vectors)
         unit = F.normalize(vectors, dim=1).movedim(1, -1) @ level.quantizer.codebook.float().T
         chances = (NEARNESS * unit).softmax(-1).flatten(0, 2)
