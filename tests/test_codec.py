@@ -204,7 +204,8 @@ def test_a_large_picture_is_painted_in_tiles(monkeypatch):
     assert len(decoded) == codec.vae.count_tiles(24, 40) == 6  # each tile once
     assert shares == sorted(set(shares)) and shares[-1] == 1.0
     assert indices == sorted(indices) and (indices[0], indices[-1]) == (0, 2)
-    made = steps[-1].picture
+    *unfinished, made = (step.picture for step in steps)
+    assert unfinished == [None] * len(unfinished)
     assert made.size == (320, 192) and np.asarray(made).std() > 0
     painting = codec.paint(contents, steps=1)
     assert [next(painting).picture for _ in range(3)] == [None] * 3
