@@ -67,6 +67,9 @@ from percov2_core.hyper.networks import (
 from percov2_core.hyper.search import SearchConfig, search_boxes, search_tokens
 from percov2_core.latent import LatentAutoencoder
 
+# What a tile takes, to be searched and to be decoded, as multiples of encoding it and of a step.
+_SEARCH_WORK, _DECODE_WORK = 10, 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LevelModules(FileModules):
@@ -163,23 +166,28 @@ class PerCoV2(FileCodec):
             tokens=tokens,
             seed=seed,
         )
-        for part in self.looking(
+        found = self.look(
             picture,
+            progress,
             caption=caption,
             captioner=captioner,
             effort=effort,
             coarse=size is not None or header.sent.coarse > 0,
             fine=size is not None or header.sent.fine > 0,
-        ):
-            progress(part.share)
-        assert part.tokens is not None
-        return self.write(part.tokens, mode, count=tokens, size=size, schedule=schedule, seed=seed)
+        )
+        return self.write(found, mode, count=tokens, size=size, schedule=schedule, seed=seed)
 
-    def look(self, image: Image.Image, **options: Any) -> Tokens:
+    def look(
+        self,
+        image: Image.Image,
+        progress: Callable[[float], object] = lambda share: None,
+        **options: Any,
+    ) -> Tokens:
         """`looking` to its end: caption and tokens, of which `write` makes files of any size."""
-        *_, found = self.looking(image, **options)
-        assert found.tokens is not None  # the last part has them
-        return found.tokens
+        for part in self.looking(image, **options):
+            progress(part.share)
+        assert part.tokens is not None  # the last part has them
+        return part.tokens
 
     def looking(
         self,
@@ -223,8 +231,9 @@ class PerCoV2(FileCodec):
                 for k in kinds
                 if self.levels[k.name].search.at(effort).rounds
             }
-            parts = self.vae.count_tiles(*z.shape[2:]) + sum(map(len, boxes.values()))
-            shares = iter(np.arange(1, parts + 1) / (parts + 1))
+            work = [1] * self.vae.count_tiles(*z.shape[2:])
+            work += [_SEARCH_WORK] * sum(map(len, boxes.values()))
+            shares = iter(np.cumsum(work) / (sum(work) + 1))
             for box, part in self.vae.encode_tiles(x):
                 z[box] = part
                 yield Found(next(shares))
@@ -362,16 +371,16 @@ class PerCoV2(FileCodec):
             noise=draw_noise(start.shape, seed, start.device),
         )
         (h, w), index, latent = start.shape[2:], 0, start
-        parts = steps * len(tiles(h, w, modules.flow.config.tile)) + self.vae.count_tiles(h, w)
-        shares = iter(np.arange(1, parts + 1) / parts)
+        around = [_DECODE_WORK] * self.vae.count_tiles(h, w)  # the hyper-decoder's as well
+        work = [sum(around) + 1] + [1] * (steps * len(tiles(h, w, modules.flow.config.tile)) - 1)
+        shares = iter(np.cumsum(work + around) / sum(work + around))
         for found in latents:
             share, latent = next(shares), latent if found is None else found  # (1, 16, H/8, W/8)
             index += found is not None
             if index < steps:
                 yield Step(index, steps, partial(self._picture, stream, latent), share=share)
-        preview = partial(self._picture, stream, latent)
         for picture in self._pictures(stream, latent):
-            yield Step(steps, steps, preview, picture, next(shares))
+            yield Step(steps, steps, partial(self._picture, stream, latent), picture, next(shares))
 
     def _given(self, contents: Contents) -> Codes:
         """What a file says, as vectors: in place of a token not sent, the code to be expected."""
