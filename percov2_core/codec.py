@@ -411,7 +411,8 @@ class PerCoV2(FileCodec):
         """The picture, and None before it for each tile of it that is not the last."""
         picture = Image.new("RGB", (stream.width, stream.height))
         left = self.vae.count_tiles(*latent.shape[2:])
-        for (_, rows, columns), pixels in self.vae.decode_tiles(latent):
+        guessed = stream.sent.fine < stream.tokens_total.fine
+        for (_, rows, columns), pixels in self.vae.decode_tiles(latent, deblock=guessed):
             size = (picture.width - columns.start, picture.height - rows.start)
             picture.paste(image_io.to_image(pixels, size=size), (columns.start, rows.start))
             left -= 1

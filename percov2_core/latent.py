@@ -10,13 +10,16 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+import torch.nn.functional as F
+from diffusers import AutoencoderDC, AutoencoderKL
 from torch import Tensor, nn
 
 from percov2_core.config import LATENT_STRIDE, Box
 
 TILE = 64  # latent cells along one side; larger pictures go through in tiles, which a CPU likes
 MARGIN = 4  # cells seen around a tile: with them its edges come out as without tiles, to 1/255
+
+_ALIKE, _BLUR_PX, _PATTERN = 7, 9, 6 / 127.5  # of `deblocked`: cells, pixels, amplitude
 
 
 class LatentAutoencoder(nn.Module):
@@ -51,9 +54,12 @@ class LatentAutoencoder(nn.Module):
         """`encode`, tile by tile: where each belongs in the latent, and what."""
         return self._tiles(x, self._encode, LATENT_STRIDE, 1)
 
-    def decode_tiles(self, z: Tensor) -> Iterator[tuple[Box, Tensor]]:
-        """`decode`, tile by tile: where each belongs in the picture, and what."""
-        return self._tiles(z, self._decode, 1, LATENT_STRIDE)
+    def decode_tiles(self, z: Tensor, *, deblock: bool = False) -> Iterator[tuple[Box, Tensor]]:
+        """`decode`, tile by tile: where each belongs in the picture, and what. With `deblock`,
+        `AutoencoderDC`'s is filtered: latents from guessed tokens bring out a grid of its own."""
+        filtered = deblock and isinstance(self.vae, AutoencoderDC)
+        through = (lambda part: deblocked(self._decode(part))) if filtered else self._decode
+        return self._tiles(z, through, 1, LATENT_STRIDE)
 
     def count_tiles(self, height: int, width: int) -> int:
         """How many tiles a latent of this grid takes."""
@@ -85,6 +91,24 @@ class LatentAutoencoder(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+def deblocked(x: Tensor) -> Tensor:
+    """(B, 3, H, W) float -> the same less what repeats from cell to cell of the latent grid.
+
+    A pattern is what the high pass shows in the mean of `_ALIKE` cells along a row and along a
+    column, the weaker of both where they agree, each cell counted up to `_PATTERN`: edges stay.
+    Sees half of `_ALIKE` cells and half of `_BLUR_PX` around a pixel."""
+    blur = _BLUR_PX // 2
+    smooth = F.avg_pool2d(F.pad(x, (blur,) * 4, mode="replicate"), _BLUR_PX, 1)
+    high = (x - smooth).clamp(-_PATTERN, _PATTERN)
+    cells = F.pixel_unshuffle(high, LATENT_STRIDE)  # (B, 192, H/8, W/8)
+    half = _ALIKE // 2
+    along_rows = F.avg_pool2d(F.pad(cells, (half, half, 0, 0), mode="replicate"), (1, _ALIKE), 1)
+    along_columns = F.avg_pool2d(F.pad(cells, (0, 0, half, half), mode="replicate"), (_ALIKE, 1), 1)
+    weaker = torch.minimum(along_rows.abs(), along_columns.abs())
+    shared = torch.where(along_rows * along_columns > 0, along_rows.sign() * weaker, 0)
+    return x - F.pixel_shuffle(shared, LATENT_STRIDE)
 
 
 def _spans(length: int, size: int) -> list[tuple[int, int]]:

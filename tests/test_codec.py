@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from PIL.ImageCms import ImageCmsProfile, createProfile
 
-from percov2_core import image_io
+from percov2_core import image_io, latent
 from percov2_core.bitstream import Stream
 from percov2_core.config import FILE_MODES, MODES, SCHEDULES
 from percov2_core.contents import Tokens
@@ -18,7 +19,7 @@ from percov2_core.entropy.coder import SymbolReader
 from percov2_core.entropy.session import Session
 from percov2_core.errors import BitstreamError, ConfigError, ImageError
 from percov2_core.flow.transformer import FlowModel
-from percov2_core.latent import LatentAutoencoder
+from percov2_core.latent import LatentAutoencoder, deblocked
 from percov2_core.weights import load_codec
 from tests.tiny import counted, picture, tiny_codec, tiny_folder
 
@@ -211,6 +212,26 @@ def test_a_large_picture_is_painted_in_tiles(monkeypatch):
     assert [next(painting).picture for _ in range(3)] == [None] * 3
     painting.close()
     assert len(decoded) == 6
+
+
+def test_what_repeats_from_cell_to_cell_is_taken_out_and_edges_stay():
+    rng = np.random.default_rng(5)
+    cell = torch.from_numpy(0.03 * rng.standard_normal((1, 3, 8, 8))).float()
+    mesh = (cell - cell.mean(dim=(2, 3), keepdim=True)).tile(1, 1, 16, 16)
+    slope = torch.linspace(-0.5, 0.5, 128).expand(1, 3, 128, 128)
+    within = (..., slice(32, -32), slice(32, -32))
+    assert (deblocked(slope + mesh) - slope)[within].std() < 0.2 * mesh.std()
+    step = torch.where(torch.arange(128) < 62, -0.5, 0.5).expand(1, 3, 128, 128)
+    assert (deblocked(step) - step).abs().max() < 1 / 127.5
+    assert (deblocked(slope + 9 * mesh) - slope - 9 * mesh).abs().max() < 6.001 / 127.5
+
+
+def test_a_painting_is_deblocked_where_tokens_were_guessed_and_nowhere_else(monkeypatch):
+    codec = tiny_codec()
+    seen = counted(monkeypatch, latent, "deblocked")
+    for mode, times in (("extreme", 0), ("ultra-low", 1)):
+        codec.decode(codec.encode(picture(), mode))
+        assert len(seen) == times
 
 
 def test_a_large_picture_is_looked_at_in_tiles_that_can_be_cancelled(shipped, monkeypatch):
