@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from percov2_core.bitstream import Stream
-    from percov2_core.codec import PerCoV2
     from percov2_core.config import LEVELS, MODES
     from percov2_core.errors import PerCoError
+    from percov2_core.run_settings import RunSettings
     from percov2_core.weights import load_codec
+    from percov2_core.weights.pretrained import PerCoV2
 
 __version__ = "0.2.0"
-__all__ = ["LEVELS", "MODES", "PerCoError", "PerCoV2", "Stream", "load_codec"]
+__all__ = ["LEVELS", "MODES", "PerCoError", "PerCoV2", "RunSettings", "Stream", "load_codec"]
 
 _HOMES = {
     "LEVELS": "config",
     "MODES": "config",
     "PerCoError": "errors",
-    "PerCoV2": "codec",
+    "PerCoV2": "weights.pretrained",
+    "RunSettings": "run_settings",
     "Stream": "bitstream",
     "load_codec": "weights",
 }

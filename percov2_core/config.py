@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from math import prod
 from numbers import Real
 from operator import index
 from types import EllipsisType, MappingProxyType
@@ -25,6 +26,8 @@ SCHEDULES = ("uniform", "checkerboard", "quincunx", "qlds", "var")
 DEFAULT_SCHEDULE = "qlds"
 QUOTED_LENGTH = 60
 PRESETS = ("faithful", "balanced", "vivid")
+DOWNLOAD_VARIABLE = "PERCOV2_ALLOW_DOWNLOAD"  # 1: any command may fetch what it lacks
+CAPTIONERS = ("auto", "describer", "blip")
 EFFORTS, DEFAULT_EFFORT = ("fast", "normal", "best"), "normal"  # of the encoder's search
 MAX_STEPS = 100
 MAX_GUIDANCE = 20.0
@@ -45,6 +48,8 @@ class Level:
 
 COARSE, FINE = Level(name="coarse", token_stride=64), Level(name="fine", token_stride=16)
 LEVELS = MappingProxyType({level.name: level for level in (COARSE, FINE)})
+# Of the largest picture, both levels together.
+MAX_TOKENS = sum(prod(level.grid(MAX_SIDE_PX, MAX_SIDE_PX)) for level in LEVELS.values())
 PARENT_RATIO = COARSE.token_stride // FINE.token_stride  # fine tokens below a coarse one, a side
 
 
@@ -111,9 +116,9 @@ def check_real(field: str, value: float, low: float, high: float) -> float:
     """Return a number of any kind as a `float` if it is in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ConfigError(f"{field} must be a number in [{low:g}, {high:g}], got {quoted(value)}")
-    if not low <= (number := float(value)) <= high:
-        raise ConfigError(f"{field} must be in [{low:g}, {high:g}], got {number:g}")
-    return number
+    if not low <= value <= high:  # before it becomes a float, which not every number can
+        raise ConfigError(f"{field} must be in [{low:g}, {high:g}], got {quoted(value)}")
+    return float(value)
 
 
 def quoted(value: object) -> str:

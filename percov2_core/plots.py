@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
@@ -18,9 +19,10 @@ from percov2_core.errors import ConfigError
 from percov2_core.evaluation.protocol import Picture
 from percov2_core.evaluation.rows import summarise
 from percov2_core.evaluation.runner import save_thumbnail
-from percov2_core.metrics import AXES
+from percov2_core.metrics import AXES, STARRED
 
-PERCEPTION = ("lpips", "picorank", "feature_distance", "patch_swd")
+# Those that the model was not trained with come first.
+PERCEPTION = ("lpips", "dists", "patch_swd", "feature_distance", "picorank")
 
 # Ours in warm and full colours, the others in cool ones, so that a legend is not needed twice.
 _COLOURS = {
@@ -42,6 +44,7 @@ _LAYOUT = {
     "legend": {"orientation": "h", "y": -0.2, "title": {"text": ""}},
     "hoverlabel": {"align": "left"},
 }
+_TICKS_BYTES = (13, 30, 60, 120, 240, 720, 2000, 8000)
 WALL_PER_LABEL = 3  # settings of one codec that the picture wall shows
 
 
@@ -72,7 +75,7 @@ def rate_distortion(frame: pd.DataFrame, *, metric: str = "psnr") -> go.Figure:
 
 
 def distortion_perception(
-    frame: pd.DataFrame, *, distortion: str = "psnr", perception: str = "picorank"
+    frame: pd.DataFrame, *, distortion: str = "psnr", perception: str = "patch_swd"
 ) -> go.Figure:
     """A point per setting; presets are labelled, colour is the rate."""
     table = _means(frame, distortion, perception)
@@ -91,7 +94,7 @@ def distortion_perception(
     return figure.update_layout(title=title, coloraxis_colorbar_title="bpp", **_LAYOUT)
 
 
-def per_picture(frame: pd.DataFrame, *, x: str = "bpp", y: str = "picorank") -> go.Figure:
+def per_picture(frame: pd.DataFrame, *, x: str = "bpp", y: str = "patch_swd") -> go.Figure:
     """A point per row, with `customdata`: the picture, the setting's key, the thumbnail's path."""
     rows = frame.dropna(subset=[x, y])
     _require(rows, x, y)
@@ -102,6 +105,36 @@ def per_picture(frame: pd.DataFrame, *, x: str = "bpp", y: str = "picorank") -> 
         f"{x} %{{x:.4g}}, {y} %{{y:.4g}}<extra></extra>",
     )
     return figure.update_layout(title=f"Every picture: {x} and {y}", **_LAYOUT)
+
+
+def trade_off(table: pd.DataFrame, *, x: str, y: str) -> go.Figure:
+    """A point per line of `table`, its colour by bytes, presets by name. Of each codec a full line
+    over steps at the least guidance there is, and a dotted one over guidance at the fewest steps.
+    `customdata` of a point: words, key, picture."""
+    rows = table.dropna(subset=[x, y])
+    _require(rows, x, y)
+    rows = rows.assign(digits=np.log10(pd.to_numeric(rows["size_bytes"])))
+    figure = go.Figure()
+    groups = list(rows.groupby("label", sort=True))
+    for label, mine in groups:
+        for over, fixed, dash in (("steps", "guidance", "solid"), ("guidance", "steps", "dot")):
+            line = mine[mine[fixed] == mine[fixed].min()].sort_values(over)
+            if len(line) > 1:
+                style = {"color": colour(str(label)), "dash": dash, "width": 1.5}
+                look = {"line": style, "showlegend": False, "hoverinfo": "skip", "name": label}
+                figure.add_scatter(x=line[x], y=line[y], mode="lines", **look)
+    for label, mine in groups:
+        told = mine[["picture", "key", "thumbnail"]]
+        marker: dict[str, Any] = {"symbol": _SYMBOLS.get(str(label), "x"), "size": 10}
+        if mine["digits"].notna().all():
+            marker |= {"color": mine["digits"], "coloraxis": "coloraxis"}
+        named = {"text": mine["preset"].astype(object).fillna(""), "textposition": "top center"}
+        points = {"mode": "markers+text", "marker": marker, "customdata": told, **named}
+        figure.add_scatter(x=mine[x], y=mine[y], name=str(label), **points)
+    shown = {"title": "bytes", "tickvals": np.log10(_TICKS_BYTES), "ticktext": _TICKS_BYTES}
+    colours = {"colorscale": "Viridis", "colorbar": shown}
+    figure.update_layout(xaxis_title=AXES[x], yaxis_title=AXES[y], coloraxis=colours, **_LAYOUT)
+    return figure.update_xaxes(type="log" if x == "bpp" else "linear")
 
 
 def schedule_bars(frame: pd.DataFrame) -> go.Figure:
@@ -140,7 +173,9 @@ def write_report(
     page = jinja2.Template(template, autoescape=True).render(
         script=plotly.offline.get_plotlyjs(),
         notes=notes,
-        table=summarise(frame).to_html(index=False, na_rep="", float_format="%.4g", border=0),
+        table=summarise(frame)
+        .rename(columns=STARRED)
+        .to_html(index=False, na_rep="", float_format="%.4g", border=0),
         figures=[figure.to_html(**drawn) for figure in report_figures(frame)],
         wall=_wall(frame, out, pictures),
         errors=errors.to_html(index=False, border=0),

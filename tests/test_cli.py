@@ -56,6 +56,28 @@ def test_compress_writes_what_python_writes(given, photo, model, tmp_path):
     assert file.read_bytes() == tiny_codec().encode(Image.open(photo), **given).to_bytes()
 
 
+def test_a_file_of_settings_stands_where_no_option_does(photo, packed, model, tmp_path):
+    run, file, painted = (tmp_path / name for name in ("run.json", "a.pcv2", "a.png"))
+    run.write_text('{"size": 60, "caption": "a dog", "seed": 5, "steps": 3, "guidance": 2.5}\n')
+    given = ["--model", model, "--settings", str(run)]
+    options = ["--mode", "ultra-low", "--captioner", "describer"]
+    for more, wanted in (
+        ([], {"size": 60, "caption": "a dog", "seed": 5}),
+        (options, {"mode": "ultra-low", "seed": 5}),
+    ):
+        assert main(["compress", photo, "-o", str(file), "--force", *given, *more]) == 0
+        assert file.read_bytes() == tiny_codec().encode(Image.open(photo), **wanted).to_bytes()
+    for more, wanted in (
+        ([], {"steps": 3, "guidance": 2.5, "seed": 5}),
+        (["--preset", "vivid", "--seed", "0"], {"preset": "vivid", "seed": 0}),
+    ):
+        assert main(["decompress", packed, "-o", str(painted), "--force", *given, *more]) == 0
+        image = tiny_codec().decode(Stream.from_bytes(Path(packed).read_bytes()), **wanted)
+        assert Image.open(painted).tobytes() == image.tobytes()
+    run.write_text('{"stepps": 3}')
+    assert main(["decompress", packed, "-o", str(painted), "--force", *given]) == 2
+
+
 @pytest.mark.parametrize(("suffix", "kind"), [(".png", "PNG"), (".bmp", "BMP")])
 def test_decompress_paints_what_python_paints(suffix, kind, packed, model, tmp_path):
     output = tmp_path / f"a{suffix}"
@@ -115,12 +137,15 @@ WRONG_USE = [
     ("compress IN", "the following arguments are required: -o/--output"),
     ("compress IN -o OUT --mode best", "argument --mode: invalid choice: 'best'"),
     ("compress IN -o OUT --tokens x", "--tokens: expected a whole number"),
-    ("compress IN -o OUT --tokens 4", "--tokens: needs --mode hybrid, got --mode"),
+    ("compress IN -o OUT --tokens 4", "tokens: needs mode hybrid, got mode extreme"),
     ("compress IN -o OUT --size 0", "--size: expected a whole number from 1 to 200000, got '0'"),
-    ("compress IN -o OUT --size 99 --mode extreme", "--size: takes the place of --mode extreme"),
+    (
+        "compress IN -o OUT --size 99 --mode extreme",
+        "size: takes the place of mode extreme, got both",
+    ),
     ("compress IN -o OUT --size 9", "size: the caption alone takes"),
     ("compress IN -o OUT --captioner fixed", "fixed: needs --caption TEXT"),
-    ("compress IN -o OUT --caption a --captioner blip", "blip, got both"),
+    ("compress IN -o OUT --caption a --captioner blip", "captioner blip, got both"),
     ("compress IN -o no/such/a.pcv2", "output: no folder 'no/such'"),
     ("compress IN -o .", "output: must be a file, got the folder '.'"),
     ("compress IN -o a.png", "output: must end in .pcv2, got 'a.png'"),
@@ -146,6 +171,7 @@ WHAT_IS_MISSING = [
     ("compress missing.png -o a.pcv2", "missing.png: No such file or directory"),
     ("decompress missing.pcv2 -o a.png", "missing.pcv2: No such file or directory"),
     ("compress . -o a.pcv2", ".: Is a directory"),
+    ("compress IN -o a.pcv2 --settings none.json", "none.json: No such file or directory"),
     ("compress IN --model ./no/model -o -", "no/model"),
     ("compress IN --model sd3-medium:none -o -", "'sd3-medium:none': no folder 'none'"),
     ("inspect PACKED --model ./no/model", "no/model"),

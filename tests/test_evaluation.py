@@ -264,10 +264,12 @@ def frame():
 def test_figures_hold_means_and_single_rows(frame):
     (line,) = (line for line in plots.rate_distortion(frame).data if line.name == "jpeg")
     assert list(line.x) == pytest.approx([90 / 32768, 300 / 32768]) and list(line.y) == [21, 30]
-    points = plots.distortion_perception(frame).data[0]
+    points = plots.distortion_perception(frame, perception="picorank").data[0]
     labelled = dict(zip(points.text, points.x, strict=True))
     assert (labelled["faithful"], labelled["vivid"]) == (24.5, 22.5)
-    rows = [point for line in plots.per_picture(frame).data for point in line.customdata]
+    rows = [
+        point for line in plots.per_picture(frame, y="picorank").data for point in line.customdata
+    ]
     assert len(rows) == 10 and {row[0] for row in rows} == {"x.png", "<y>.png"}
     bars = {bar.name: list(bar.y) for bar in plots.schedule_bars(frame).data}
     assert bars == {"token": [700], "caption": [44], "header": [56]}

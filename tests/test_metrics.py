@@ -4,7 +4,7 @@ import io
 import json
 import re
 import sys
-import urllib.request
+from hashlib import sha256 as digest
 from unittest.mock import Mock
 
 import numpy as np
@@ -27,9 +27,11 @@ from percov2_core.errors import (
 from percov2_core.evaluation.judge import fid_kid
 from percov2_core.evaluation.protocol import centre_square, to_tensor
 from percov2_core.metrics.distortion import check_scales, ms_ssim, psnr, to_8bit
+from percov2_core.metrics.dists import Dists, load_dists
 from percov2_core.metrics.features import SqueezeNetFeatures, feature_distance
-from percov2_core.metrics.lpips import ENVIRONMENT, HEADS, TRUNK, Lpips, find_weights, load_lpips
+from percov2_core.metrics.lpips import FILES, Lpips, load_lpips
 from percov2_core.metrics.perceptual import load_picorank
+from percov2_core.metrics.published import ENVIRONMENT, load_files
 from percov2_core.metrics.structure import structure_distance
 from percov2_core.metrics.swd import descriptors, set_swd, sliced_wasserstein
 from tests.picture_files import saved
@@ -151,24 +153,73 @@ def test_the_metric_is_the_published_formula():
     assert net.compare(net.taps(a), net.taps(a)).tolist() == [0, 0]
 
 
-def test_weights_that_do_not_fit_or_cannot_be_had_are_named(tmp_path, monkeypatch):
+def vgg_weights():
+    """A trunk as torchvision names it, and alpha and beta, at random."""
+    generator, trunk, place = torch.Generator().manual_seed(0), {}, 0
+    for before, width, count in ((3, 64, 2), (64, 128, 2), (128, 256, 3), *[(0, 512, 3)] * 2):
+        for i in range(count):
+            into = width if i else before or next(reversed(trunk.values())).numel()
+            shape, name = (width, into, 3, 3), f"features.{place}"
+            scale = (2 / (9 * into)) ** 0.5
+            trunk[f"{name}.weight"] = torch.randn(shape, generator=generator) * scale
+            trunk[f"{name}.bias"] = torch.randn(width, generator=generator) / 10
+            place += 2
+        place += 1
+    shares = (torch.rand(1, 1475, 1, 1, generator=generator) for _ in range(2))
+    return trunk, dict(zip(("alpha", "beta"), shares, strict=True))
+
+
+def test_lpips_and_dists_are_what_their_authors_packages_compute():
+    # lpips 0.1.4 and DISTS-pytorch 0.1, run once on these weights and pictures.
+    for net, wanted in (
+        (Lpips(*random_weights()), [0.9227669, 0.9210110]),
+        (Dists(*vgg_weights()), [0.0814044, 0.0829338]),
+    ):
+        a, b = (net.taps(x) for x in pair())
+        assert net.compare(a, b).tolist() == pytest.approx(wanted, rel=2e-5)
+        assert net.compare(a, a).tolist() == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_weights_that_do_not_fit_are_named():
     trunk, heads = random_weights()
     with pytest.raises(ImageError, match="LPIPS needs 32 px a side, got 31x31"):
         Lpips(trunk, heads).taps(pair(31)[0])
     del trunk["features.8.bias"]
     with pytest.raises(WeightsError, match=r"(?s)LPIPS weights do not fit: .*features\.8\.bias"):
         Lpips(trunk, heads)
+    trunk = vgg_weights()[0] | {"features.0.bias": torch.zeros(3)}
+    with pytest.raises(WeightsError, match=r"(?s)DISTS weights do not fit: .*features\.0\.bias"):
+        Dists(trunk, vgg_weights()[1])
+
+
+def test_a_file_of_weights_is_looked_for_everywhere_checked_and_named(tmp_path, monkeypatch):
     monkeypatch.setenv(ENVIRONMENT, str(tmp_path))
-    with pytest.raises(UnavailableError, match=f"{ENVIRONMENT} holds no alexnet-owt"):
-        find_weights(TRUNK)
-    (tmp_path / "alex.pth").write_bytes(b"not the weights")
-    with pytest.raises(WeightsError, match="SHA-256 must be df73285e35b2"):
-        find_weights(HEADS)
-    monkeypatch.delenv(ENVIRONMENT)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(urllib.request, "urlopen", Mock(side_effect=OSError("no network")))
-    with pytest.raises(UnavailableError, match=r"LPIPS is unavailable: https://download\.pytorch"):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.delenv("PERCOV2_ALLOW_DOWNLOAD", raising=False)
+    wanted = "LPIPS is not shown: put alexnet-owt-7be5be79.pth and alex.pth into a folder"
+    with pytest.raises(UnavailableError, match=f"{wanted} and name it in {ENVIRONMENT}"):
         load_lpips()
+    with pytest.raises(UnavailableError, match=r"put vgg16-397923af.pth and weights.pt into"):
+        load_dists()
+    monkeypatch.setenv("PERCOV2_ALLOW_DOWNLOAD", "1")
+    monkeypatch.setattr(torch.hub, "download_url_to_file", Mock(side_effect=OSError("no network")))
+    with pytest.raises(UnavailableError, match=r"https://download\.pytorch.* \(no network\); put"):
+        load_lpips()
+    (tmp_path / "alex.pth").write_bytes(b"not the weights")
+    (tmp_path / "hub" / "checkpoints").mkdir(exist_ok=True)
+    trunk = tmp_path / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth"
+    torch.save(random_weights()[0], trunk)
+    with pytest.raises(
+        WeightsError, match=r"alexnet-owt-7be5be79.pth: SHA-256 must begin 7be5be79"
+    ):
+        load_lpips()
+    torch.save(random_weights()[1], tmp_path / "alex.pth")
+    files = [
+        f._replace(sha256=digest((trunk, tmp_path / f.name)[i].read_bytes()).hexdigest())
+        for i, f in enumerate(FILES)
+    ]
+    net, (a, b) = Lpips(*load_files("LPIPS", files)), pair()
+    assert net.compare(net.taps(a), net.taps(b)).shape == (2,)
 
 
 def jpeg(image, strength):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
+from percov2_core import PerCoV2
 from percov2_core.caption.captioner import BLIP_MODEL
 from percov2_core.cli import main
 from percov2_core.config import MODES
@@ -17,7 +18,7 @@ from percov2_core.weights.find import base_files, find_base
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import BASES
 from tests.hub import COMMIT, TOKEN, files_of, stand_in
-from tests.tiny import counted, picture, tiny_codec
+from tests.tiny import counted, picture, tiny_codec, tiny_folder
 from tests.tiny_sd3 import tiny_checkpoint, tiny_sd3_folder
 from tests.ui_server import free_port
 
@@ -111,6 +112,22 @@ def test_a_hub_that_falls_silent_is_given_up_on(hub, monkeypatch, answered):
     hub.silent_from = answered
     assert f"{hub.address} did not answer in 2 s" in refusal()
     assert len(hub.asked) == answered + 1
+
+
+def test_a_codec_is_saved_sent_and_found_by_the_names_of_diffusers(hub, monkeypatch, tmp_path):
+    codec = PerCoV2.from_pretrained(tiny_folder(), device="cpu")
+    data, place = codec.encode(picture()).to_bytes(), codec.save_pretrained(tmp_path / "a" / "b")
+    assert PerCoV2.from_pretrained(place, device="cpu").encode(picture()).to_bytes() == data
+    for wrong in (place, place / "c", place / "model.json"):
+        with pytest.raises(ConfigError, match="folder: must be another one than the model's, got"):
+            PerCoV2.from_pretrained(place).save_pretrained(wrong)
+    with pytest.raises(WeightsError, match="'somebody/tiny' is not in the Hub's cache: run"):
+        PerCoV2.from_pretrained("somebody/tiny")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert codec.push_to_hub("somebody/tiny") == f"{hub.address}/somebody/tiny"
+    monkeypatch.setenv("PERCOV2_ALLOW_DOWNLOAD", "1")
+    found = PerCoV2.from_pretrained("somebody/tiny", device="cpu")
+    assert found.encode(picture()).to_bytes() == data and found.folder != codec.folder
 
 
 def test_a_checkpoint_comes_back_from_the_hub_and_then_works_offline(hub, monkeypatch, capsys):

@@ -1,6 +1,9 @@
 """What programs and the host of the Space ask of the page: start, folders, stop, prefix, frame."""
 
+import asyncio
+import base64
 import gc
+import io
 import json
 import os
 import re
@@ -13,6 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 from gradio_client import Client, handle_file
+from mcp import ClientSession
+from mcp.client.streamable_http import streamablehttp_client
 from PIL import Image, ImageChops
 from starlette.testclient import TestClient
 
@@ -282,6 +287,40 @@ def test_only_three_endpoints_are_public_and_the_same_are_mcp_tools(client, serv
     tools = {tool["name"]: tool["description"] for tool in schema}
     assert {name.rpartition("_")[2] for name in tools} == {"compress", "decompress", "inspect"}
     assert any(text.startswith("Compress a picture to a .pcv2 file") for text in tools.values())
+
+
+def test_an_assistant_lists_the_tools_and_compresses_and_paints_with_them(server, photo):
+    sent = f"data:image/jpeg;base64,{base64.b64encode(photo.read_bytes()).decode()}"
+    settings = '{"size": 60, "caption": "a cat", "effort": "fast"}'
+
+    async def talk():
+        mcp = streamablehttp_client(f"{server.address}gradio_api/mcp/")
+        async with mcp as (read, write, _), ClientSession(read, write) as session:
+            await session.initialize()
+            tools = {t.name.rpartition("_")[2]: t for t in (await session.list_tools()).tools}
+
+            async def call(tool, **given):
+                answer = await session.call_tool(tools[tool].name, given)
+                return answer.isError, [part.model_dump() for part in answer.content]
+
+            packed = await call("compress", picture=sent, settings=settings)
+            wrong = await call("compress", picture=sent, settings='{"sice": 60}')
+            file = re.findall(r"http\S+?\.pcv2", str(packed))[0]
+            painted = await call("decompress", file=file, settings='{"steps": 2}')
+            return tools, httpx.get(file).content, painted, wrong, await call("inspect", file=file)
+
+    tools, data, painted, wrong, facts = asyncio.run(talk())
+    for name, tool in tools.items():
+        known = tool.inputSchema["properties"]
+        assert known and all(part.get("description") for part in known.values()), name
+    assert "13 to 200000" in tools["compress"].inputSchema["properties"]["size"]["description"]
+    stream = tiny_codec().encode(Image.open(photo), size=60, caption="a cat", effort="fast")
+    assert data == stream.to_bytes() and not painted[0]
+    image = next(part for part in painted[1] if part["type"] == "image")
+    shown = Image.open(io.BytesIO(base64.b64decode(image["data"]))).convert("RGB")
+    assert shown.size == (stream.width, stream.height)
+    assert not facts[0] and "a cat" in str(facts[1])
+    assert wrong[0] and "unknown key 'sice'" in str(wrong[1])
 
 
 def test_twenty_runs_of_five_clients_all_come_back_right(server, tmp_path):

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from percov2_core.config import MODES, PRESETS, SCHEDULES
-from percov2_core.errors import BitstreamError
+from percov2_core.errors import BitstreamError, ConfigError
 from percov2_core.metrics import Scores
+from percov2_core.run_settings import RunSettings
 from percov2_core.ui import border, compress, invented, open_file, results, text
 from percov2_core.ui.device import Look
 from percov2_core.ui.tradeoff import Measured, Measurements, figure, runs_frame
@@ -40,8 +41,12 @@ def test_the_page_offers_every_mode_schedule_and_preset():
 def test_a_link_holds_the_whole_file(stream):
     link = border.link_to(stream, ADDRESS)
     assert link.startswith(f"{ADDRESS}?pcv2=")
-    assert border.read_link(f" {link}\n") == stream
-    assert border.read_link(stream.to_text()) == stream
+    assert border.read_link(f" {link}\n") == (stream, None)
+    assert border.read_link(stream.to_text()) == (stream, None)
+    settings = RunSettings(size=60, caption='sea & sky + 100 % "grün" #1', guidance=1.5)
+    assert border.read_link(border.link_to(stream, ADDRESS, settings)) == (stream, settings)
+    with pytest.raises(ConfigError, match="settings: unknown key 'x', expected mode, tokens"):
+        border.read_link(f"{link}&settings=%7B%22x%22:1%7D")
     with pytest.raises(BitstreamError, match=r"expected one with \?pcv2="):
         border.read_link("https://example.org/?q=1")
     assert "<svg" in (compress.qr_svg(link) or "")
@@ -98,7 +103,7 @@ def test_own_runs_are_drawn_found_again_and_downloaded(stream, tmp_path):
     table = runs_frame(history)
     first, *lines = table.to_csv(index=False).splitlines()
     tokens = "schedule,coarse,fine,steps"
-    assert first == f"picture,mode,{tokens},guidance,bytes,bpp,psnr,picorank,caption"
+    assert first == f"picture,mode,{tokens},guidance,bytes,bpp,psnr,picorank,caption,settings"
     assert len(lines) == 2 and "percov2-runs.csv" in results.runs_table(["run:1", "run:2"], table)
     assert "is listed here" in results.runs_table([], runs_frame([]))
 
@@ -120,7 +125,13 @@ def test_a_stored_point_gives_its_steps_and_guidance(tmp_path):
     row["psnr"] = 22.0
     pd.DataFrame([row]).to_csv(tmp_path / "sweep.csv", index=False)
     found = Measurements(tmp_path).find(key)
-    assert found == {"mode": "extreme", "steps": 4.0, "guidance": 1.5, "size_bytes": 655}
+    assert found == {
+        "key": key,
+        "mode": "extreme",
+        "steps": 4.0,
+        "guidance": 1.5,
+        "size_bytes": 655,
+    }
     (point,) = figure(Measurements(tmp_path), [], x="bpp", y="psnr").data
     assert point.name == "PerCoV2 Extreme"
     expected = "4 steps, guidance 1.5<br>655 bytes, mean of 1 Kodak pictures"

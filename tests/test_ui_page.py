@@ -1,14 +1,17 @@
 """The page in a browser, around the tiny codec: what a person does, and how a picture comes in."""
 
 import base64
+import json
 import re
 
 import pytest
 
+from percov2_core.cli import main
 from percov2_core.ui.border import MAX_UPLOAD_BYTES
+from percov2_core.ui.compress import EXAMPLES_DIR
 from tests import ui_browser
 from tests.picture_files import saved
-from tests.tiny import picture
+from tests.tiny import picture, tiny_folder
 from tests.ui_browser import choose_example, compress, expect, open_tab, pixels, set_steps
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(600)]
@@ -123,6 +126,34 @@ def test_the_file_and_the_link_open_to_the_same_pixels(page, visit, server):
         expect(facts).to_contain_text(f"coarse {sent} of 64")
         shown = pixels(visitor.locator("#pc-decoded-stage .pc-decoded"))
         assert (shown == painted) == bool(sent)
+
+
+def test_settings_travel_as_a_line_and_in_the_link_and_give_the_identical_file(
+    page, visit, server, tmp_path
+):
+    line = '{"size": 300, "schedule": "var", "effort": "fast", "caption": "the sea", "seed": 9, '
+    line += '"steps": 3, "guidance": 2.5}'
+    made = []
+    for visitor in (page, visit()):
+        choose_example(visitor, 3)
+        ui_browser.use_settings(visitor, line)
+        open_tab(visitor, "File and QR")
+        compress(visitor)
+        line = visitor.locator("#pc-settings").input_value()
+        painted = pixels(visitor.locator("#pc-stage .pc-decoded"))
+        made.append((line, painted, ui_browser.download(visitor).read_bytes()))
+    assert made[0] == made[1] and json.loads(line) == json.loads(made[0][0])
+    run, file = tmp_path / "run.json", tmp_path / "a.pcv2"
+    run.write_text(line)
+    example = sorted(EXAMPLES_DIR.glob("*.jpg"))[3]
+    options = ["--settings", str(run), "--model", str(tiny_folder())]
+    assert main(["compress", str(example), "-o", str(file), *options]) == 0
+    assert file.read_bytes() == made[0][2]
+    shared = visit(page.locator("#pc-link").input_value().removeprefix(server.address))
+    shared.wait_for_selector("#pc-decoded-stage .pc-tools button")
+    assert pixels(shared.locator("#pc-decoded-stage .pc-decoded")) == made[0][1]
+    expect(shared.locator("#pc-opened-settings")).to_have_value(line)
+    ui_browser.use_settings(page, '{"steps": 3, "modus": 1}', refused="unknown key 'modus'")
 
 
 def test_a_waiting_run_is_cancelled_at_once_and_visitors_see_their_own_pictures(page, visit, hold):

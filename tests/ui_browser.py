@@ -110,6 +110,16 @@ def set_steps(page, steps):
     pytest.fail(f"the slider does not take {steps} steps")
 
 
+def use_settings(page, line, *, refused=""):
+    """Paste them under Advanced, which is opened for it."""
+    box = page.locator("#pc-paste textarea, #pc-paste input")
+    if not box.is_visible():
+        page.get_by_role("button", name="Advanced").click()
+    box.fill(line)
+    box.press("Enter")
+    expect(page.locator(".toast-body").last).to_contain_text(refused or "Compress to see them")
+
+
 def open_tab(page, name):
     page.get_by_role("tab", name=name).click()
 

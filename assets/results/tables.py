@@ -16,22 +16,24 @@ from typing import Any
 from percov2_core.baselines import CLASSIC
 from percov2_core.config import EFFORTS, PRESETS, SCHEDULES
 from percov2_core.errors import ConfigError
+from percov2_core.metrics import RELATED, STAR
 
 Rows = list[dict[str, Any]]
 
 MODE_ORDER = ("extreme", "ultra-low", "hybrid")
-# What the model was trained with, or what was distilled from such a one, comes last and is marked.
+# Those that need weights stand where a study had them.
 _COLUMNS = {
     "size_bytes": ("bytes", 0),
+    "lpips": ("LPIPS", 3),
+    "dists": ("DISTS", 3),
     "ms_ssim": ("MS-SSIM", 3),
-    "label_kept": ("label kept *", 2),
-    "meaning": ("semantic cosine *", 3),
+    "label_kept": ("label kept", 2),
+    "meaning": ("semantic cosine", 3),
     "patch_swd": ("patch SWD", 0),
     "psnr": ("PSNR dB", 2),
-    "feature_distance": ("feature distance *", 3),
-    "picorank": ("PicoRank *", 3),
+    "feature_distance": ("feature distance", 3),
+    "picorank": ("PicoRank", 3),
 }
-_HEAD = tuple(head for head, _ in _COLUMNS.values())
 
 
 def read_means(results: Path, study: str) -> Rows:
@@ -50,8 +52,8 @@ def presets_table(results: Path) -> str:
         mine = [r for r in rows if r["mode"] == mode]
         for row in sorted(mine, key=lambda r: PRESETS.index(r["preset"])):
             sent = " (caption alone)" if mode == "hybrid" else ""
-            lines.append([f"**{mode}**{sent}, {row['preset']}", *_cells(row)])
-    return _markdown(("mode", *_HEAD), lines)
+            lines.append((f"**{mode}**{sent}, {row['preset']}", row))
+    return _measured("mode", lines)
 
 
 def sizes_table(results: Path) -> str:
@@ -61,11 +63,10 @@ def sizes_table(results: Path) -> str:
     for size in sorted({int(row["budget_bytes"]) for row in ours}):
         mine = [r for r in ours if r["budget_bytes"] == size]
         for row in sorted(mine, key=lambda r: PRESETS.index(r["preset"])):
-            lines.append([f"**{size} bytes**, {row['preset']}", *_cells(row)])
+            lines.append((f"**{size} bytes**, {row['preset']}", row))
         rivals = [r for r in classic if r["budget_bytes"] == size and r.get("psnr") is not None]
-        for row in sorted(rivals, key=lambda r: -r["ms_ssim"]):
-            lines.append([_rival(row), *_cells(row)])
-    return _markdown(("at most", *_HEAD), lines)
+        lines += [(_rival(row), row) for row in sorted(rivals, key=lambda r: -r["ms_ssim"])]
+    return _measured("at most", lines)
 
 
 def effort_table(results: Path) -> str:
@@ -73,14 +74,13 @@ def effort_table(results: Path) -> str:
     order = [(effort, preset) for effort in EFFORTS for preset in PRESETS]
     rows = read_means(results, "effort")
     rows = sorted(rows, key=lambda r: order.index((r["effort"], r["preset"])))
-    lines = [[f"**{row['effort']}**, {row['preset']}", *_cells(row)] for row in rows]
-    return _markdown(("effort", *_HEAD), lines)
+    return _measured("effort", [(f"**{row['effort']}**, {row['preset']}", row) for row in rows])
 
 
 def protocol_table(results: Path) -> str:
     """Classic codecs at the settings of the protocol."""
     rows = sorted(read_means(results, "protocol"), key=lambda r: r["bpp"])
-    return _markdown(("codec", *_HEAD), [[_setting(row), *_cells(row)] for row in rows])
+    return _measured("codec", [(_setting(row), row) for row in rows])
 
 
 def schedule_table(results: Path) -> str:
@@ -119,8 +119,18 @@ def fill(text: str, results: Path) -> str:
     return text
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    return [f"{row[name]:.{digits}f}" for name, (_, digits) in _COLUMNS.items()]
+def _measured(first: str, lines: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """A line per setting; what is related to the training loss is marked."""
+    had = {
+        n: told for n, told in _COLUMNS.items() if any(row.get(n) is not None for _, row in lines)
+    }
+    head = [f"{title} {STAR}" if name in RELATED else title for name, (title, _) in had.items()]
+
+    def cell(row: Mapping[str, Any], name: str, digits: int) -> str:
+        return "" if row.get(name) is None else f"{row[name]:.{digits}f}"
+
+    cells = [[said, *(cell(row, n, d) for n, (_, d) in had.items())] for said, row in lines]
+    return _markdown((first, *head), cells)
 
 
 def _rival(row: Mapping[str, Any]) -> str:

@@ -12,13 +12,11 @@ from typing import Any
 from PIL import Image
 
 from percov2_core.caption.describer import describe
-from percov2_core.config import check_choice
+from percov2_core.config import CAPTIONERS, DOWNLOAD_VARIABLE, check_choice
 from percov2_core.errors import UnavailableError
 
-CAPTIONERS = ("auto", "describer", "blip")
 BLIP_MODEL = "Salesforce/blip-image-captioning-base"
 MAX_NEW_TOKENS = 32
-DOWNLOAD_VARIABLE = "PERCOV2_ALLOW_DOWNLOAD"
 BLIP_VARIABLE = "PERCOV2_BLIP"  # folder or Hub name of BLIP or BLIP-2, in place of BLIP_MODEL
 
 _log = logging.getLogger(__name__)
@@ -28,7 +26,7 @@ _log = logging.getLogger(__name__)
 class Captioner:
     """Turns an RGB picture of any size into a caption."""
 
-    name: str  # one of CAPTIONERS
+    name: str  # one of `config.CAPTIONERS`
     write: Callable[[Image.Image], str]
 
     def __call__(self, image: Image.Image) -> str:

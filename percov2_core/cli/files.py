@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from percov2_core.bitstream import MAX_FILE_BYTES, Stream
 from percov2_core.errors import ConfigError
+from percov2_core.run_settings import MAX_LETTERS, RunSettings
 
 STANDARD = "-"
 
@@ -31,6 +32,14 @@ def read_stream(name: str) -> Stream:
     with nullcontext(standard_input()) if name == STANDARD else open(name, "rb") as file:
         # One byte over the limit is enough to be refused by name.
         return Stream.from_bytes(file.read(MAX_FILE_BYTES + 1))
+
+
+def read_settings(name: str) -> RunSettings:
+    """Read a file of JSON; ConfigError if it holds something else, OSError if not there."""
+    with open(name, "rb") as file:  # four bytes is what a letter takes at most
+        return RunSettings.from_json(
+            file.read(4 * MAX_LETTERS + 4).decode(errors="replace").strip()
+        )
 
 
 def add_output(parser: argparse.ArgumentParser, what: str) -> None:

@@ -5,33 +5,40 @@ from __future__ import annotations
 import argparse
 import io
 import json
+from collections.abc import Sequence
 from functools import partial
-from math import prod
 from pathlib import Path
 
 from percov2_core.bitstream import MAX_FILE_BYTES, MAX_SEED
-from percov2_core.cli.files import STANDARD, Output, add_output, read_stream, standard_input
+from percov2_core.cli.files import (
+    STANDARD,
+    Output,
+    add_output,
+    read_settings,
+    read_stream,
+    standard_input,
+)
 from percov2_core.cli.terminal import GUIDANCE, SIDE, STEPS, Commands, Progress, add_model, within
 from percov2_core.config import (
+    CAPTIONERS,
     DEFAULT_EFFORT,
     DEFAULT_SCHEDULE,
     EFFORTS,
-    LEVELS,
-    MAX_SIDE_PX,
+    MAX_TOKENS,
     MODES,
     PRESETS,
     SCHEDULES,
 )
 from percov2_core.errors import ConfigError
 from percov2_core.metrics import bits_per_pixel
-
-# Those of `caption.captioner`, which would pull in torch if imported here, and the own text.
-CAPTIONERS = ("auto", "describer", "blip", "fixed")
+from percov2_core.run_settings import USUAL, RunSettings
 
 # All are lossless: another loss on top would be taken for the codec's.
 PILLOW_FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP", ".ppm": "PPM"}
 
-_TOKENS = within(0, sum(prod(v.grid(MAX_SIDE_PX, MAX_SIDE_PX)) for v in LEVELS.values()))
+_SETTINGS = "file of settings, JSON as the page shows it; other options come before it"
+_ENCODING = ("fit", "mode", "tokens", "size", "schedule", "effort", "caption", "captioner")
+_PAINTING = ("preset", "steps", "guidance", "seed")
 
 
 def add_compress(commands: Commands) -> None:
@@ -41,12 +48,23 @@ def add_compress(commands: Commands) -> None:
     add_output(parser, "file to write: .pcv2; - for standard output")
     add("--fit", type=SIDE, metavar="N", help="reduce a larger picture to N pixels, longest side")
     add("--mode", choices=MODES, help="how much is sent (default: extreme)")
-    add("--tokens", type=_TOKENS, metavar="K", help="hybrid: tokens to send (default: 0)")
+    add(
+        "--tokens",
+        type=within(0, MAX_TOKENS),
+        metavar="K",
+        help="hybrid: tokens to send (default: 0)",
+    )
     add("--size", type=within(1, MAX_FILE_BYTES), metavar="N", help="instead: at most N bytes")
-    add("--schedule", choices=SCHEDULES, default=DEFAULT_SCHEDULE, help="order of the tokens")
-    add("--effort", choices=EFFORTS, default=DEFAULT_EFFORT, help="how long to look for tokens")
+    order, long = f"(default: {DEFAULT_SCHEDULE})", f"(default: {DEFAULT_EFFORT})"
+    add("--schedule", choices=SCHEDULES, help=f"order of the tokens {order}")
+    add("--effort", choices=EFFORTS, help=f"how long to look for tokens {long}")
     add("--caption", metavar="TEXT", help="your own words for the picture (default: a captioner's)")
-    add("--captioner", choices=CAPTIONERS, help="who describes the picture (default: the model's)")
+    add(
+        "--captioner",
+        choices=(*CAPTIONERS, "fixed"),
+        help="who describes the picture (default: the model's)",
+    )
+    add("--settings", metavar="FILE", help=_SETTINGS)
     add_model(parser)
     parser.set_defaults(run=compress)
 
@@ -54,27 +72,21 @@ def add_compress(commands: Commands) -> None:
 def compress(args: argparse.Namespace) -> None:
     if args.caption is None and args.captioner == "fixed":
         raise ConfigError("--captioner fixed: needs --caption TEXT, got none")
-    if args.caption is not None and args.captioner not in (None, "fixed"):
-        raise ConfigError(f"--caption: takes the place of --captioner {args.captioner}, got both")
-    mode = args.mode or "extreme"
-    if args.tokens is not None and not MODES[mode].partial:
-        raise ConfigError(f"--tokens: needs --mode hybrid, got --mode {mode}")
-    if args.size is not None and args.mode:
-        raise ConfigError(f"--size: takes the place of --mode {args.mode}, got both")
+    if args.captioner == "fixed":
+        args.captioner = None
+    settings = _settings(args, _ENCODING)
     output = Output(args.output, args.force)
     output.check((".pcv2",), source=args.picture)
     # Loads Pillow, and not torch: a wrong picture is refused before anything takes seconds.
     from percov2_core import image_io
 
     source = standard_input() if args.picture == STANDARD else args.picture
-    image = image_io.load(source, fit=args.fit)
+    image = image_io.load(source, fit=settings.fit)
     with Progress("compress") as line:
         from percov2_core.weights import load_codec
 
-        names = ("caption", "schedule", "tokens", "size", "captioner", "effort")
-        options = {name: getattr(args, name) for name in names}
         report = partial(setattr, line, "share")
-        stream = load_codec(args.model).encode(image, mode=mode, progress=report, **options)
+        stream = load_codec(args.model).encode(image, progress=report, **settings.encoding)
     data = stream.to_bytes()
     output.write(data)
     bpp = bits_per_pixel(len(data), image.width, image.height)
@@ -86,15 +98,17 @@ def add_decompress(commands: Commands) -> None:
     add = parser.add_argument
     add("stream", metavar="IN", help="file to read, - for standard input")
     add_output(parser, f"picture to write: {', '.join(PILLOW_FORMATS)}; - for standard output")
-    add("--preset", choices=PRESETS, default="balanced", help="steps and guidance")
+    add("--preset", choices=PRESETS, help="steps and guidance (default: balanced)")
     add("--steps", type=STEPS, metavar="N", help="of the flow (default: preset's)")
     add("--guidance", type=GUIDANCE, metavar="G", help="1 is none (default: preset's)")
     add("--seed", type=within(0, MAX_SEED), metavar="S", help="of the noise (default: file's)")
+    add("--settings", metavar="FILE", help=_SETTINGS)
     add_model(parser)
     parser.set_defaults(run=decompress)
 
 
 def decompress(args: argparse.Namespace) -> None:
+    settings = _settings(args, _PAINTING)
     output = Output(args.output, args.force)
     output.check(PILLOW_FORMATS, source=args.stream)
     stream = read_stream(args.stream)
@@ -103,8 +117,10 @@ def decompress(args: argparse.Namespace) -> None:
         from percov2_core.weights import load_codec
 
         codec = load_codec(args.model)
-        manner = {"steps": args.steps, "guidance": args.guidance, "preset": args.preset}
-        for step in codec.paint(codec.read(stream), seed=args.seed, **manner):
+        manner = settings.painting
+        if args.seed is not None:  # 0 as well, whatever the file says
+            manner["seed"] = args.seed
+        for step in codec.paint(codec.read(stream), **manner):
             progress.what = f"decompress, step {step.index} of {step.total}"
             progress.share = step.share
     image = step.picture
@@ -113,6 +129,12 @@ def decompress(args: argparse.Namespace) -> None:
     image.save(buffer, PILLOW_FORMATS.get(Path(args.output).suffix.lower(), "PNG"))
     output.write(buffer.getvalue())
     output.report(f"{image.width}x{image.height} from {sum(stream.sizes)} bytes")
+
+
+def _settings(args: argparse.Namespace, names: Sequence[str]) -> RunSettings:
+    """The file's settings, replaced by the options that were given."""
+    found = read_settings(args.settings) if args.settings else USUAL
+    return found.replaced({name: getattr(args, name) for name in names})
 
 
 def add_inspect(commands: Commands) -> None:

@@ -10,7 +10,7 @@ from percov2_core.cli.terminal import GUIDANCE, SIDE, STEPS, Commands, add_devic
 from percov2_core.config import DEFAULT_EFFORT, DEFAULT_SCHEDULE, EFFORTS, MODES, PRESETS, SCHEDULES
 from percov2_core.errors import ConfigError
 from percov2_core.evaluation import add_machine
-from percov2_core.metrics import METRICS
+from percov2_core.metrics import METRICS, STAR, STAR_NOTE, STARRED
 
 EXAMPLE = Path(__file__).parents[2] / "assets" / "examples" / "kodim23-parrots.jpg"
 SET_METRICS = ("set_swd", "fid", "kid")
@@ -123,7 +123,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
     table = summarise(frame)
     shown = ("key", "pictures", "errors", "size_bytes", "bpp", *METRICS, "decode_s")
     short = table[[name for name in shown if name in table]].round(4)
-    print(short.to_string(index=False, na_rep="-"))
+    print(short.rename(columns=STARRED).to_string(index=False, na_rep="-"))
+    notes.append(f"{STAR} {STAR_NOTE}")
     if sets:
         table = compare_sets(frame, pictures, args.out, names=sets)
         write_tables(table, args.out, stem="sets")

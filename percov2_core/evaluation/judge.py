@@ -18,6 +18,7 @@ from percov2_core.evaluation.protocol import Picture, to_tensor
 from percov2_core.evaluation.rows import decoded_path
 from percov2_core.metrics import METRICS, Scores
 from percov2_core.metrics.distortion import check_scales, ms_ssim, psnr
+from percov2_core.metrics.dists import load_dists
 from percov2_core.metrics.features import SqueezeNetFeatures, feature_distance
 from percov2_core.metrics.lpips import load_lpips
 from percov2_core.metrics.meaning import cosine, label_kept, load_network
@@ -89,6 +90,9 @@ def _build(name: str, device: torch.device) -> _Metric:
     if name == "lpips":
         lpips = load_lpips().to(device)
         return _Metric(lambda x: lpips.taps(_signed(x)), lpips.compare)
+    if name == "dists":
+        dists = load_dists().to(device)
+        return _Metric(lambda x: dists.taps(_signed(x)), dists.compare)
     if name == "picorank":
         picorank = load_picorank().to(device)
         return _Metric(lambda x: picorank.features(_signed(x)), picorank.compare)
@@ -98,7 +102,7 @@ def _build(name: str, device: torch.device) -> _Metric:
         return _Metric(lambda x: network.see(_signed(x)), compare)
     if not (weights := os.environ.get(SQUEEZENET_ENVIRONMENT)):
         wanted = f"name squeezenet1_1_features.safetensors in {SQUEEZENET_ENVIRONMENT}"
-        raise UnavailableError(f"feature_distance is unavailable: {wanted}")
+        raise UnavailableError(f"The SqueezeNet feature distance is not shown: {wanted}")
     squeezenet = SqueezeNetFeatures(Path(weights)).to(device)
     return _Metric(lambda x: squeezenet(_signed(x)), feature_distance)
 

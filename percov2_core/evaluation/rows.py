@@ -16,7 +16,7 @@ from percov2_core.errors import ImageError
 from percov2_core.evaluation.settings import Setting
 from percov2_core.metrics import METRICS, Scores
 
-LOG_FOLDER = "log"
+LOG_FOLDER, PICTURES = "log", "pictures"
 UNMET = "cannot do it in"  # a budget that no quality meets
 
 
@@ -55,6 +55,11 @@ def decoded_path(key: str, picture: str, *, folder: str = "decoded", suffix: str
     # Not the name alone: p.jpg, p.png and x/p.jpg are three pictures.
     name = f"{Path(picture).stem[:40]}-{_digest(picture)}.{suffix}"
     return Path(folder) / _digest(key) / name
+
+
+def picture_name(key: str) -> str:
+    """Of a setting's thumbnail below the published results' `PICTURES`."""
+    return f"{_digest(key)}.webp"
 
 
 def _digest(text: str) -> str:

@@ -1,36 +1,37 @@
 """LPIPS v0.1 on AlexNet (Zhang et al. 2018) without torchvision: the trunk is five convolutions.
 
-Weights are not part of the package: see `find_weights`. B batch, H x W pixels.
+B batch, H x W pixels.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import urllib.request
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from percov2_core.errors import UnavailableError, WeightsError
+from percov2_core.errors import WeightsError
 from percov2_core.metrics import check_side
+from percov2_core.metrics.published import File, load_files
 
-ENVIRONMENT = "PERCOV2_LPIPS_WEIGHTS"
 MIN_SIDE_PX = 32  # the trunk's pools need that much
-TRUNK = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
-HEADS = (
-    "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master"
-    "/lpips/weights/v0.1/alex.pth"
+FILES = (
+    File(
+        "alexnet-owt-7be5be79.pth",
+        "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+    ),
+    File(
+        "alex.pth",
+        "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
+        "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master"
+        "/lpips/weights/v0.1/alex.pth",
+        "lpips",
+        "weights/v0.1/alex.pth",
+    ),
 )
-_SHA256 = {
-    TRUNK: "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
-    HEADS: "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
-}
-_TIMEOUT_S = 60
 _WIDTHS = (64, 192, 384, 256, 256)
 
 
@@ -85,37 +86,7 @@ class Lpips(nn.Module):
         return torch.stack(distances).sum(0)
 
 
-def find_weights(url: str) -> Path:
-    """The checked file: from PERCOV2_LPIPS_WEIGHTS, else from the cache, else downloaded.
-    UnavailableError if it cannot be had; WeightsError if it has another checksum."""
-    name = url.rpartition("/")[2]
-    if named := os.environ.get(ENVIRONMENT):
-        path = Path(named) / name
-        if not path.is_file():
-            raise UnavailableError(f"LPIPS is unavailable: {ENVIRONMENT} holds no {name}")
-    else:
-        cached = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        path = Path(cached) / "percov2" / "lpips" / name
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            try:
-                with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
-                    partial.write_bytes(response.read())
-            except OSError as error:
-                raise UnavailableError(
-                    f"LPIPS is unavailable: {url} cannot be reached ({error}); put {name} "
-                    f"into a folder and name it in {ENVIRONMENT}"
-                ) from error
-            partial.replace(path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != _SHA256[url]:
-        raise WeightsError(f"{path}: SHA-256 must be {_SHA256[url]}, got {digest}")
-    return path
-
-
 @cache
 def load_lpips() -> Lpips:
     """The published metric; UnavailableError if its weights cannot be had here."""
-    files = [find_weights(url) for url in (TRUNK, HEADS)]
-    return Lpips(*(torch.load(file, map_location="cpu", weights_only=True) for file in files))
+    return Lpips(*load_files("LPIPS", FILES))

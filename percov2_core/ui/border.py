@@ -17,7 +17,7 @@ from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import gradio as gr
 from gradio.utils import get_upload_folder
@@ -27,6 +27,7 @@ from percov2_core import image_io
 from percov2_core.bitstream import MAX_FILE_BYTES, Stream
 from percov2_core.config import EFFORTS, MIN_SIDE_PX, check_choice, check_whole
 from percov2_core.errors import BitstreamError, ConfigError, ImageError, PerCoError
+from percov2_core.run_settings import RunSettings
 
 MAX_UPLOAD_BYTES = 20 * 2**20
 MAX_UPLOAD_PIXELS = 25 * 10**6
@@ -40,7 +41,7 @@ MAX_UPLOAD_BODY_BYTES = MAX_UPLOAD_BYTES * 4 // 3 + 2**16  # programs may send b
 MAX_CAPTION = 2000  # characters whose price is told; a file takes less
 KEEP_FILES_S = 1800
 KEEP_RUNS = 12  # pictures a visitor can come back to
-PARAMETER = "pcv2"  # of links
+PARAMETER, SETTINGS = "pcv2", "settings"  # of links
 MAX_SAID = 200  # characters of an error
 
 CHOOSE_FIRST = "Choose a picture first: upload one, or click an example."
@@ -225,23 +226,33 @@ def read_file(payload: Payload | None) -> Stream:
         return _paintable(Stream.from_bytes(file.read(MAX_FILE_BYTES + 1)))
 
 
-def read_link(pasted: object) -> Stream:
-    """Parse a whole link, or only the text after `pcv2=`.
-    BitstreamError if there is no file in it, or one that this page does not paint."""
+def read_link(pasted: object) -> tuple[Stream, RunSettings | None]:
+    """Parse a whole link, or only the text after `pcv2=` -> file, and settings if there are any.
+    BitstreamError if there is no file in it, or one that this page does not paint; ConfigError if
+    the settings are wrong."""
     pasted = words("link", pasted, MAX_BODY_BYTES).strip()
     if "=" not in pasted and "/" not in pasted:
-        return _paintable(Stream.from_text(pasted))
-    found: list[str] = []
+        return _paintable(Stream.from_text(pasted)), None
+    query: Mapping[str, list[str]] = {}
     with contextlib.suppress(ValueError):  # such as brackets in the wrong place
-        found = parse_qs(urlsplit(pasted).query).get(PARAMETER, [])
-    if not found:
+        query = parse_qs(urlsplit(pasted).query)
+    if PARAMETER not in query:
         raise BitstreamError(f"link: expected one with ?{PARAMETER}=..., got {pasted[:60]!r}")
-    return _paintable(Stream.from_text(found[0]))
+    return _paintable(Stream.from_text(query[PARAMETER][0])), read_settings(
+        query.get(SETTINGS, [""])[0]
+    )
 
 
-def link_to(stream: Stream, address: str) -> str:
+def link_to(stream: Stream, address: str, settings: RunSettings | None = None) -> str:
     """An address that opens to the decoded picture. The link is the picture: nothing is stored."""
-    return f"{address}?{PARAMETER}={stream.to_text()}"
+    link = f"{address}?{PARAMETER}={stream.to_text()}"
+    return f"{link}&{SETTINGS}={quote(settings.to_json(), safe=':,')}" if settings else link
+
+
+def read_settings(given: object) -> RunSettings | None:
+    """Settings as one line of JSON; None if there is nothing. ConfigError if they are wrong."""
+    said = words("settings", given).strip()
+    return RunSettings.from_json(said) if said else None
 
 
 def _paintable(stream: Stream) -> Stream:

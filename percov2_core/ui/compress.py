@@ -93,6 +93,8 @@ class CompressTab:
         )
         said = [more.caption, self.cost]
         more.captioner.input(self.recaption, [self.chosen, more.captioner], said, **INTAKE)
+        filled = [*more.filled, self.cost]
+        more.pasted.submit(self.use, [more.pasted, self.chosen], filled, **INTAKE)
         last: dict[str, Any] = {"trigger_mode": "always_last", **FREE}
         more.caption.input(self.caption_cost, more.caption, self.cost, **last)
         pressed = self.button.click(
@@ -119,7 +121,7 @@ class CompressTab:
             js=_COUNT_JS,
             **FREE,
         )
-        given = {self.chosen, self.presses, self.done, *vars(more).values()}
+        given = {self.chosen, self.presses, self.done, *more.filled}
         found = [self.headline, self.stage, more.caption, more.size, self.run, self.done]
         # A newer press replaces the older one, so none may be skipped; of sizes the last counts.
         every, last = {"trigger_mode": "multiple", **DEVICE}, {**last, **DEVICE}
@@ -176,6 +178,14 @@ class CompressTab:
         if chosen is None or captioner == "fixed":
             return {self.cost: _KEEP}
         return self._described(chosen, captioner)
+
+    def use(self, pasted: str, chosen: Chosen | None) -> Answer:
+        """Settings of another run were pasted."""
+        if (settings := border.read_settings(pasted)) is None:
+            return {self.cost: _KEEP}
+        filled = self.settings.put(settings, self.codec, chosen)
+        gr.Info(text.TAKEN)
+        return filled | {self.cost: self.caption_cost(filled[self.settings.caption])}
 
     def caption_cost(self, caption: str) -> str:
         """The price of the text, as one types."""
@@ -275,7 +285,8 @@ class CompressTab:
                 yield {self.stage: piece("painting", size=image.size, frame=frame)}
             elif self.turns.finish(turn):
                 seen = (frame.picture, frame.step_s, image, turn.number, tokens)
-                run = Run(chosen.name, contents, look, headline, *seen)
+                settings = more.told(given, self.codec, chosen, said)
+                run = Run(chosen.name, contents, look, headline, *seen, settings)
                 done = [*given[self.done], run][-border.KEEP_RUNS :]
                 shown = {self.stage: results.compare_run(run), self.run: run, self.done: done}
                 yield shown | controls
@@ -318,7 +329,10 @@ def qr_svg(content: str) -> str | None:
 
 def share_panel(run: Run, *, address: str) -> str:
     """Download button, link and QR code of one file."""
-    link = border.link_to(run.stream, address)
+    link = border.link_to(run.stream, address, run.settings)
     data = data_uri(run.stream.to_bytes(), "application/octet-stream")
     size, file = run.size_bytes, f"{run.name}{SUFFIX}"
-    return piece("share", file=file, size_bytes=size, data=data, link=link, code=qr_svg(link))
+    # The code is to be scanned from across a room: the picture alone.
+    code, settings = qr_svg(border.link_to(run.stream, address)), run.settings.to_json()
+    said = {"link": link, "code": code, "settings": settings}
+    return piece("share", file=file, size_bytes=size, data=data, **said)

@@ -11,11 +11,12 @@ import gradio as gr
 from percov2_core.bitstream import Stream
 from percov2_core.codec import PerCoV2
 from percov2_core.contents import Tokens
+from percov2_core.run_settings import USUAL, RunSettings
 from percov2_core.ui import border, results, text
 from percov2_core.ui.border import Payload
-from percov2_core.ui.device import DEVICE, FREE, Look, Turns, paint
+from percov2_core.ui.device import DEVICE, FREE, Turns, paint
 from percov2_core.ui.results import Run
-from percov2_core.ui.settings import size_slider
+from percov2_core.ui.settings import look_of, size_slider
 from percov2_core.ui.text import empty, piece, plain_html
 
 _KEEP: Any = gr.skip()
@@ -63,7 +64,8 @@ class OpenTab:
         yield {self.stage: _KEEP}
         if pasted:
             with border.shown_to_user(advice=text.LINK_ADVICE):
-                yield from self._open(border.read_link(pasted), "shared", request)
+                stream, settings = border.read_link(pasted)
+                yield from self._open(stream, "shared", request, settings)
 
     def tab_of_address(self, request: gr.Request) -> Any:
         """A share link opens to the tab of its picture."""
@@ -72,23 +74,27 @@ class OpenTab:
 
     def open_address(self, request: gr.Request) -> Iterator[dict[Any, Any]]:
         """The page was opened, perhaps by a share link."""
-        yield from self.open_link(request.query_params.get(border.PARAMETER, ""), request)
+        shared = request.query_params.get(border.PARAMETER)
+        yield from self.open_link(f"?{request.query_params}" if shared else "", request)
 
     def cut(self, whole: Run | None, size: float, request: gr.Request) -> Iterator[dict[Any, Any]]:
         """Less of the same file was asked for."""
         yield {self.stage: _KEEP}
         if whole:
             part = self.codec.truncate(whole.stream, size=border.count(size))
-            yield from self._open(part, whole.name, request, whole)
+            yield from self._open(part, whole.name, request, whole.settings, whole)
 
     def _open(
-        self, stream: Stream, name: str, request: gr.Request, whole: Run | None = None
+        self,
+        stream: Stream,
+        name: str,
+        request: gr.Request,
+        settings: RunSettings | None = None,
+        whole: Run | None = None,
     ) -> Iterator[dict[Any, Any]]:
         """Paint a file, or a part of the whole one."""
-        preset = self.codec.presets[stream.mode]["balanced"]
-        look = Look(preset.steps, preset.guidance)
-        sides = (stream.width, stream.height)
-        border.check_work(*sides, look.steps)
+        settings = settings or USUAL
+        look, sides = look_of(self.codec, stream, settings), (stream.width, stream.height)
         contents, headline = self.codec.read(stream), piece("opened_headline", stream=stream)
         yield {self.headline: headline}
         with self.turns.take(request.session_hash or "") as turn:
@@ -96,8 +102,12 @@ class OpenTab:
                 if frame.picture is None:
                     yield {self.stage: piece("painting", size=sides, frame=frame)}
                 elif self.turns.finish(turn):
-                    run = Run(name, contents, look, headline, frame.picture, frame.step_s)
+                    seen = (frame.picture, frame.step_s)
+                    run = Run(name, contents, look, headline, *seen, settings=settings)
                     details, stage = results.bits_panel(run), results.compare_run(run)
+                    if settings != USUAL:
+                        told = {"settings": settings.to_json(), "id": "pc-opened-settings"}
+                        details += piece("settings_line", **told)
                     view = {self.stage: stage, self.details: details, self.run: run}
                     if whole is None:
                         view |= {self.size: cuts(self.codec, run), self.whole: run}

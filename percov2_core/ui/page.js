@@ -192,6 +192,16 @@
       arrived(file?.path ?? "");
     });
 
+  // The picture of a point, beside the pointer; no source: away with it.
+  const peek = (source, event) => {
+    const shown = document.querySelector(".pc-peek") ?? document.body.appendChild(new Image());
+    Object.assign(shown, { className: "pc-peek", alt: "", hidden: !source });
+    if (!source) return;
+    shown.src = source;
+    shown.style.left = `${Math.min(event.clientX + 16, innerWidth - 130)}px`;
+    shown.style.top = `${Math.max(8, event.clientY - 130)}px`;
+  };
+
   // gr.Plot tells nobody about clicks: a piece of HTML beside it listens in its place.
   const points = (clicked) =>
     setInterval(() => {
@@ -202,6 +212,8 @@
         const key = event.points[0].customdata?.[1];
         if (key) clicked(key);
       });
+      plot.on("plotly_hover", ({ points: [{ customdata }], event }) => peek(customdata?.[2], event));
+      plot.on("plotly_unhover", () => peek());
     }, 300);
 
   // On a phone the result is below the controls.

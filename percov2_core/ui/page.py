@@ -22,17 +22,20 @@ from typing import Any
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
+from percov2_core import image_io
 from percov2_core.bitstream import MAX_FILE_BYTES, MAX_SEED, SUFFIX
 from percov2_core.codec import PerCoV2
-from percov2_core.config import DEFAULT_EFFORT, PRESETS, check_choice
+from percov2_core.config import DEFAULT_EFFORT
 from percov2_core.metrics import bits_per_pixel
+from percov2_core.run_settings import RunSettings
 from percov2_core.ui import border, text
 from percov2_core.ui.border import KEEP_FILES_S, MAX_UPLOAD_BYTES, Payload
 from percov2_core.ui.compress import CompressTab
-from percov2_core.ui.device import DEVICE, FREE, MAX_QUEUE, Look, Turns, paint
+from percov2_core.ui.device import DEVICE, FREE, MAX_QUEUE, Turns, paint
 from percov2_core.ui.host import return_memory
 from percov2_core.ui.invented import InventedTab
 from percov2_core.ui.open_file import OpenTab
+from percov2_core.ui.settings import look_of
 from percov2_core.ui.text import piece, plain_html
 from percov2_core.ui.tradeoff import TradeOffTab
 
@@ -141,13 +144,17 @@ class EndPoints:
             seed = gr.Number(0, precision=0, label="seed")
             size = gr.Number(0, precision=0, label="size")
             effort = gr.Textbox(DEFAULT_EFFORT, label="effort")
+            settings = gr.Textbox("", label="settings")
             stream = gr.File(label="pcv2")
             decoded = gr.Image(label="decoded", format="png")
             facts = gr.JSON(label="facts")
             button = gr.Button()
         self.cache_dir = stream.GRADIO_CACHE
         public = {**DEVICE, "api_visibility": "public", "preprocess": False}
-        sent, wanted = [picture, mode, caption, size, effort], [file, preset, seed]
+        sent, wanted = (
+            [picture, mode, caption, size, effort, settings],
+            [file, preset, seed, settings],
+        )
         button.click(self.compress, sent, stream, api_name="compress", **public)
         button.click(self.decompress, wanted, decoded, api_name="decompress", **public)
         button.click(self.inspect, file, facts, api_name="inspect", **public)
@@ -159,15 +166,23 @@ class EndPoints:
         caption: str = "",
         size: int = 0,
         effort: str = DEFAULT_EFFORT,
+        settings: str = "",
     ) -> str:
-        """Compress a picture to a .pcv2 file.
+        """Compress a picture to a .pcv2 file of 13 to about 722 bytes (at 512 x 512 pixels).
 
         Args:
-            picture: A PNG, JPEG, WebP or AVIF picture that was uploaded.
-            mode: extreme, ultra-low or hybrid, which without a size sends the caption alone.
-            caption: Text to send; empty lets the page describe the picture.
-            size: Instead of the mode: the most bytes that the file may have; 0 sets no limit.
-            effort: fast, normal or best: how long to look for tokens that come close.
+            picture: The picture: a PNG, JPEG, WebP or AVIF file that was uploaded, of at most 20 MB
+                and 25 megapixels, with sides of at least 64 pixels.
+            mode: "extreme" (about 700 bytes, closest), "ultra-low" (about 110 bytes) or "hybrid",
+                which without a size sends the caption alone (about 13 bytes).
+            caption: English words for the picture, at most 1000 bytes, which travel in the file and
+                guide the painting; empty lets the codec describe the picture.
+            size: Instead of the mode: the most bytes that the file may have, 13 to 200000; 0 sets
+                no limit.
+            effort: "fast", "normal" or "best": how long to look for tokens that come close; a
+                second, some seconds, or a minute.
+            settings: Instead of mode, caption, size and effort: one line of JSON as the page shows
+                it, such as {"size": 240, "effort": "fast"}; empty for none.
 
         Returns:
             The .pcv2 file.
@@ -175,8 +190,13 @@ class EndPoints:
         chosen = border.read_picture(picture)
         said = border.words("caption", caption).strip() or None
         most = border.whole("size", size, 0, MAX_FILE_BYTES) or None
-        effort = border.check_effort(effort, chosen.image)
-        stream = self.codec.encode(chosen.image, mode, caption=said, size=most, effort=effort)
+        asked = border.read_settings(settings)
+        if asked is None:
+            kind = {"size": most} if most else {"mode": mode}
+            asked = RunSettings(**kind, caption=said, effort=effort)
+        image = image_io.fitted(chosen.image, asked.fit) if asked.fit else chosen.image
+        border.check_effort(asked.effort, image)
+        stream = self.codec.encode(image, **asked.encoding)
         name = f"{chosen.name}{SUFFIX}"
         return str(save_bytes_to_cache(stream.to_bytes(), name, self.cache_dir))
 
@@ -185,22 +205,27 @@ class EndPoints:
         file: Payload | None,
         preset: str = "balanced",
         seed: int = 0,
+        settings: str = "",
         request: gr.Request = None,  # type: ignore[assignment]  # gradio gives it
     ) -> Iterator[Any]:
-        """Paint the picture of a .pcv2 file.
+        """Paint the picture of a .pcv2 file. Most details are invented: plausible, not true.
 
         Args:
-            file: A .pcv2 file that was uploaded.
-            preset: faithful, balanced or vivid.
-            seed: Another number invents other details; 0 takes the file's own.
+            file: A .pcv2 file that was uploaded, of a picture of at most 2.6 megapixels.
+            preset: "faithful" (closest to the original), "balanced" or "vivid" (liveliest).
+            seed: A whole number from 0 to 4294967295: another one invents other details; 0 is the
+                file's own.
+            settings: Instead of preset and seed: one line of JSON as the page shows it, such as
+                {"steps": 4, "guidance": 1.5}, steps from 1 to 100, guidance from 1 to 20; empty for
+                none.
 
         Returns:
             The picture, as PNG.
         """
         stream = border.read_file(file)
-        named = self.codec.presets[stream.mode][check_choice("preset", preset, PRESETS)]
-        border.check_work(stream.width, stream.height, named.steps)
-        look = Look(named.steps, named.guidance, border.whole("seed", seed, 0, MAX_SEED) or None)
+        seed = border.whole("seed", seed, 0, MAX_SEED)
+        asked = border.read_settings(settings) or RunSettings(preset=preset, seed=seed)
+        look = look_of(self.codec, stream, asked)
         contents = self.codec.read(stream)
         with self.turns.take(request.session_hash or "") as turn:
             for frame in paint(self.codec, contents, look, turn):
@@ -213,7 +238,8 @@ class EndPoints:
             file: A .pcv2 file that was uploaded.
 
         Returns:
-            Size, mode, caption, tokens of each level and bits of the parts.
+            Width and height in pixels, mode, schedule, caption, length in bytes, bits per pixel,
+            tokens sent and in all on each level, and the bits of header, caption and tokens.
         """
         stream = border.read_file(file)
         contents = self.codec.read(stream)

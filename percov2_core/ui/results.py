@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,19 +14,27 @@ from PIL import Image
 from percov2_core.bitstream import Stream
 from percov2_core.config import LEVELS
 from percov2_core.contents import Contents, Tokens
-from percov2_core.metrics import Scores, bits_per_pixel
+from percov2_core.metrics import RELATED, STAR, STAR_NOTE, Scores, bits_per_pixel
+from percov2_core.run_settings import USUAL, RunSettings
 from percov2_core.ui import text
 from percov2_core.ui.border import Chosen
 from percov2_core.ui.device import Look
 from percov2_core.ui.text import bytes_in_words, data_uri, empty, one_in, piece
 
 # Metric -> what the table of numbers calls it, says of it, and how many digits it shows.
-COLUMNS = {
-    "psnr": ("PSNR", "dB, higher is closer", 2),
-    "ms_ssim": ("MS-SSIM", "of 1, higher is closer", 3),
+_TOLD = {
     "lpips": ("LPIPS", "AlexNet, lower is closer", 3),
-    "picorank": ("PicoRank", "stands in for LPIPS, lower is closer", 3),
-    "feature_distance": ("Feature distance", "SqueezeNet, lower; our model trained with it", 3),
+    "dists": ("DISTS", "lower is closer", 3),
+    "ms_ssim": ("MS-SSIM", "of 1, higher is closer", 3),
+    "meaning": ("Semantic agreement", "cosine, higher is closer", 3),
+    "patch_swd": ("Patch SWD", "detail, lower is closer", 0),
+    "psnr": ("PSNR", "dB, higher is closer", 2),
+    "feature_distance": ("Feature distance", "SqueezeNet, lower is closer", 3),
+    "picorank": ("PicoRank", "distilled from the one before", 3),
+}
+COLUMNS = {
+    name: (f"{title} {STAR}" if name in RELATED else title, *more)
+    for name, (title, *more) in _TOLD.items()
 }
 
 
@@ -43,6 +51,7 @@ class Run:
     original: Image.Image | None = None
     number: int = 0  # of the visitor's press of Compress that began it, 0 for an opened file
     tokens: Tokens | None = None  # all that the encoder found, of opened files nobody knows
+    settings: RunSettings = USUAL
 
     @property
     def stream(self) -> Stream:
@@ -117,19 +126,22 @@ def bits_panel(run: Run) -> str:
     return piece("bits", run=run, parts=parts, levels=levels, told=told, shown=shown, most=most)
 
 
-def numbers_panel(entries: Sequence[Entry], *, pending: bool) -> str:
-    """A table; the first entry is ours. Every picture is one click away."""
+def numbers_panel(entries: Sequence[Entry], *, pending: bool, missing: Collection[str] = ()) -> str:
+    """A table; the first entry is ours. Every picture is one click away. `missing` says of each
+    metric that cannot be had here what it needs."""
     ours = entries[0]
     had = {name: c for name, c in COLUMNS.items() if getattr(ours.scores, name) is not None}
-    return piece("numbers", columns=had, entries=entries, pending=pending)
+    notes = {"missing": missing, "star": f"{STAR} {STAR_NOTE}"}
+    return piece("numbers", columns=had, entries=entries, pending=pending, **notes)
 
 
 def runs_table(keys: Sequence[str], runs: pd.DataFrame) -> str:
     """Every run, newest first, and the same as a CSV file. `keys`: what their buttons tell."""
     if runs.empty:
         return empty(text.EMPTY_RUNS)
-    titles = [COLUMNS.get(name, (name.replace("_", " "),))[0] for name in runs]
-    cells = [[_cell(value) for value in row] for row in runs.itertuples(index=False)]
+    shown = runs.drop(columns="settings")
+    titles = [COLUMNS.get(name, (name.replace("_", " "),))[0] for name in shown]
+    cells = [[_cell(value) for value in row] for row in shown.itertuples(index=False)]
     lines = [(key, first, rest) for key, (first, *rest) in zip(keys, cells, strict=True)]
     csv = str(runs.to_csv(index=False, lineterminator="\n")).encode()
     return piece("runs", titles=titles, lines=lines[::-1], csv=data_uri(csv, "text/csv"))

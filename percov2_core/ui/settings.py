@@ -17,10 +17,14 @@ from percov2_core.config import (
     LEVELS,
     MAX_GUIDANCE,
     MAX_STEPS,
+    check_choice,
     check_real,
 )
 from percov2_core.contents import Tokens
+from percov2_core.errors import ConfigError
+from percov2_core.run_settings import RunSettings
 from percov2_core.ui import border, text
+from percov2_core.ui.border import Chosen
 from percov2_core.ui.device import Look
 from percov2_core.ui.text import control
 
@@ -35,6 +39,14 @@ def size_slider(label: str, **options: Any) -> gr.Slider:
     least, (first, most) = LEAST_BYTES, USUAL_BYTES.values()
     options |= {"step": 1, "precision": 0, "buttons": [], "elem_classes": "pc-size"}
     return gr.Slider(minimum=least, maximum=most, value=first, **options, **control(label))
+
+
+def look_of(codec: PerCoV2, stream: Stream, settings: RunSettings) -> Look:
+    """How settings paint a file; ConfigError if that takes minutes."""
+    usual = codec.presets[stream.mode][settings.preset]
+    steps = settings.steps or usual.steps
+    border.check_work(stream.width, stream.height, steps)
+    return Look(steps, settings.guidance or usual.guidance, settings.seed or None)
 
 
 class Settings:
@@ -65,6 +77,13 @@ class Settings:
         self.schedule = gr.Dropdown(orders, value=DEFAULT_SCHEDULE, **control("Schedule"))
         efforts = list(text.EFFORTS.items())
         self.effort = gr.Radio(efforts, value=DEFAULT_EFFORT, **control("Encoder's effort"))
+        paste: dict[str, Any] = {"placeholder": text.SETTINGS_EXAMPLE, "submit_btn": "Use"}
+        self.pasted = gr.Textbox(elem_id="pc-paste", **paste, **control("Settings of a run"))
+
+    @property
+    def filled(self) -> list[Any]:
+        """The controls that settings fill in."""
+        return [part for part in vars(self).values() if part is not self.pasted]
 
     def look(self, given: Given, image: Image.Image) -> Look:
         """How to paint `image`, if that takes no minutes."""
@@ -78,6 +97,59 @@ class Settings:
         if caption or given[self.captioner] == "fixed":
             return caption
         return codec.describe(image, captioner=given[self.captioner])
+
+    def told(self, given: Given, codec: PerCoV2, chosen: Chosen, said: str) -> RunSettings:
+        """The controls as settings: pasted again, they give the same file of the same picture."""
+        captioner, words = given[self.captioner], {"caption": said}
+        # Where it is quick to see that nobody has changed the words, they need not travel.
+        if captioner == "describer" and said == codec.describe(chosen.image, captioner=captioner):
+            words = {"captioner": captioner}
+        kind: dict[str, Any] = {"mode": given[self.mode]}
+        if given[self.mode] == "hybrid":
+            kind = {"size": border.whole("size", given[self.size], LEAST_BYTES, MAX_FILE_BYTES)}
+        if chosen.large:
+            kind["fit"] = border.count(given[self.side])
+        return RunSettings(
+            **kind,
+            **words,
+            schedule=given[self.schedule],
+            effort=given[self.effort],
+            seed=border.whole("seed", given[self.seed] or 0, 0, MAX_SEED),
+            steps=border.whole("steps", given[self.steps], 1, MAX_STEPS),
+            guidance=given[self.guidance],
+        )
+
+    def put(self, settings: RunSettings, codec: PerCoV2, chosen: Chosen | None) -> dict[Any, Any]:
+        """Control -> value, so that the next run is as `settings` say; ConfigError if this page
+        has no control for something that they say."""
+        mode = "hybrid" if settings.size else settings.mode or "extreme"
+        if settings.tokens is not None:
+            raise ConfigError("tokens: this page takes size in their place: use the command line")
+        captioner = settings.captioner or codec.captioner
+        offered = [value for _, value in self.captioner.choices]
+        check_choice("captioner", captioner, offered)
+        side = settings.fit or border.COMFORTABLE_SIDE_PX
+        check_choice("fit", str(side), [str(value) for value in text.SIZES.values()])
+        caption, size = settings.caption, settings.size or LEAST_BYTES
+        if caption is not None:
+            captioner = "fixed"
+        elif chosen:
+            caption = codec.describe(chosen.image, captioner=captioner)
+        look = codec.presets[mode][settings.preset]
+        sides = chosen.at(side).image.size if chosen else (512, 512)
+        return {
+            self.mode: mode,
+            self.size: self.sized(mode, size, sides, size if mode == "hybrid" else 0),
+            self.side: side,
+            self.caption: caption or "",
+            self.captioner: captioner,
+            self.preset: settings.preset,
+            self.steps: settings.steps or look.steps,
+            self.guidance: settings.guidance or look.guidance,
+            self.seed: settings.seed,
+            self.schedule: settings.schedule,
+            self.effort: settings.effort,
+        }
 
     def write(self, given: Given, codec: PerCoV2, tokens: Tokens) -> Stream:
         """The file that the controls ask for; the smallest there is if none is that small."""

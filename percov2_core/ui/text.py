@@ -49,8 +49,10 @@ CONTROLS = {
     "Guidance": "1 stays closest to what was sent; more invents more texture and contrast.",
     "Seed": "Another number invents other details. 0 costs no bytes.",
     "Schedule": "In which order tokens are sent, each predicted from the ones before.",
+    "Settings of a run": "One line of JSON, as it stands beside every file: paste it, press Enter.",
     "Encoder's effort": "How long to look for tokens that come closer. Fast takes the first found.",
 }
+SETTINGS_EXAMPLE = '{"size": 240, "steps": 1, "guidance": 1.5}'
 SIZE_INFO = "This picture is larger than the model likes. It is compressed at:"
 
 EMPTY_HEADLINE = "Pick a picture, press Compress."
@@ -81,10 +83,12 @@ REFERENCE_SOURCE = "mean of 24 Kodak pictures, 512 x 512"
 PUBLISHED = "published elsewhere, own protocols"
 YOUR_RUNS = "your runs"
 PLOT_NOTE = (
-    "Every point is a mean over Kodak pictures; stars are your own runs. Click a star, or its line "
-    "in the table, to bring its picture back; click one of our points to take its steps and "
-    "guidance. Published values were measured by others in their own ways: they appear for rate "
-    "and PSNR only, and compare loosely."
+    "Every point is a mean over Kodak pictures, its colour the bytes of the file; stars are your "
+    "own runs. Full lines go over steps at guidance 1, dotted ones over guidance at one step. "
+    "Point at one of ours to see an example; click it to take its steps and guidance; click a "
+    "star, or its line in the table, to bring its picture back. Measures with a * are related to "
+    "the training loss of the bundled model: no claim rests on them alone. Published values were "
+    "measured by others in their own ways: they appear for rate and PSNR only, and compare loosely."
 )
 VARIATIONS_NOTE = (
     "One file allows many pictures. Here it is painted with four seeds. Coarse tokens that it does "
@@ -93,7 +97,7 @@ VARIATIONS_NOTE = (
 )
 WRONG_INPUT = "An input is missing or of a wrong kind. The API page lists what is expected."
 RUN_FORGOTTEN = "This run is not kept any more. Compress the picture again."
-TAKEN = "Steps and guidance are set. Compress to see them."
+TAKEN = "The settings are set. Compress to see them."
 CANCELLED = "Cancelled. Nothing was kept."
 CAPTION_COST_EMPTY = "The caption will cost a few bytes."
 

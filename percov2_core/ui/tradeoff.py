@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -21,8 +21,8 @@ from percov2_core.codec import PerCoV2
 from percov2_core.config import MODES, check_choice
 from percov2_core.errors import PerCoError
 from percov2_core.evaluation.judge import Judge
-from percov2_core.evaluation.rows import summarise, to_frame
-from percov2_core.metrics import AXES, Scores, lpips
+from percov2_core.evaluation.rows import PICTURES, picture_name, summarise, to_frame
+from percov2_core.metrics import AXES, Scores
 from percov2_core.ui import border, results, text
 from percov2_core.ui.device import CLASSICS, FREE, MEASURE, Turns
 from percov2_core.ui.results import Entry, Run
@@ -32,17 +32,29 @@ from percov2_core.ui.text import empty, plain_html
 RESULTS_DIR = Path(__file__).parents[2] / "assets" / "results"
 VVC_PIXELS = 1_500_000  # above it, the encoder would need minutes
 FAMILIES = ("jpeg", "avif", "vvc")
+REFERENCE_PICTURES = 24
+_MEASURED = "measured_kodak_512_centre"
+_FAMILIES = {
+    "jpeg": "triangle-up",
+    "jpeg2000": "triangle-left",
+    "j2k": "triangle-left",
+    "webp": "triangle-down",
+    "avif": "triangle-right",
+    "jxl": "hexagon",
+    "vvc": "pentagon",
+}
 _KEEP: Any = gr.skip()
 _STUDIES = ("sweep", "presets", "protocol", "classic")
 _CLICK_JS = "percov.points((key) => trigger(key.startsWith('run:') ? 'back' : 'take', {key}))"
 # The same for those who do not point: every line of the table has a button.
 _BACK_JS = "percov.buttons(element, (key) => trigger('back', {key}))"
-_COLUMNS = ("label", "picture", "key", "thumbnail")
+_COLUMNS = ("label", "picture", "key", "thumbnail", "preset", "steps", "guidance", "size_bytes")
+_THUMB_PX = 96
 _HINT = "<b>%{fullData.name}</b><br>%{customdata[0]}<br>across %{x:.4g}, up %{y:.4g}<extra></extra>"
 _MARKERS = {
     text.REFERENCE: {"size": 10, "symbol": "x", "color": "#7b8794", "line": {"width": 0}},
     text.PUBLISHED: {"size": 11, "symbol": "star-open", "color": "#7b8794"},
-    text.YOUR_RUNS: {"size": 17, "symbol": "star", "color": "#0f9d8f"},
+    text.YOUR_RUNS: {"size": 17, "symbol": "star"},
 }
 
 
@@ -73,6 +85,7 @@ class Measured:
             "bpp": run.bpp,
             **asdict(self.scores),
             "caption": run.contents.caption,
+            "settings": run.settings.to_json(),
         }
 
     @property
@@ -93,7 +106,7 @@ class TradeOffTab:
         axes = [(label, name) for name, label in AXES.items()]
         with gr.Row():
             x = gr.Dropdown(axes, value="psnr", label="Across", min_width=280, elem_id="pc-x")
-            y = gr.Dropdown(axes, value="picorank", label="Up", min_width=280, elem_id="pc-y")
+            y = gr.Dropdown(axes, value="patch_swd", label="Up", min_width=280, elem_id="pc-y")
         plot, note = gr.Plot(show_label=False, elem_id="pc-plot"), plain_html()
         gr.Markdown(text.PLOT_NOTE)
         self.table = plain_html(empty(text.EMPTY_RUNS), js_on_load=_BACK_JS, elem_id="pc-runs")
@@ -112,11 +125,8 @@ class TradeOffTab:
 
     @cached_property
     def judge(self) -> Judge:
-        """Every metric of the page that this machine has. Nothing is downloaded."""
-        names = [name for name in results.COLUMNS if name != "lpips"]
-        if os.environ.get(lpips.ENVIRONMENT):
-            names.append("lpips")
-        return Judge(names)
+        """Every metric of the page that this machine has."""
+        return Judge(results.COLUMNS)
 
     def measure(
         self, run: Run | None, done: list[Run], history: list[Measured]
@@ -146,7 +156,8 @@ class TradeOffTab:
                 return  # the visitor has gone on, and others wait
             entries.append(entry)
             yield results.numbers_panel(entries, pending=True)
-        yield results.numbers_panel(entries, pending=False)
+        missing = self.judge.unavailable.values()
+        yield results.numbers_panel(entries, pending=False, missing=missing)
 
     def _scores(self, run: Run) -> Scores:
         assert run.original is not None  # only opened files have none, and they are not measured
@@ -223,19 +234,57 @@ class Measurements:
         files = [folder / f"{name}.csv" for name in _STUDIES]
         tables = [pd.read_csv(file, low_memory=False) for file in files if file.is_file()]
         self.means = pd.DataFrame(columns=list(_COLUMNS))
+        self.pictures = min((set(table["picture"]) for table in tables), key=len, default=set())
         if tables:
-            self.means = summarise(to_frame(pd.concat(tables).to_dict("records")))
+            # Like with like: means over the pictures that every study has.
+            rows = pd.concat(tables)
+            rows = rows[rows["picture"].isin(self.pictures)]
+            self.means = _on_lines(summarise(to_frame(rows.to_dict("records"))))
             self.means["picture"] = [text.stored(row) for row in self.means.to_dict("records")]
+            shown = [folder / PICTURES / picture_name(key) for key in self.means["key"]]
+            self.means["thumbnail"] = [_uri(file) if file.is_file() else "" for file in shown]
         points = folder / "reference_points.json"
         self.reference = json.loads(points.read_text("utf-8")) if points.is_file() else {}
+        if self.pictures and len(self.pictures) < REFERENCE_PICTURES:
+            self.reference.pop(_MEASURED, None)  # other means
+
+    def ours(self) -> list[dict[str, Any]]:
+        """Key, mode, preset, steps, guidance, tokens and size of our points, what they have of
+        them."""
+        if "mode" not in self.means:
+            return []
+        names = ["key", "mode", "preset", "steps", "guidance", "tokens", "size_bytes"]
+        rows = self.means[self.means["mode"].isin(MODES)].reindex(columns=names)
+        return [dict(row.dropna()) for _, row in rows.iterrows()]
 
     def find(self, key: str) -> dict[str, Any]:
-        """Mode, preset, steps, guidance, size of a stored point of ours; empty if it is none."""
-        found = self.means[self.means["key"] == key]
-        if found.empty or found.iloc[0].get("mode") not in MODES:
-            return {}
-        names = ["mode", "preset", "steps", "guidance", "size_bytes"]
-        return dict(found.iloc[0].reindex(names).dropna())
+        """The same of one point; empty if it is none of ours."""
+        return next((row for row in self.ours() if row["key"] == key), {})
+
+
+def _on_lines(means: pd.DataFrame) -> pd.DataFrame:
+    """Of a sweep, what is at its fewest steps or its least guidance: the rest is a cloud."""
+    if not {"steps", "guidance"} <= set(means):
+        return means
+    swept = means["steps"].notna()
+    few = means["steps"] == means["steps"].min()
+    return means[~swept | few | (means["guidance"] == means["guidance"].min())].copy()
+
+
+def _uri(file: Path) -> str:
+    return text.data_uri(file.read_bytes(), "image/webp")
+
+
+def write_thumbnail(image: Image.Image, file: Path | io.BytesIO) -> None:
+    """What is shown beside a point of the plot."""
+    small = image.copy()
+    small.thumbnail((_THUMB_PX, _THUMB_PX))
+    small.save(file, "WEBP", quality=75)
+
+
+def _thumbnail(image: Image.Image) -> str:
+    write_thumbnail(image, buffer := io.BytesIO())
+    return text.data_uri(buffer.getvalue(), "image/webp")
 
 
 def figure(stored: Measurements, history: Sequence[Measured], *, x: str, y: str) -> Any | None:
@@ -247,7 +296,7 @@ def figure(stored: Measurements, history: Sequence[Measured], *, x: str, y: str)
     points = pd.concat(tables, ignore_index=True).reindex(columns=[*_COLUMNS, *AXES])
     if points.dropna(subset=[x, y]).empty:
         return None
-    return _dressed(plots.per_picture(points, x=x, y=y))
+    return _dressed(plots.trade_off(points, x=x, y=y))
 
 
 def _dressed(drawn: Any) -> Any:
@@ -260,21 +309,23 @@ def _dressed(drawn: Any) -> Any:
     )
     for update in (drawn.update_xaxes, drawn.update_yaxes):
         update(gridcolor="rgba(128,140,155,.25)", zeroline=False)
-    marker = {"size": 11, "opacity": 0.9, "line": {"width": 1, "color": "rgba(255,255,255,.7)"}}
-    drawn.update_traces(marker=marker, hovertemplate=_HINT)
+    edge = {"width": 1, "color": "rgba(255,255,255,.7)"}
     named: set[str] = set()
     for trace in drawn.data:
-        plain = {} if trace.name.startswith("percov2") else {"size": 10, "symbol": "diamond"}
-        trace.marker.update(_MARKERS.get(trace.name, plain))
         name = text.codec_name(trace.name)
-        trace.update(name=name, legendgroup=name, showlegend=name not in named)
-        named.add(name)
+        trace.update(name=name, legendgroup=name)
+        if trace.mode != "lines":
+            symbol = _FAMILIES.get(trace.name.partition("/")[0], trace.marker.symbol)
+            look = {"size": 10, "line": edge, "symbol": symbol} | _MARKERS.get(trace.name, {})
+            trace.marker.update(look)
+            trace.update(hovertemplate=_HINT, showlegend=name not in named)
+            named.add(name)
     return drawn
 
 
 def _reference_rows(reference: Mapping[str, Any], *, x: str, y: str) -> pd.DataFrame:
     """Reference points; the published ones only where the axes mean the same."""
-    kinds = {text.REFERENCE: "measured_kodak_512_centre"}
+    kinds = {text.REFERENCE: _MEASURED}
     if {x, y} <= {"bpp", "psnr"}:  # published LPIPS values use several backbones
         kinds[text.PUBLISHED] = "published_kodak"
     return pd.DataFrame(
@@ -295,6 +346,10 @@ def _run_rows(history: Sequence[Measured]) -> pd.DataFrame:
             **row.values,
             "label": text.YOUR_RUNS,
             "key": row.key,
+            "thumbnail": _thumbnail(row.run.decoded),
+            "size_bytes": row.run.size_bytes,
+            "steps": None,  # no part of a sweep
+            "guidance": None,
             "picture": f"{row.run.name}, {row.run.stream.mode}<br>{row.run.size_bytes:,} bytes, "
             f"{text.steps(row.run.look.steps)}, guidance {row.run.look.guidance:g}",
         }

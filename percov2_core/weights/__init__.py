@@ -45,7 +45,8 @@ from percov2_core.weights.find import base_of, find_model
 from percov2_core.weights.residency import Residency
 
 if TYPE_CHECKING:
-    from percov2_core.codec import PerCoV2
+    from percov2_core.codec import PerCoV2 as Codec
+    from percov2_core.weights.pretrained import PerCoV2
 
 WARM_UP_PX = 512
 
@@ -56,8 +57,8 @@ def load_codec(
     """Load a model once and keep it on its device.
 
     Args:
-        name: "embedded"; a model folder; or "sd3-medium:CHECKPOINT", "sd3.5-medium:CHECKPOINT",
-            where CHECKPOINT is a folder or the OWNER/NAME of a Hub repository.
+        name: "embedded"; a model folder or the OWNER/NAME of a Hub repository; either of them after
+            "sd3-medium:" or "sd3.5-medium:".
         device: A torch device; None takes PERCOV2_DEVICE, or a GPU if there is one.
         residency: How a large model lives here; None reads the environment.
 
@@ -65,11 +66,12 @@ def load_codec(
     environment holds a wrong setting."""
     # Loads diffusers and transformers, which takes seconds: `load_file_codec` does without.
     from percov2_core.weights import parts
+    from percov2_core.weights.pretrained import PerCoV2
 
     home = residency or Residency.from_environment(device=device)
     folder, about = _find(name)
     vae, painter = parts.load_vae_and_painter(folder, about, home)
-    return parts.assemble(
+    codec = parts.assemble(
         about,
         digest=files.checked_digest(about, folder),
         vae=vae,
@@ -78,6 +80,7 @@ def load_codec(
         language=load_language(folder / files.LANGUAGE_FILE),
         home=home,
     )
+    return PerCoV2.around(codec, folder)
 
 
 def load_file_codec(name: str | Path = "embedded") -> FileCodec:
@@ -102,7 +105,7 @@ def _find(name: str | Path) -> tuple[Path, files.About]:
     return folder, about
 
 
-def warm_up(codec: PerCoV2, home: Residency | None = None) -> None:
+def warm_up(codec: Codec, home: Residency | None = None) -> None:
     """Paint one grey picture per mode, if `home` (None reads the environment) asks for it: the
     first run on a GPU chooses kernels and takes memory, which no visitor should wait for."""
     if not (home or Residency.from_environment()).warms_up:

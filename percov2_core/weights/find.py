@@ -9,8 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from percov2_core.caption.captioner import BLIP_MODEL, BLIP_VARIABLE, DOWNLOAD_VARIABLE
-from percov2_core.config import LEVELS
+from percov2_core.caption.captioner import BLIP_MODEL, BLIP_VARIABLE
+from percov2_core.config import DOWNLOAD_VARIABLE, LEVELS
 from percov2_core.errors import WeightsError
 from percov2_core.weights.files import ABOUT_FILE, PAINTER_DIR, existing, read_about, read_json
 from percov2_core.weights.residency import Residency
@@ -41,7 +41,10 @@ def find_model(name: str) -> Path:
     if name == "embedded":
         return EMBEDDED_DIR
     if not (base := base_of(name)):
-        return Path(name)
+        repository = repository_of(name)
+        return (
+            _fetched(name, repository, CHECKPOINT_FILES, ABOUT_FILE) if repository else Path(name)
+        )
     place = name.partition(":")[2]
     folder = Path(place) if place else MODELS_DIR / base
     if folder.is_dir():
@@ -69,7 +72,7 @@ def find_base(name: str, *, t5: bool) -> Path:
 
 def repository_of(name: str) -> str:
     """The OWNER/NAME of the checkpoint in a model's name, or "" if it is a folder or none."""
-    place = name.partition(":")[2] if base_of(name) else ""
+    place = name.partition(":")[2] if base_of(name) else name
     return place if _REPOSITORY.fullmatch(place) and not Path(place).is_dir() else ""
 
 

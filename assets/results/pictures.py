@@ -1,0 +1,42 @@
+"""What one example looks like at every point of ours in the demo's Trade-off tab:
+
+    python assets/results/pictures.py
+
+paints it with the bundled model and writes `pictures/`, a small WebP per setting.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from percov2_core import load_codec
+from percov2_core.contents import Contents
+from percov2_core.evaluation.protocol import centre_square
+from percov2_core.evaluation.rows import PICTURES, picture_name
+from percov2_core.ui.tradeoff import Measurements, write_thumbnail
+
+RESULTS = Path(__file__).parent
+EXAMPLE = RESULTS.parent / "examples" / "kodim23-parrots.jpg"
+
+
+def main() -> None:
+    codec = load_codec()
+    found = codec.look(centre_square(Image.open(EXAMPLE)))
+    folder, contents = RESULTS / PICTURES, dict[str, Contents]()
+    folder.mkdir(exist_ok=True)
+    for row in Measurements(RESULTS).ours():
+        mode = row["mode"]
+        count = int(row["tokens"]) if row.get("tokens") is not None else None
+        if mode not in contents:
+            contents[mode] = codec.read(codec.write(found, mode, count=count))
+        look = {name: row[name] for name in ("steps", "guidance", "preset") if name in row}
+        look |= {"steps": int(row["steps"])} if "steps" in row else {}
+        *_, last = codec.paint(contents[mode], **look)
+        assert last.picture is not None
+        write_thumbnail(last.picture, folder / picture_name(row["key"]))
+
+
+if __name__ == "__main__":
+    main()
