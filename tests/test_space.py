@@ -17,7 +17,7 @@ import httpx
 import pytest
 from gradio_client import Client, handle_file
 from mcp import ClientSession
-from mcp.client.streamable_http import streamablehttp_client
+from mcp.client.streamable_http import streamable_http_client
 from PIL import Image, ImageChops
 from starlette.testclient import TestClient
 
@@ -294,7 +294,7 @@ def test_an_assistant_lists_the_tools_and_compresses_and_paints_with_them(server
     settings = '{"size": 60, "caption": "a cat", "effort": "fast"}'
 
     async def talk():
-        mcp = streamablehttp_client(f"{server.address}gradio_api/mcp/")
+        mcp = streamable_http_client(f"{server.address}gradio_api/mcp/")
         async with mcp as (read, write, _), ClientSession(read, write) as session:
             await session.initialize()
             tools = {t.name.rpartition("_")[2]: t for t in (await session.list_tools()).tools}

@@ -100,18 +100,18 @@ class Settings:
 
     def told(self, given: Given, codec: PerCoV2, chosen: Chosen, said: str) -> RunSettings:
         """The controls as settings: pasted again, they give the same file of the same picture."""
-        captioner, words = given[self.captioner], {"caption": said}
+        captioner, kind = given[self.captioner], dict[str, Any](caption=said)
         # Where it is quick to see that nobody has changed the words, they need not travel.
         if captioner == "describer" and said == codec.describe(chosen.image, captioner=captioner):
-            words = {"captioner": captioner}
-        kind: dict[str, Any] = {"mode": given[self.mode]}
+            kind = {"captioner": captioner}
         if given[self.mode] == "hybrid":
-            kind = {"size": border.whole("size", given[self.size], LEAST_BYTES, MAX_FILE_BYTES)}
+            kind["size"] = border.whole("size", given[self.size], LEAST_BYTES, MAX_FILE_BYTES)
+        else:
+            kind["mode"] = given[self.mode]
         if chosen.large:
             kind["fit"] = border.count(given[self.side])
         return RunSettings(
             **kind,
-            **words,
             schedule=given[self.schedule],
             effort=given[self.effort],
             seed=border.whole("seed", given[self.seed] or 0, 0, MAX_SEED),
@@ -126,7 +126,7 @@ class Settings:
         if settings.tokens is not None:
             raise ConfigError("tokens: this page takes size in their place: use the command line")
         captioner = settings.captioner or codec.captioner
-        offered = [value for _, value in self.captioner.choices]
+        offered = [str(value) for _, value in self.captioner.choices]
         check_choice("captioner", captioner, offered)
         side = settings.fit or border.COMFORTABLE_SIDE_PX
         check_choice("fit", str(side), [str(value) for value in text.SIZES.values()])

@@ -69,8 +69,10 @@ class Attack:
             for data in (usual[:-1], [*usual, 1], []):
                 yield Call(number, data, f"{len(data)} inputs")
             for place, part in enumerate(call["inputs"]):
-                kind = self.visitor.parts[part]["type"]
+                kind, props = (self.visitor.parts[part][what] for what in ("type", "props"))
                 tried = values.ANYTHING | (paths | uploads if kind in FILES else {})
+                if props.get("label") in ("settings", "Settings of a run"):
+                    tried = values.SETTINGS | tried
                 if kind == "state":  # kept by the server: what is sent must not matter
                     tried = {"a text": "x", "a path": paths["a picture outside, bare"]}
                 for what, value in islice(tried.items(), most):

@@ -1,6 +1,7 @@
 """What a stranger sends: values, paths, pictures and files that nobody should have to fear."""
 
 import io
+import json
 import os
 import random
 import zipfile
@@ -44,6 +45,22 @@ ANYTHING = {
     "a list": ["extreme"],
     "an object": {"__type__": "update", "value": MARK, "visible": True},
     "a nest": [[[[[[[[[[[[[[[[{}]]]]]]]]]]]]]]]],
+}
+# What an input of settings gets besides.
+SETTINGS = {
+    "a deep nest": "[" * 9_000,
+    "a deep object": '{"mode":' * 900 + "1" + "}" * 900,
+    "a long number": f'{{"seed": {"9" * 9_000}}}',
+    "a huge number": f'{{"guidance": 1{"0" * 400}}}',
+    "no number": '{"guidance": NaN, "steps": -Infinity}',
+    "a key twice": '{"steps": 1, "steps": 2}',
+    "a key in HTML": json.dumps({MARK: MARK}),
+    "a caption of 1 MB": json.dumps({"caption": "a" * 1_000_000}),
+    "half a character": r'{"caption": "\ud800"}',
+    "control characters": r'{"caption": "\u0000\u001b[31m\u202e"}',
+    "HTML": json.dumps({"caption": MARK, "mode": "ultra-low"}),
+    "an hour": '{"steps": 100, "effort": "best", "fit": 4096}',
+    "another captioner": '{"captioner": "auto"}',
 }
 # What the page's own scripts send along with a click.
 EVENTS = [
