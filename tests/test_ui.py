@@ -10,11 +10,12 @@ from PIL import Image
 
 from percov2_core.config import MODES, PRESETS, SCHEDULES
 from percov2_core.errors import BitstreamError, ConfigError
-from percov2_core.metrics import Scores
+from percov2_core.metrics import AXES, Scores
 from percov2_core.run_settings import RunSettings
 from percov2_core.ui import border, compress, invented, open_file, results, text
 from percov2_core.ui.device import Look
-from percov2_core.ui.tradeoff import Measured, Measurements, figure, runs_frame
+from percov2_core.ui.stored import Measurements
+from percov2_core.ui.tradeoff import Measured, figure, runs_frame
 from tests.tiny import picture, tiny_codec
 
 ADDRESS = "https://example.org/space"
@@ -137,3 +138,41 @@ def test_a_stored_point_gives_its_steps_and_guidance(tmp_path):
     expected = "4 steps, guidance 1.5<br>655 bytes, mean of 1 Kodak pictures"
     assert point.customdata[0][0] == expected
     assert Measurements(tmp_path).find("jpeg quality=1") == {}
+
+
+def test_each_mode_has_a_line_over_steps_and_one_over_guidance_and_its_presets_names():
+    stored = Measurements()
+    drawn = figure(stored, [], x="psnr", y="patch_swd")
+    lines = [trace for trace in drawn.data if trace.mode == "lines"]
+    for mode in MODES:
+        name, ours = text.codec_name(f"percov2 {mode}"), pd.DataFrame(stored.ours())
+        swept = ours[(ours["mode"] == mode) & ours["steps"].notna()].set_index("key")
+        means = stored.means.set_index("key").loc[swept.index]
+        for over, fixed in (("steps", "guidance"), ("guidance", "steps")):
+            wanted = means[means[fixed] == 1].sort_values(over)["patch_swd"].tolist()
+            assert len(wanted) > 3
+            assert wanted in [list(line.y) for line in lines if line.name == name]
+        (points,) = (t for t in drawn.data if t.name == name and t.mode != "lines")
+        assert {word for word in points.text if word} == set(PRESETS)
+        assert len(points.marker.color) == len(points.x) and points.marker.coloraxis == "coloraxis"
+    assert {row["pictures"] for row in stored.means.to_dict("records")} == {len(stored.pictures)}
+
+
+def test_what_is_related_to_the_training_loss_is_marked_everywhere():
+    marked = {name for name, label in AXES.items() if label.endswith("*")}
+    assert marked == {"psnr", "ms_ssim", "label_kept", "meaning", "feature_distance", "picorank"}
+    assert {name for name, (title, *_) in results.COLUMNS.items() if title.endswith("*")} < marked
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    for line in readme.splitlines():
+        if "| PicoRank" in line:
+            assert [cell.strip() for cell in line.split("|") if "*" in cell] == [
+                "MS-SSIM *", "label kept *", "semantic cosine *", "PSNR dB *",
+                "feature distance *", "PicoRank *",
+            ]  # fmt: skip
+    scores = {"psnr": 20.0, "picorank": 0.5}
+    stream = tiny_codec().encode(picture(), "ultra-low")
+    entry = a_run(stream, **scores).entry
+    missing = ["LPIPS is not shown: put <file> into"]
+    shown = results.numbers_panel([entry], pending=False, missing=missing)
+    assert "PSNR *" in shown and "related to the training loss" in shown
+    assert "put &lt;file&gt; into" in shown and "DISTS" not in shown

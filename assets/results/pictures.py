@@ -15,7 +15,7 @@ from percov2_core import load_codec
 from percov2_core.contents import Contents
 from percov2_core.evaluation.protocol import centre_square
 from percov2_core.evaluation.rows import PICTURES, picture_name
-from percov2_core.ui.tradeoff import Measurements, write_thumbnail
+from percov2_core.ui.stored import Measurements, write_thumbnail
 
 RESULTS = Path(__file__).parent
 EXAMPLE = RESULTS.parent / "examples" / "kodim23-parrots.jpg"

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -18,22 +16,19 @@ from PIL import Image
 from percov2_core.baselines.base import Fit, best_within
 from percov2_core.baselines.classic import FACTORS, family_at_all_sizes, find_baseline
 from percov2_core.codec import PerCoV2
-from percov2_core.config import MODES, check_choice
+from percov2_core.config import check_choice
 from percov2_core.errors import PerCoError
 from percov2_core.evaluation.judge import Judge
-from percov2_core.evaluation.rows import PICTURES, picture_name, summarise, to_frame
 from percov2_core.metrics import AXES, Scores
 from percov2_core.ui import border, results, text
 from percov2_core.ui.device import CLASSICS, FREE, MEASURE, Turns
 from percov2_core.ui.results import Entry, Run
 from percov2_core.ui.settings import USUAL_BYTES
+from percov2_core.ui.stored import COLUMNS, MEASURED, Measurements, write_thumbnail
 from percov2_core.ui.text import empty, plain_html
 
-RESULTS_DIR = Path(__file__).parents[2] / "assets" / "results"
 VVC_PIXELS = 1_500_000  # above it, the encoder would need minutes
 FAMILIES = ("jpeg", "avif", "vvc")
-REFERENCE_PICTURES = 24
-_MEASURED = "measured_kodak_512_centre"
 _FAMILIES = {
     "jpeg": "triangle-up",
     "jpeg2000": "triangle-left",
@@ -44,12 +39,9 @@ _FAMILIES = {
     "vvc": "pentagon",
 }
 _KEEP: Any = gr.skip()
-_STUDIES = ("sweep", "presets", "protocol", "classic")
 _CLICK_JS = "percov.points((key) => trigger(key.startsWith('run:') ? 'back' : 'take', {key}))"
 # The same for those who do not point: every line of the table has a button.
 _BACK_JS = "percov.buttons(element, (key) => trigger('back', {key}))"
-_COLUMNS = ("label", "picture", "key", "thumbnail", "preset", "steps", "guidance", "size_bytes")
-_THUMB_PX = 96
 _HINT = "<b>%{fullData.name}</b><br>%{customdata[0]}<br>across %{x:.4g}, up %{y:.4g}<extra></extra>"
 _MARKERS = {
     text.REFERENCE: {"size": 10, "symbol": "x", "color": "#7b8794", "line": {"width": 0}},
@@ -227,61 +219,6 @@ def classic_entries(judge: Judge, original: Image.Image, *, size_bytes: int) -> 
                 yield entry(f"{name}, shrunk", smallest(f"{family}/{FACTORS[-1]}"))
 
 
-class Measurements:
-    """The stored tables, read once."""
-
-    def __init__(self, folder: Path = RESULTS_DIR) -> None:
-        files = [folder / f"{name}.csv" for name in _STUDIES]
-        tables = [pd.read_csv(file, low_memory=False) for file in files if file.is_file()]
-        self.means = pd.DataFrame(columns=list(_COLUMNS))
-        self.pictures = min((set(table["picture"]) for table in tables), key=len, default=set())
-        if tables:
-            # Like with like: means over the pictures that every study has.
-            rows = pd.concat(tables)
-            rows = rows[rows["picture"].isin(self.pictures)]
-            self.means = _on_lines(summarise(to_frame(rows.to_dict("records"))))
-            self.means["picture"] = [text.stored(row) for row in self.means.to_dict("records")]
-            shown = [folder / PICTURES / picture_name(key) for key in self.means["key"]]
-            self.means["thumbnail"] = [_uri(file) if file.is_file() else "" for file in shown]
-        points = folder / "reference_points.json"
-        self.reference = json.loads(points.read_text("utf-8")) if points.is_file() else {}
-        if self.pictures and len(self.pictures) < REFERENCE_PICTURES:
-            self.reference.pop(_MEASURED, None)  # other means
-
-    def ours(self) -> list[dict[str, Any]]:
-        """Key, mode, preset, steps, guidance, tokens and size of our points, what they have of
-        them."""
-        if "mode" not in self.means:
-            return []
-        names = ["key", "mode", "preset", "steps", "guidance", "tokens", "size_bytes"]
-        rows = self.means[self.means["mode"].isin(MODES)].reindex(columns=names)
-        return [dict(row.dropna()) for _, row in rows.iterrows()]
-
-    def find(self, key: str) -> dict[str, Any]:
-        """The same of one point; empty if it is none of ours."""
-        return next((row for row in self.ours() if row["key"] == key), {})
-
-
-def _on_lines(means: pd.DataFrame) -> pd.DataFrame:
-    """Of a sweep, what is at its fewest steps or its least guidance: the rest is a cloud."""
-    if not {"steps", "guidance"} <= set(means):
-        return means
-    swept = means["steps"].notna()
-    few = means["steps"] == means["steps"].min()
-    return means[~swept | few | (means["guidance"] == means["guidance"].min())].copy()
-
-
-def _uri(file: Path) -> str:
-    return text.data_uri(file.read_bytes(), "image/webp")
-
-
-def write_thumbnail(image: Image.Image, file: Path | io.BytesIO) -> None:
-    """What is shown beside a point of the plot."""
-    small = image.copy()
-    small.thumbnail((_THUMB_PX, _THUMB_PX))
-    small.save(file, "WEBP", quality=75)
-
-
 def _thumbnail(image: Image.Image) -> str:
     write_thumbnail(image, buffer := io.BytesIO())
     return text.data_uri(buffer.getvalue(), "image/webp")
@@ -293,7 +230,7 @@ def figure(stored: Measurements, history: Sequence[Measured], *, x: str, y: str)
     from percov2_core import plots
 
     tables = [stored.means, _reference_rows(stored.reference, x=x, y=y), _run_rows(history)]
-    points = pd.concat(tables, ignore_index=True).reindex(columns=[*_COLUMNS, *AXES])
+    points = pd.concat(tables, ignore_index=True).reindex(columns=[*COLUMNS, *AXES])
     if points.dropna(subset=[x, y]).empty:
         return None
     return _dressed(plots.trade_off(points, x=x, y=y))
@@ -325,7 +262,7 @@ def _dressed(drawn: Any) -> Any:
 
 def _reference_rows(reference: Mapping[str, Any], *, x: str, y: str) -> pd.DataFrame:
     """Reference points; the published ones only where the axes mean the same."""
-    kinds = {text.REFERENCE: _MEASURED}
+    kinds = {text.REFERENCE: MEASURED}
     if {x, y} <= {"bpp", "psnr"}:  # published LPIPS values use several backbones
         kinds[text.PUBLISHED] = "published_kodak"
     return pd.DataFrame(
