@@ -90,7 +90,7 @@ class Dists(nn.Module):
         """Two results of `taps` -> (B,) float, 0 for equal pictures."""
         whole = self.alpha.sum() + self.beta.sum()
         alike = torch.zeros(len(a[0])).to(a[0])
-        shares = (torch.split(part.data, _WIDTHS) for part in (self.alpha, self.beta))
+        shares = (torch.split(part.data, list(_WIDTHS)) for part in (self.alpha, self.beta))
         for x, y, alpha, beta in zip(a, b, *shares, strict=True):
             mean_x, mean_y = (v.mean((2, 3), keepdim=True) for v in (x, y))
             texture = (2 * mean_x * mean_y + _TINY) / (mean_x**2 + mean_y**2 + _TINY)
