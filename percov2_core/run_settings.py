@@ -41,6 +41,7 @@ _CHOICES: Mapping[str, Collection[str]] = {
     "captioner": CAPTIONERS,
     "preset": PRESETS,
 }
+_NEEDED = ("schedule", "effort", "seed", "preset")
 _WHOLE = {
     "tokens": (0, MAX_TOKENS),
     "size": (1, MAX_FILE_BYTES),
@@ -76,10 +77,10 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
-            if (value := getattr(self, name)) is not None:
+            if (value := getattr(self, name)) is not None or name in _NEEDED:
                 check_choice(name, value, known)
         for name, ends in _WHOLE.items():
-            if (value := getattr(self, name)) is not None:
+            if (value := getattr(self, name)) is not None or name in _NEEDED:
                 check_whole(name, value, *ends)
         if self.guidance is not None:
             check_real("guidance", self.guidance, 1, MAX_GUIDANCE)
@@ -112,10 +113,6 @@ class RunSettings:
             if name not in known:
                 listed = ", ".join(known)
                 raise ConfigError(f"settings: unknown key {quoted(name)}, expected {listed}")
-        # null is none of them where a value is needed.
-        for name in ("schedule", "effort", "seed", "preset"):
-            if name in found and found[name] is None:
-                raise ConfigError(f"{name}: expected a value, got null")
         return cls(**found)
 
     def to_json(self) -> str:

@@ -127,7 +127,7 @@ def claims(model, count, seed):
             payload = valid.payload[:kept] + dice.randbytes(more)
             claimed = claim(replace(valid, schedule=schedule), mode, size, payload)
             file = stranger.upload("claim.pcv2", claimed)
-            for end_point, settings in (("inspect", []), ("decompress", ["balanced", 0])):
+            for end_point, settings in (("inspect", []), ("decompress", ["balanced", 0, ""])):
                 before_s = sum(process.cpu_times()[:2])
                 answer = stranger.one(stranger.named(end_point), [file, *settings])
                 spent_s = sum(process.cpu_times()[:2]) - before_s

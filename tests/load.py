@@ -112,8 +112,8 @@ class Crowd:
         job = dice.choice(self.jobs)
         photo, file = visitor.upload("a.png", job.photo), visitor.upload("a.pcv2", job.file)
         for name, data, expected, read in (
-            ("compress", [photo, job.mode, job.caption, 0, DEFAULT_EFFORT], job.file, bytes),
-            ("decompress", [file, "balanced", 0], job.pixels, rgb),
+            ("compress", [photo, job.mode, job.caption, 0, DEFAULT_EFFORT, ""], job.file, bytes),
+            ("decompress", [file, "balanced", 0, ""], job.pixels, rgb),
         ):
             began = time.monotonic()
             answer = visitor.one(visitor.named(name), data)
