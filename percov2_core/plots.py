@@ -44,6 +44,7 @@ _LAYOUT = {
     "legend": {"orientation": "h", "y": -0.2, "title": {"text": ""}},
     "hoverlabel": {"align": "left"},
 }
+_PLACES = {"faithful": "top right", "balanced": "middle left", "vivid": "bottom right"}
 _TICKS_BYTES = (13, 30, 60, 120, 240, 720, 2000, 8000)
 WALL_PER_LABEL = 3  # settings of one codec that the picture wall shows
 
@@ -128,10 +129,15 @@ def trade_off(table: pd.DataFrame, *, x: str, y: str) -> go.Figure:
         marker: dict[str, Any] = {"symbol": _SYMBOLS.get(str(label), "x"), "size": 10}
         if mine["digits"].notna().all():
             marker |= {"color": mine["digits"], "coloraxis": "coloraxis"}
-        named = {"text": mine["preset"].astype(object).fillna(""), "textposition": "top center"}
+        presets = mine["preset"].astype(object).fillna("")
+        # They are close together.
+        places = presets.map(_PLACES).fillna("top center")
+        named = {"text": presets, "textposition": places}
         points = {"mode": "markers+text", "marker": marker, "customdata": told, **named}
         figure.add_scatter(x=mine[x], y=mine[y], name=str(label), **points)
     shown = {"title": "bytes", "tickvals": np.log10(_TICKS_BYTES), "ticktext": _TICKS_BYTES}
+    # Below: a phone has no room beside the plot.
+    shown |= {"orientation": "h", "y": -0.2, "yanchor": "top", "thickness": 12}
     colours = {"colorscale": "Viridis", "colorbar": shown}
     figure.update_layout(xaxis_title=AXES[x], yaxis_title=AXES[y], coloraxis=colours, **_LAYOUT)
     return figure.update_xaxes(type="log" if x == "bpp" else "linear")

@@ -199,7 +199,7 @@
     if (!source) return;
     shown.src = source;
     shown.style.left = `${Math.min(event.clientX + 16, innerWidth - 130)}px`;
-    shown.style.top = `${Math.max(8, event.clientY - 130)}px`;
+    shown.style.top = `${Math.min(event.clientY + 48, innerHeight - 130)}px`;
   };
 
   // gr.Plot tells nobody about clicks: a piece of HTML beside it listens in its place.

@@ -30,7 +30,7 @@ _TOLD = {
     "patch_swd": ("Patch SWD", "detail, lower is closer", 0),
     "psnr": ("PSNR", "dB, higher is closer", 2),
     "feature_distance": ("Feature distance", "SqueezeNet, lower is closer", 3),
-    "picorank": ("PicoRank", "distilled from the one before", 3),
+    "picorank": ("PicoRank", "distilled from SqueezeNet's distance", 3),
 }
 COLUMNS = {
     name: (f"{title} {STAR}" if name in RELATED else title, *more)

@@ -239,7 +239,7 @@ def figure(stored: Measurements, history: Sequence[Measured], *, x: str, y: str)
 def _dressed(drawn: Any) -> Any:
     """For a page of any width, light or dark; one entry in the legend per codec."""
     drawn.update_layout(
-        {"height": 560, "title": None, "font_size": 14, "margin_t": 20},
+        {"height": 600, "title": None, "font_size": 14, "margin_t": 20, "margin_b": 120},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemwidth": 30},
@@ -249,11 +249,11 @@ def _dressed(drawn: Any) -> Any:
     edge = {"width": 1, "color": "rgba(255,255,255,.7)"}
     named: set[str] = set()
     for trace in drawn.data:
-        name = text.codec_name(trace.name)
+        label, name = trace.name, text.codec_name(trace.name)
         trace.update(name=name, legendgroup=name)
         if trace.mode != "lines":
-            symbol = _FAMILIES.get(trace.name.partition("/")[0], trace.marker.symbol)
-            look = {"size": 10, "line": edge, "symbol": symbol} | _MARKERS.get(trace.name, {})
+            symbol = _FAMILIES.get(label.partition("/")[0], trace.marker.symbol)
+            look = {"size": 10, "line": edge, "symbol": symbol} | _MARKERS.get(label, {})
             trace.marker.update(look)
             trace.update(hovertemplate=_HINT, showlegend=name not in named)
             named.add(name)
