@@ -131,11 +131,15 @@ def trade_off(table: pd.DataFrame, *, x: str, y: str) -> go.Figure:
             marker |= {"color": mine["digits"], "coloraxis": "coloraxis"}
         presets = mine["preset"].astype(object).fillna("")
         # They are close together.
-        places = presets.map(_PLACES).fillna("top center")
+        places = [_PLACES.get(name, "top center") for name in presets]
         named = {"text": presets, "textposition": places}
         points = {"mode": "markers+text", "marker": marker, "customdata": told, **named}
         figure.add_scatter(x=mine[x], y=mine[y], name=str(label), **points)
-    shown = {"title": "bytes", "tickvals": np.log10(_TICKS_BYTES), "ticktext": _TICKS_BYTES}
+    shown: dict[str, Any] = {
+        "title": "bytes",
+        "tickvals": np.log10(_TICKS_BYTES),
+        "ticktext": _TICKS_BYTES,
+    }
     # Below: a phone has no room beside the plot.
     shown |= {"orientation": "h", "y": -0.2, "yanchor": "top", "thickness": 12}
     colours = {"colorscale": "Viridis", "colorbar": shown}
