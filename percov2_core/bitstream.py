@@ -6,7 +6,7 @@
     3           schedule, its position in `config.SCHEDULES`
     1           square: height equals width and is not stored
     1           seeded: the seed is stored, because it is not 0
-    1           reserved, 0
+    1           named: things stand in front of the caption, see `caption.packing`
     4 + 12      square: four zero bits, width - 1
     12 + 12     otherwise: width - 1, height - 1
     8           fingerprint of the model
@@ -84,6 +84,7 @@ class Stream:
     check: int  # `check_value` of this header, the caption, the tokens and the model
     payload: bytes  # caption and tokens, entropy-coded
     seed: int = 0  # of the decoder's noise, 0 to 2**32 - 1
+    named: bool = False  # whether things stand in front of the caption
 
     def __post_init__(self) -> None:
         _check_name("mode", self.mode, FILE_MODES)
@@ -169,7 +170,7 @@ class Stream:
         """Everything before the payload."""
         square = self.width == self.height
         flags = FILE_MODES[self.mode].code << 6 | SCHEDULES.index(self.schedule) << 3
-        flags |= square << 2 | (self.seed > 0) << 1
+        flags |= square << 2 | (self.seed > 0) << 1 | self.named
         sides = self.width - 1 if square else self.width - 1 << 12 | self.height - 1
         size = sides.to_bytes(2 if square else 3, "big")
         checks = bytes([self.fingerprint]) + self.check.to_bytes(2, "big")
@@ -208,6 +209,7 @@ class Stream:
             check=check,
             payload=file.read(),
             seed=seed,
+            named=bool(flags & 1),
         )
 
     def to_text(self) -> str:
@@ -305,8 +307,6 @@ def _read_start(file: BytesIO) -> tuple[int, str, str]:
     mode, schedule = flags >> 6, flags >> 3 & 0b111
     if schedule >= len(SCHEDULES):
         raise BitstreamError(f"schedule: expected 0 to {len(SCHEDULES) - 1}, got {schedule}")
-    if flags & 1:
-        raise BitstreamError("reserved bit: expected 0, got 1")
     return flags, _MODE_NAMES[mode], SCHEDULES[schedule]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from percov2_core.bitstream import MAX_FILE_BYTES, Stream, check_value
-from percov2_core.caption import packing
+from percov2_core.caption import packing, things
 from percov2_core.caption.language import CaptionLanguage
 from percov2_core.config import COARSE, DEFAULT_EFFORT, DEFAULT_SCHEDULE, FINE, check_whole
 from percov2_core.entropy.coder import PRECISION, SymbolReader, SymbolWriter
@@ -219,6 +219,7 @@ class FileCodec:
     def _written(
         self, header: Stream, tokens: Tokens, steps: Iterator[tuple[Ints, Step]]
     ) -> Stream:
+        header = replace(header, named=bool(things.part(tokens.caption).things))
         writer, left = SymbolWriter(), header.tokens_sent
         packing.write_caption(writer.write, tokens.caption, self.language)
         for level, (positions, freqs, _) in steps:
@@ -263,7 +264,7 @@ class FileCodec:
                 f"{self.name!r} has {self.fingerprint:02x}"
             )
         reader = SymbolReader(stream.payload)
-        caption = packing.read_caption(reader.read, self.language)
+        caption = packing.read_caption(reader.read, self.language, named=stream.named)
         caption_bits, schedule, sent = reader.ideal_bits, stream.schedule, stream.sent
         coarse = parents = None
         if stream.has_coarse:

@@ -37,6 +37,7 @@ def streams(draw):
         check=draw(st.integers(0, 65535)),
         payload=draw(st.binary(max_size=200)),
         seed=draw(st.one_of(st.just(0), st.integers(0, MAX_SEED))),
+        named=draw(st.booleans()),
     )
 
 
@@ -85,7 +86,6 @@ def test_a_corrupted_byte_is_noticed_or_gives_another_stream_and_a_cut_header_is
         ("b31c01ff000000", "format version 3, this build reads 2"),
         ("b2", "the file is cut short: it ends at byte 1, before its flags"),
         ("b22c01ff000000", "schedule: expected 0 to 4, got 5"),
-        ("b21d01ff000000", "reserved bit: expected 0, got 1"),
         ("b21c01", "the file is cut short: it ends at byte 3, before its size"),
         ("b21c31ff000000", "size: expected four zero bits before the side, got 3"),
         ("b2181ff1ff000000", "size: 512x512 must be marked as square"),
@@ -114,6 +114,7 @@ def test_the_layout_is_frozen():
     assert HYBRID.to_bytes().hex() == "b29c01ffab123410" + "c0ffee"
     assert FINE_ONLY.to_bytes().hex() == "b2dc01ffab1234ac02" + "c0ffee"
     assert WIDE.to_bytes().hex() == "b25a2ff200ab1234ac02" + "c0ffee"
+    assert replace(PLAIN, named=True).to_bytes().hex() == "b21d01ffab1234" + "c0ffee"
     assert check_value(PLAIN, "a red barn", tokens=b"\x01\x02", model=b"m" * 32) == 0x6882
 
 
@@ -121,7 +122,8 @@ def test_the_check_value_covers_every_other_field_and_the_contents_and_where_the
     parts = [("a", b"t", b"m"), ("b", b"t", b"m"), ("at", b"", b"m"), ("a", b"tm", b"")]
     values = [check_value(PLAIN, a, tokens=t, model=m) for a, t, m in parts]
     other_size = {"width": 513, "tokens_sent": 138}
-    for c in ({"mode": "hybrid"}, {"schedule": "var"}, other_size, {"seed": 1}, {"fingerprint": 0}):
+    others = ({"mode": "hybrid"}, {"schedule": "var"}, {"seed": 1}, {"fingerprint": 0})
+    for c in (*others, other_size, {"named": True}):
         values.append(check_value(replace(PLAIN, **c), "a", tokens=b"t", model=b"m"))
     assert len(values) == len(set(values))
     bare = replace(PLAIN, check=0, payload=b"")

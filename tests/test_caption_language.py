@@ -1,6 +1,7 @@
 """Captions through the n-gram model and the range coder: exact for every text."""
 
 import contextlib
+import hashlib
 import random
 import zlib
 from itertools import chain, repeat
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from percov2_core.caption import ngram, packing
+from percov2_core.caption import ngram, packing, things
 from percov2_core.caption.language import (
     PUNCTUATION,
     UNKNOWN,
@@ -132,9 +133,9 @@ def packed(text, language):
     return writer.finish()
 
 
-def unpacked(data, language):
+def unpacked(data, language, *, named=False):
     reader = SymbolReader(data)
-    text = read_caption(reader.read, language)
+    text = read_caption(reader.read, language, named=named)
     reader.close()
     return text
 
@@ -152,8 +153,14 @@ words = st.sampled_from(["a", "dog", "Dog", "blue", "sky", "beside", "zebra", ",
 @example("\u0130stanbul \u1e9e \u01c5")
 @example("\U0001f436 \u202e \x1b[2J <b>")
 @example("a\x00b")
+@example("dog: a")
+@example("lighthouse and sailing boat: ")
+@example("dog and dog: a")
+@example("dog and castle and dog: a")
+@example("a: b")
 def test_every_text_survives_exactly(text):
-    assert unpacked(packed(text, SMALL), SMALL) == text
+    named = bool(things.part(text).things)
+    assert unpacked(packed(text, SMALL), SMALL, named=named) == text
 
 
 @pytest.mark.parametrize("text", [*CAPTIONS, *SENTENCES, "Zürich, bei Nacht?", "日本語"])
@@ -171,10 +178,10 @@ def test_the_longest_caption_survives_and_a_longer_one_is_refused():
         packed(text + "!", SMALL)
 
 
-@given(st.binary(max_size=60))
-def test_no_data_raises_anything_but_bitstream_error(data):
+@given(st.binary(max_size=60), st.booleans())
+def test_no_data_raises_anything_but_bitstream_error(data, named):
     with contextlib.suppress(BitstreamError):
-        text = unpacked(data, SMALL)
+        text = unpacked(data, SMALL, named=named)
         assert packing.check_caption(text) == text  # what can be read could have been written
 
 
@@ -232,6 +239,32 @@ def test_the_describer_and_an_edited_word_cost_little_in_the_shipped_tables(ship
     assert max(caption_bits(text, language) for text in (told, edited)) < 60
     assert caption_bits(strange, language) < 110
     assert unpacked(packed(strange, language), language) == strange
+
+
+def test_a_thing_in_front_costs_two_bytes_at_most_and_no_other_caption_pays_for_it(shipped):
+    told = "pale blue sky, dark green beside tan middle, brown ground, fine texture"
+    base = caption_bits(told, shipped.language)
+    for front, most in (("dog", 5), ("macaw", 11), ("lighthouse and sailing boat", 22)):
+        assert 0 < caption_bits(f"{front}: {told}", shipped.language) - base < most
+    assert caption_bits(f"dragon: {told}", shipped.language) > base + 32  # spelled
+    data = packed(f"aeroplane: {told}", shipped.language)
+    assert unpacked(data, shipped.language, named=True) == f"aeroplane: {told}"
+
+
+def test_the_same_thing_twice_and_too_long_a_caption_behind_one_are_refused():
+    with pytest.raises(BitstreamError, match="caption names the thing 'fish' twice"):
+        read_caption(scripted((1, 0, 0, 0, 0)), SMALL, named=True)
+    with pytest.raises(BitstreamError, match="caption is 1006 bytes, at most 1000 are allowed"):
+        read_caption(scripted((0, 0, 0, 5, 1000, 65)), SMALL, named=True)
+
+
+def test_the_words_for_things_are_frozen():
+    # Files name a thing by its place among them: another word needs a new version of the format.
+    assert len(things.classes()) == 1000 and not any(":" in word for word in things.counts())
+    listed = "\n".join(f"{word} {count}" for word, count in things.counts().items())
+    assert hashlib.sha256(listed.encode()).hexdigest()[:16] == "08058573dec948f3"
+    named = {7: "cockerel", 88: "macaw", 404: "aeroplane", 437: "lighthouse", 871: "sailing boat"}
+    assert {i: things.classes()[i] for i in named} == named
 
 
 def test_the_bytes_of_a_caption_are_frozen(shipped):

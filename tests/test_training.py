@@ -4,12 +4,14 @@ import dataclasses
 import json
 import shutil
 import sys
+import tarfile
 from itertools import pairwise
 from pathlib import Path
 from tempfile import mkdtemp
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -24,6 +26,7 @@ from percov2_core.training.cache import Cache
 from percov2_core.training.checkpoint import load_average
 from percov2_core.training.loop import LoopConfig, StepLoss, _Trainer, run
 from percov2_core.training.model import open_vae
+from percov2_core.training.photos import find_photos
 from percov2_core.training.quantize import TrainingQuantizer
 from percov2_core.training.samples import CropPlan
 from percov2_core.training.shown import Shown, expected_codes, shown_codes
@@ -265,6 +268,37 @@ def test_a_folder_without_pictures_and_a_recipe_with_an_unknown_setting_are_refu
     (tmp_path / "recipe.json").write_text(json.dumps([1]))
     with pytest.raises(ConfigError, match="must be an object, got list"):
         recipes.read_recipe(tmp_path / "recipe.json")
+
+
+def test_a_folder_shards_and_a_saved_data_set_hold_the_same_photos(photos, tmp_path):
+    files = sorted(photos.iterdir())
+    for name in ("shards", "set"):
+        (tmp_path / name).mkdir()
+    for number in (0, 3):
+        with tarfile.open(tmp_path / "shards" / f"{number:05d}.tar", "w") as shard:
+            for path in files[number : number + 3]:
+                shard.add(path, path.name)
+                shard.addfile(tarfile.TarInfo(f"{path.stem}.json"))
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = [{"bytes": path.read_bytes(), "path": path.name} for path in files]
+    table = pa.table({"label": [*range(6)], "image": pa.array(rows, image)})
+    with pa.ipc.new_stream(tmp_path / "set" / "data-00000-of-00001.arrow", table.schema) as out:
+        out.write_table(table, max_chunksize=4)
+    wanted = [photo.read() for photo in find_photos(photos)]
+    for place in (tmp_path / "shards", tmp_path / "set"):
+        found = [photo.read() for photo in find_photos(place)]
+        assert len(found) == 6 and all(map(np.array_equal, found, wanted))
+    assert len(find_photos(tmp_path / "shards" / "00003.tar")) == 3
+
+
+def test_a_broken_shard_or_table_and_one_without_a_picture_are_named(tmp_path):
+    for name in ("a.tar", "a.arrow"):
+        (tmp_path / name).write_bytes(b"nothing of the kind" * 40)
+        with pytest.raises(ConfigError, match=f"{name}' cannot be read"):
+            find_photos(tmp_path / name)
+    tarfile.open(tmp_path / "empty.tar", "w").close()
+    with pytest.raises(ConfigError, match="there is no picture in its shards"):
+        find_photos(tmp_path / "empty.tar")
 
 
 def test_the_command_line_says_how_long_before_the_recipe_does(tmp_path):

@@ -1,4 +1,5 @@
 import shutil
+import weakref
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
+from safetensors import safe_open
 
 from percov2_core.bitstream import Stream
 from percov2_core.cli import main
@@ -17,8 +19,10 @@ from percov2_core.flow.transformer import Conditions, FlowConfig, FlowModel, ext
 from percov2_core.hyper.networks import HyperEncoder, VectorQuantizer
 from percov2_core.training import checkpoint, masked, recipes
 from percov2_core.training import model as stage
-from percov2_core.training.cache import Cache, read_info
+from percov2_core.training.cache import Cache, cache_bytes, read_info
 from percov2_core.training.loop import LoopConfig, memory_bytes
+from percov2_core.training.photos import Photo
+from percov2_core.training.samples import Samples
 from percov2_core.training.shown import Shown
 from percov2_core.training.stage1 import Stage1, Stage1Loss, draw_times, mean_scores
 from percov2_core.training.stage1 import parameter_groups as groups
@@ -218,6 +222,21 @@ def test_a_dropped_caption_is_the_empty_one(model, cache):
     assert torch.equal(kept.pooled, batch.text.pooled)
 
 
+def test_each_text_encoder_is_dropped_by_itself_and_all_at_once_as_often_as_asked(model, cache):
+    built, count = system(model, cache, {"text_drop": 0.25}), 500
+    empty, widths = opened(cache).empty, list(opened(cache).info.clip_widths)
+    other = TextEmbedding(*(v.expand(count, *v.shape[1:]) + 1 for v in empty))
+    torch.manual_seed(0)
+    text = built._text(Samples([""] * count, text=other), torch.device("cpu"))
+    pooled, tokens = (
+        [part.flatten(1).all(1) for part in (t == e)[..., : sum(widths)].split(widths, dim=-1)]
+        for t, e in zip(text, empty, strict=True)
+    )
+    assert all(map(torch.equal, pooled, tokens))  # what is said of all words goes with them
+    shares = [dropped.float().mean() for dropped in (*pooled, pooled[0] & pooled[1])]
+    assert np.allclose(shares, (0.5, 0.5, 0.25), atol=0.06)  # 0.25 ** (1 / 2) each
+
+
 def test_times_are_drawn_as_each_model_needs_them():
     torch.manual_seed(0)
     for shift, median in ((1.0, 0.5), (3.0, 0.75)):
@@ -247,8 +266,8 @@ def test_the_cache_gives_what_the_frozen_parts_gave(cache):
     first, again = (Cache(cache, batch_px=2 * 64 * 64, held_out=1) for _ in range(2))
     batch = first.draw(3)
     wanted = text.encode(batch.captions)
-    torch.testing.assert_close(batch.text.sequence, wanted.sequence, atol=2e-3, rtol=2e-3)
-    torch.testing.assert_close(batch.text.pooled, wanted.pooled, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(batch.text.sequence, wanted.sequence, atol=2e-3, rtol=8e-3)
+    torch.testing.assert_close(batch.text.pooled, wanted.pooled, atol=2e-3, rtol=8e-3)
     torch.testing.assert_close(first.empty.pooled, text.encode([""]).pooled)
     assert torch.equal(batch.latent, again.draw(3).latent)
     shapes = {tuple(Cache(cache, batch_px=1).draw(i).latent.shape) for i in range(20)}
@@ -268,6 +287,32 @@ def test_a_cache_that_was_broken_off_is_completed_to_the_same_bytes(cache, photo
     message = r"made with .*counts=\(8, 4\).* this run has .*counts=\(9, 4\)"
     with pytest.raises(ConfigError, match=message):
         write_cache(photos, copy, other)
+
+
+def test_photos_are_read_one_by_one_and_what_they_take_is_told_before(
+    photos, tmp_path, capsys, caplog, monkeypatch
+):
+    folder, alive, said = shutil.copytree(photos, tmp_path / "photos"), [], []
+    (folder / "a.png").write_bytes((folder / "0.png").read_bytes()[:300])
+    read = Photo.read
+
+    def reading(photo):
+        said.append(capsys.readouterr().out)
+        assert not any(there() is not None for there in alive)
+        pixels = read(photo)
+        alive.append(weakref.ref(pixels))
+        return pixels
+
+    monkeypatch.setattr(Photo, "read", reading)
+    out = write_cache(folder, tmp_path / "cache", {"plan": {"sides": [64], "counts": [14]}})
+    broken = [words for words in caplog.messages if words.startswith("left out: a.png is a PNG")]
+    assert len(broken) == 2 and len(alive) == 12 and not any(said[1:])
+    info, empty = read_info(out), Cache(out).empty
+    assert f"14 samples of 7 photos will take {cache_bytes(info, empty) / 1e9:.3g} GB" in said[0]
+    with safe_open(next(out.glob("shard-*")), framework="pt") as file:
+        found = [file.get_tensor(key) for key in file.keys()]  # noqa: SIM118
+    assert {values.dtype for values in found} == {torch.bfloat16}
+    assert 14 / 12 * sum(values.nbytes for values in found) == cache_bytes(info, empty)
 
 
 def test_a_grid_larger_than_the_entropy_models_tile_is_cut(cache, tmp_path, monkeypatch):
@@ -335,8 +380,8 @@ def test_a_cache_of_another_text_length_or_base_is_refused(model, cache, tmp_pat
     info.write_text(text.replace("sd3-medium", "sd3.5-medium"))
     with pytest.raises(ConfigError, match=r"made with 'sd3\.5-medium', checkpoint is over"):
         run(model, copy, tmp_path / "run")
-    info.write_text(text.replace('"format": 2', '"format": 1'))
-    with pytest.raises(ConfigError, match="format 1, this build reads 2"):
+    info.write_text(text.replace('"format": 3', '"format": 1'))
+    with pytest.raises(ConfigError, match="format 1, this build reads 3"):
         read_info(copy)
 
 

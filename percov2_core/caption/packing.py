@@ -1,8 +1,10 @@
 """Captions <-> symbols of a range coder.
 
 A caption is one symbol for its form, then its words (or its bytes). Of all forms that can hold
-a text the writer takes the cheapest. A caption is any valid Unicode text of at most MAX_BYTES in
-UTF-8, control characters included: both sides accept exactly these, and each survives exactly.
+a text the writer takes the cheapest. Where the file's header says so, things stand in front (see
+`caption.things`): how many, then the place of each among the words. A caption is any valid Unicode
+text of at most MAX_BYTES in UTF-8, control characters included: both sides accept exactly these,
+and each survives exactly.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from percov2_core.caption import things
 from percov2_core.caption.language import UNKNOWN, CaptionLanguage, Lexicon, Word, join, split
 from percov2_core.caption.ngram import BOUNDARY, GROUP, TOTAL, NGram, frequencies
 from percov2_core.errors import BitstreamError, ConfigError
@@ -47,6 +50,7 @@ FORMS = (
 _FORM_FREQS = np.array([[form.frequency for form in FORMS]], dtype=np.uint32)
 _LENGTH_FREQS = np.full((1, 1024), TOTAL // 1024, dtype=np.uint32)
 _BYTE_FREQS = np.full((1, 256), TOTAL // 256, dtype=np.uint32)
+_THINGS_FREQS = np.array([[3 * TOTAL // 4, TOTAL // 4]], dtype=np.uint32)  # one, two
 
 # One exchange codes one symbol: the writer's returns the symbol that it was given, the reader's
 # ignores it and returns the one that it reads. So both directions run the same loops below.
@@ -59,21 +63,27 @@ def write_caption(write: Write, text: str, model: CaptionLanguage) -> None:
         write(np.array([symbol]), freqs)
 
 
-def read_caption(read: Read, model: CaptionLanguage) -> str:
-    """Read what `write_caption` wrote; BitstreamError if that can be no caption."""
+def read_caption(read: Read, model: CaptionLanguage, *, named: bool = False) -> str:
+    """Read what `write_caption` wrote, where things stand in front if it is `named`;
+    BitstreamError if that can be no caption."""
 
     def exchange(_: int, freqs: NDArray[np.uint32]) -> int:
         return int(read(freqs)[0])
 
+    front = _things(exchange, ()) if named else ()
+    text = things.join(things.Parted(front, _rest(exchange, model)))
+    if (size := len(text.encode())) > MAX_BYTES:
+        raise BitstreamError(f"caption is {size} bytes, at most {MAX_BYTES} are allowed")
+    return text
+
+
+def _rest(exchange: Exchange, model: CaptionLanguage) -> str:
     form = FORMS[exchange(0, _FORM_FREQS)]
     if not form.lexicon:
         return _decoded(_bytes(exchange, b""))
     words = list(_words(exchange, [], getattr(model, form.lexicon), model.letters))
     text = join(words) + "." * form.stop
-    text = text[:1].upper() + text[1:] if form.capital else text
-    if (size := len(text.encode())) > MAX_BYTES:
-        raise BitstreamError(f"caption is {size} bytes, at most {MAX_BYTES} are allowed")
-    return text
+    return text[:1].upper() + text[1:] if form.capital else text
 
 
 def caption_bits(text: str, model: CaptionLanguage) -> float:
@@ -82,8 +92,11 @@ def caption_bits(text: str, model: CaptionLanguage) -> float:
 
 
 def _cheapest(text: str, model: CaptionLanguage) -> list[Choice]:
-    check_caption(text)
-    return min((_choices(text, form, model) for form in _possible_forms(text)), key=_bits)
+    front, rest = things.part(check_caption(text))
+    choices: list[Choice] = []
+    if front:
+        _things(_noting(choices), front)
+    return choices + min((_choices(rest, f, model) for f in _possible_forms(rest)), key=_bits)
 
 
 def _bits(choices: list[Choice]) -> float:
@@ -116,11 +129,7 @@ def _possible_forms(text: str) -> Iterator[Form]:
 def _choices(text: str, form: Form, model: CaptionLanguage) -> list[Choice]:
     """All that is written for a text in this form."""
     choices: list[Choice] = []
-
-    def exchange(symbol: int, freqs: NDArray[np.uint32]) -> int:
-        choices.append((symbol, freqs))
-        return symbol
-
+    exchange = _noting(choices)
     exchange(FORMS.index(form), _FORM_FREQS)
     if not form.lexicon:
         _bytes(exchange, text.encode())
@@ -130,6 +139,28 @@ def _choices(text: str, form: Form, model: CaptionLanguage) -> list[Choice]:
     for _ in _words(exchange, split(text), getattr(model, form.lexicon), model.letters):
         pass
     return choices
+
+
+def _noting(choices: list[Choice]) -> Exchange:
+    """The writer's exchange, which appends to `choices`."""
+
+    def exchange(symbol: int, freqs: NDArray[np.uint32]) -> int:
+        choices.append((symbol, freqs))
+        return symbol
+
+    return exchange
+
+
+def _things(exchange: Exchange, given: tuple[str, ...]) -> tuple[str, ...]:
+    """Exchange what stands in front of a caption."""
+    words, weights = zip(*things.counts().items(), strict=True)
+    found: list[str] = []
+    for i in range(1 + exchange(len(given) - 1, _THINGS_FREQS)):
+        number = words.index(given[i]) if given else 0
+        found.append(words[_symbol(exchange, number, np.array(weights))])
+    if len(set(found)) < len(found):
+        raise BitstreamError(f"caption names the thing {found[0]!r} twice")
+    return tuple(found)
 
 
 def _words(

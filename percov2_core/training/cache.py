@@ -6,17 +6,20 @@ A cache folder holds
     empty.safetensors        embedding of the empty caption: `sequence` (1, L, C), `pooled` (1, P)
     shard-PPP-NNNNN.safetensors
                              of process P; of each sample SIDE-NUMBER the caption, in the file's
-                             metadata, and in float16
+                             metadata, and in bfloat16
         SIDE-NUMBER.latent   (16, SIDE/8, SIDE/8), scaled to about unit variance
-        SIDE-NUMBER.sequence (L, C)
+        SIDE-NUMBER.clip     (CLIP tokens, widths of both CLIP models), without the zeros beside it
+        SIDE-NUMBER.t5       (T5 tokens, C)
         SIDE-NUMBER.pooled   (P,)
 
-L text tokens, C and P widths.
+L text tokens, C and P widths. Tokens behind the end of a caption are no padding: the transformer
+sees them, and what the text models make of them differs from caption to caption.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -25,12 +28,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from percov2_core.caption.captioner import get_captioner
+from percov2_core.config import LATENT_CHANNELS, LATENT_STRIDE
 from percov2_core.errors import ConfigError
 from percov2_core.flow.text import TextEmbedding
 from percov2_core.training.loop import processes
@@ -44,8 +49,9 @@ from percov2_core.weights.sizes import T5_TOKENS
 if TYPE_CHECKING:
     from percov2_core.training.recipes import RunOptions
 
-FORMAT = 2
+FORMAT = 3
 PER_SHARD = 128  # samples
+_PARTS = ("latent", "clip", "t5", "pooled")
 _INFO_FILE, _EMPTY_FILE = "cache.json", "empty.safetensors"
 
 
@@ -55,6 +61,8 @@ class CacheInfo:
 
     base: str  # key into `weights.sizes.BASES`
     text_tokens: int  # L, which says whether T5 took part
+    clip_tokens: int  # the first of them
+    clip_widths: tuple[int, ...]  # of both CLIP models
     captioner: str  # who wrote the captions
     sides: tuple[int, ...]  # of the crops, in pixels
     counts: tuple[int, ...]  # samples of each side
@@ -73,6 +81,7 @@ class Cache:
         self.info = read_info(folder)
         self.batch_px, self.seed = batch_px, seed
         self.empty = TextEmbedding(**load_file(folder / _EMPTY_FILE))
+        self.encoders = _encoders(self.info, self.empty)
         sides: dict[int, list[_Sample]] = {}
         for sample in _read_index(sorted(folder.glob("shard-*.safetensors"))):
             sides.setdefault(int(sample.name.split("-")[0]), []).append(sample)
@@ -94,7 +103,7 @@ class Cache:
         sizes = np.array([len(self.drawn[side]) for side in self.sides], dtype=np.float64)
         side = int(rng.choice(self.sides, p=sizes / sizes.sum()))
         picks = rng.integers(len(self.drawn[side]), size=self._at_once(side))
-        return _read([self.drawn[side][int(i)] for i in picks])
+        return self._read([self.drawn[side][int(i)] for i in picks])
 
     def held_out(self) -> list[Samples]:
         """The samples that are never drawn."""
@@ -106,10 +115,21 @@ class Cache:
 
     def _all(self, samples: Sequence[_Sample], side: int) -> Iterator[Samples]:
         count = self._at_once(side)
-        return (_read(samples[i : i + count]) for i in range(0, len(samples), count))
+        return (self._read(samples[i : i + count]) for i in range(0, len(samples), count))
 
     def _at_once(self, side: int) -> int:
         return max(1, self.batch_px // side**2)
+
+    def _read(self, samples: Sequence[_Sample]) -> Samples:
+        found: dict[str, list[Tensor]] = {name: [] for name in _PARTS}
+        for sample in samples:
+            with safe_open(sample.shard, framework="pt") as file:
+                for part, values in found.items():
+                    values.append(file.get_tensor(f"{sample.name}.{part}").float())
+        latent, clip, t5, pooled = (torch.stack(values) for values in found.values())
+        beside = self.empty.sequence.shape[2] - clip.shape[2]
+        text = TextEmbedding(torch.cat([F.pad(clip, (0, beside)), t5], dim=1), pooled)
+        return Samples([sample.caption for sample in samples], latent=latent, text=text)
 
 
 def write_cache(options: RunOptions) -> None:
@@ -129,6 +149,8 @@ def write_cache(options: RunOptions) -> None:
     info = CacheInfo(
         base=name,
         text_tokens=empty.sequence.shape[1],
+        clip_tokens=base.text.clip_tokens,
+        clip_widths=base.text.clip_widths,
         captioner=captioner.name,
         seed=source.seed,
         **asdict(plan),
@@ -140,6 +162,9 @@ def write_cache(options: RunOptions) -> None:
         named = {name: value.cpu().contiguous() for name, value in empty._asdict().items()}
         save_file(named, out / _EMPTY_FILE)
         write_json(out / _INFO_FILE, asdict(info))
+    size, free = cache_bytes(info, empty) / 1e9, shutil.disk_usage(out).free / 1e9
+    said = f"cache: {sum(plan.counts)} samples of {len(photos)} photos will take {size:.3g} GB"
+    state.print(f"{said} (counted; captions come on top); {free:.3g} GB are free there")
     mine = islice(source.planned(), state.process_index, None, state.num_processes)
     bar = tqdm(desc=out.name, unit=" shards", disable=None)
     for number, chunk in enumerate(iter(lambda: list(islice(mine, PER_SHARD)), [])):
@@ -148,6 +173,14 @@ def write_cache(options: RunOptions) -> None:
             _write_shard(path, source, chunk, base)
         bar.update()
     state.wait_for_everyone()
+
+
+def cache_bytes(info: CacheInfo, empty: TextEmbedding) -> int:
+    """What the tensors of all samples take together."""
+    t5 = (info.text_tokens - info.clip_tokens) * empty.sequence.shape[2]
+    text = info.clip_tokens * sum(info.clip_widths) + t5 + empty.pooled.shape[1]
+    latents = (LATENT_CHANNELS * (side // LATENT_STRIDE) ** 2 for side in info.sides)
+    return sum(2 * n * (text + z) for n, z in zip(info.counts, latents, strict=True))
 
 
 def read_info(folder: Path) -> CacheInfo:
@@ -168,15 +201,15 @@ class _Sample(NamedTuple):
     shard: Path
 
 
-def _read(samples: Sequence[_Sample]) -> Samples:
-    found: dict[str, list[Tensor]] = {"latent": [], "sequence": [], "pooled": []}
-    for sample in samples:
-        with safe_open(sample.shard, framework="pt") as file:
-            for part, values in found.items():
-                values.append(file.get_tensor(f"{sample.name}.{part}").float())
-    latent, *text = (torch.stack(values) for values in found.values())
-    captions = [sample.caption for sample in samples]
-    return Samples(captions, latent=latent, text=TextEmbedding(*text))
+def _encoders(info: CacheInfo, empty: TextEmbedding) -> TextEmbedding:
+    """Which text encoder each number of an embedding comes from: (L, C) and (P,) int64."""
+    ends = torch.tensor(info.clip_widths).cumsum(0)
+    columns = torch.arange(empty.sequence.shape[2])
+    # The zeros beside what CLIP says are anybody's.
+    clip = torch.bucketize(columns, ends, right=True).clamp_max(len(ends) - 1)
+    sequence = clip.repeat(empty.sequence.shape[1], 1)
+    sequence[info.clip_tokens :] = len(ends)
+    return TextEmbedding(sequence, clip[: empty.pooled.shape[1]])
 
 
 def _read_index(paths: Sequence[Path]) -> Iterator[_Sample]:
@@ -201,10 +234,12 @@ def _write_shard(
     tensors: dict[str, Tensor] = {}
     for group, samples in source.encode(chunk):
         assert samples.latent is not None
-        parts = {"latent": samples.latent, **base.text.encode(samples.captions)._asdict()}
+        text, n = base.text.encode(samples.captions), base.text.clip_tokens
+        clip, t5 = text.sequence[:, :n, : sum(base.text.clip_widths)], text.sequence[:, n:]
+        parts = dict(zip(_PARTS, (samples.latent, clip, t5, text.pooled), strict=True))
         for i, crop in enumerate(group):
             captions[crop.name] = samples.captions[i]
-            halves = {f"{crop.name}.{part}": values[i].half() for part, values in parts.items()}
+            halves = {f"{crop.name}.{part}": values[i].bfloat16() for part, values in parts.items()}
             tensors |= {name: half.cpu().contiguous() for name, half in halves.items()}
     partial = path.with_suffix(".partial")
     # In one entry of the metadata: several would be written in any order.

@@ -268,6 +268,7 @@ def build_over_base(
         mean_use=_mean_use(tuning.batch_px, loop),
         warmup=tuning.warmup,
         empty=cache.empty,
+        encoders=cache.encoders,
         prior=_prior(levels) if loss.freeze_tokens else None,
     )
 

@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 from percov2_core.config import LEVELS
 from percov2_core.errors import ConfigError
-from percov2_core.evaluation.protocol import list_pictures
 from percov2_core.metrics.features import SqueezeNetFeatures
 from percov2_core.training.autoencoder import Scorer, train_autoencoder
 from percov2_core.training.cache import write_cache
@@ -27,6 +26,7 @@ from percov2_core.training.caption_language import train_caption_language
 from percov2_core.training.loop import LoopConfig
 from percov2_core.training.masked import train_masked
 from percov2_core.training.model import train_stage1
+from percov2_core.training.photos import Photo, find_photos
 from percov2_core.training.surrogate import train_surrogate
 from percov2_core.weights.find import MODELS_DIR
 from percov2_core.weights.sizes import find_base_model
@@ -57,8 +57,8 @@ class RunOptions:
     t5: bool = True
     lora_rank: int | None = None
 
-    def photos(self) -> list[Path]:
-        return list_pictures(self.needs("data"))
+    def photos(self) -> list[Photo]:
+        return find_photos(self.needs("data"))
 
     def features(self) -> SqueezeNetFeatures | None:
         return SqueezeNetFeatures(self.perceptual) if self.perceptual else None

@@ -6,10 +6,10 @@ the samples of a `cache`; the entropy model sees the tokens of planned crops. B 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,19 +18,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from percov2_core import image_io
 from percov2_core.caption.describer import describe
-from percov2_core.config import MAX_SIDE_PX
-from percov2_core.errors import ConfigError
+from percov2_core.errors import ConfigError, ImageError
 from percov2_core.flow.text import TextEmbedding
 from percov2_core.latent import LatentAutoencoder
+from percov2_core.training.photos import Photo
+
+_log = logging.getLogger(__name__)
 
 AT_ONCE_PX = 8 * 512 * 512  # pixels that the autoencoder encodes together
-
-
-def read_photo(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8."""
-    return np.asarray(image_io.load(path, fit=MAX_SIDE_PX))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +63,7 @@ class PlannedCrop:
 
     number: int  # among those of its side
     side: int  # pixels
-    photo: Path
+    photo: Photo
 
     @property
     def name(self) -> str:
@@ -76,7 +72,7 @@ class PlannedCrop:
     def cut(self, *, seed: int) -> NDArray[np.uint8]:
         """(side, side, 3) uint8, the same in any process: half of the time of a reduced photo."""
         rng = np.random.default_rng((seed, self.side, self.number))
-        photo = read_photo(self.photo)
+        photo = self.photo.read()
         if min(photo.shape[:2]) > self.side and rng.random() < 0.5:
             photo = _resized(photo, self.side)
         return random_crop(photo, self.side, rng)
@@ -99,7 +95,7 @@ class Samples:
 class PhotoCrops:
     """Crops of photos, others in each step, but the same whenever a step asks for them."""
 
-    photos: Sequence[Path]
+    photos: Sequence[Photo]
     plan: CropPlan
     seed: int
 
@@ -108,7 +104,7 @@ class PhotoCrops:
         rng, plan = np.random.default_rng((self.seed, step)), self.plan
         side = int(rng.choice(plan.sides, p=np.array(plan.weights) / sum(plan.weights)))
         picks = rng.integers(len(self.photos), size=max(1, plan.batch_px // side**2))
-        return np.stack([random_crop(read_photo(self.photos[i]), side, rng) for i in picks])
+        return np.stack([random_crop(self.photos[i].read(), side, rng) for i in picks])
 
     def draw(self, step: int) -> Samples:
         """With the describer's captions."""
@@ -120,7 +116,7 @@ class PhotoCrops:
 class EncodedPhotos:
     """Planned crops of photos through an autoencoder, a few at a time."""
 
-    photos: Sequence[Path]
+    photos: Sequence[Photo]
     plan: GridPlan
     vae: LatentAutoencoder
     captioner: Callable[[Image.Image], str] = describe
@@ -147,11 +143,20 @@ class EncodedPhotos:
     def encode(self, planned: Iterable[PlannedCrop]) -> Iterator[tuple[list[PlannedCrop], Samples]]:
         """Read, cut, describe and encode crops, neighbours of the same side together."""
         for side, crops in groupby(planned, key=lambda crop: crop.side):
-            while group := list(islice(crops, max(1, AT_ONCE_PX // side**2))):
-                pixels = np.stack([crop.cut(seed=self.seed) for crop in group])
+            readable = self._cut(crops)
+            while group := list(islice(readable, max(1, AT_ONCE_PX // side**2))):
+                pixels = np.stack([cut for _, cut in group])
                 captions = [self.captioner(Image.fromarray(p)) for p in pixels]
                 latent = self.vae.encode(to_float(pixels).to(self.vae.device))
-                yield group, Samples(captions, latent=latent)
+                yield [crop for crop, _ in group], Samples(captions, latent=latent)
+
+    def _cut(self, crops: Iterable[PlannedCrop]) -> Iterator[tuple[PlannedCrop, NDArray[np.uint8]]]:
+        """Crops and their pixels, one photo after another; a broken photo is left out, and told."""
+        for crop in crops:
+            try:
+                yield crop, crop.cut(seed=self.seed)
+            except ImageError as error:
+                _log.warning("left out: %s", error)
 
 
 def to_float(pixels: NDArray[Any] | Tensor) -> Tensor:

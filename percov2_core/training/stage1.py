@@ -104,13 +104,15 @@ class Stage1(nn.Module):
         mean_use: Mapping[str, float],
         warmup: int = 250,
         empty: TextEmbedding | None = None,
+        encoders: TextEmbedding | None = None,
         prior: MaskedImageModel | None = None,
         vae: LatentAutoencoder | None = None,
         features: SqueezeNetFeatures | None = None,
         meaning: EfficientNetLite0 | None = None,
     ) -> None:
         """For `mean_use`, by level, and `warmup` see `TrainingQuantizer`.
-        `empty` is the caption that is not there, where a cache embeds the captions; `prior` says
+        `empty` is the caption that is not there, where a cache embeds the captions, and `encoders`
+        says whose each number of an embedding is; `prior` says
         what stands for fine tokens that were not sent (None: nothing does). Samples that are pixels
         need `vae`, the perceptual terms `features` and `meaning`."""
         super().__init__()
@@ -128,7 +130,7 @@ class Stage1(nn.Module):
         for module in filter(None, (vae, prior)):
             module.requires_grad_(False).eval()
         # In a tuple: frozen, and therefore no part of the checkpoint.
-        self._frozen = (vae, features, empty, meaning, prior)
+        self._frozen = (vae, features, empty, meaning, prior, encoders)
         if loss.tune_autoencoder and vae:
             self.pixels = vae.vae.decoder.requires_grad_(True)
         trained = {f"flow.{name}" for name, p in self.flow.named_parameters() if p.requires_grad}
@@ -217,18 +219,23 @@ class Stage1(nn.Module):
         return Conditions(start, features, text)
 
     def _text(self, batch: Samples, device: torch.device) -> TextEmbedding:
-        """What the captions say, some of them replaced by the empty one."""
+        """What the captions say, some of them replaced by the empty one. Each text encoder is
+        dropped by itself, as Stable Diffusion 3 was trained (Esser et al. 2024): all of them in
+        `text_drop` of the samples, which of three is 46 % each."""
         if batch.text is None:
             both = self.text.encode([*batch.captions, ""])
             text, empty = TextEmbedding(*(v[:-1] for v in both)), [v[-1:] for v in both]
         else:
             assert isinstance(self._frozen[2], TextEmbedding)
             text, empty = send_to_device((batch.text, self._frozen[2]), device)
-        dropped = torch.rand(len(batch), device=device) < self.weights.text_drop
-        return TextEmbedding(
-            torch.where(dropped[:, None, None], empty[0], text.sequence),
-            torch.where(dropped[:, None], empty[1], text.pooled),
-        )
+        whose = [torch.zeros(v.shape[1:], dtype=torch.int64) for v in text]
+        if isinstance(self._frozen[5], TextEmbedding):
+            whose = [*self._frozen[5]]
+        count = int(whose[0].max()) + 1
+        rate = self.weights.text_drop ** (1 / count)
+        dropped = torch.rand(len(batch), count, device=device) < rate
+        parts = zip(whose, empty, text, strict=True)
+        return TextEmbedding(*(torch.where(dropped[:, w.to(device)], e, t) for w, e, t in parts))
 
     def _flow(
         self, z: Tensor, t: Tensor, c: Conditions, guidance: Tensor, noise: Tensor

@@ -53,7 +53,7 @@ ENCODE_S = 15.0  # per megapixel, the search for better tokens included
 MOST_S = 120.0  # hosts refuse much more
 PREVIEW_EVERY_S = 1.0
 _BORROWING = ("encode", "look", "write", "read", "truncate", "describe")
-_NO_GPU = ("describer", "fixed")  # captioners that run where the page runs
+_NO_GPU = ("describer", "objects")  # captioners that run where the page runs
 
 
 class Look(NamedTuple):
@@ -256,7 +256,7 @@ class SharedGpuCodec:
             return getattr(self._codec, name)
 
         def borrowed(*arguments: Any, **options: Any) -> Any:
-            if options.get("captioner") in _NO_GPU and name == "describe":
+            if name == "describe" and self._codec.captioners(options["captioner"]).name in _NO_GPU:
                 return self._codec.describe(*arguments, **options)
             answer = self._call(name, arguments, options)
             if isinstance(answer, PerCoError):

@@ -64,10 +64,8 @@ class Settings:
 
     def advanced(self, codec: PerCoV2) -> None:
         default = codec.presets["ultra-low"]["balanced"]
-        # The model's own captioner first, and none twice.
-        own, others = codec.captioner, text.OTHER_CAPTIONERS.items()
-        captioners = [(text.OWN_CAPTIONER, own), *(one for one in others if one[1] != own)]
-        self.captioner = gr.Radio(captioners, value=own, **control("Caption by"))
+        captioners = list(text.CAPTIONERS.items())
+        self.captioner = gr.Radio(captioners, value="auto", **control("Caption by"))
         presets, orders = list(text.PRESETS.items()), list(text.SCHEDULES.items())
         self.preset = gr.Radio(presets, value="balanced", **control("Preset"))
         self.steps = gr.Slider(1, MAX_STEPS, default.steps, step=1, **control("Steps"))

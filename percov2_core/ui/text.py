@@ -19,8 +19,13 @@ TITLE = "PerCoV2"
 CLAIM = "A whole photo in about a hundred bytes."
 
 MODES = {"Ultra-low": "ultra-low", "Extreme": "extreme", "Hybrid (any size)": "hybrid"}
-OWN_CAPTIONER = "Describe it for me"
-OTHER_CAPTIONERS = {"BLIP network": "blip", "Exactly what I type": "fixed"}
+CAPTIONERS = {
+    "Describe it for me": "auto",
+    "Things and colours": "objects",
+    "Colours only": "describer",
+    "BLIP network": "blip",
+    "Exactly what I type": "fixed",
+}
 PRESETS = {"Faithful": "faithful", "Balanced": "balanced", "Vivid": "vivid"}
 SCHEDULES = {
     "Quantized low-discrepancy (qlds)": "qlds",

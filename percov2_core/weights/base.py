@@ -53,6 +53,17 @@ class SD3TextEncoder:
         self.pipeline.transformer = SimpleNamespace(config=config)
         self._empty: TextEmbedding | None = None
 
+    @property
+    def clip_tokens(self) -> int:
+        """Text tokens before those of T5."""
+        return int(self.pipeline.tokenizer_max_length)
+
+    @property
+    def clip_widths(self) -> tuple[int, ...]:
+        """Of both CLIP models, whose states stand beside each other."""
+        clips: Sequence[Any] = self.models[:2]
+        return tuple(model.config.hidden_size for model in clips)
+
     # Not as inference tensors: what is cached here may condition a training step later.
     @torch.inference_mode(False)
     @torch.no_grad()

@@ -202,5 +202,5 @@ def _blip(home: Residency) -> Part:
 
     source = os.environ.get(BLIP_VARIABLE) or BLIP_MODEL
     found = Path(source) if Path(source).is_dir() else hub.cached(source, BLIP_FILES)
-    effect = ": the describer writes the captions"
+    effect = ": the objects captioner or the describer takes its place"
     return _part("captioner", found, str(home.target), source, effect)
