@@ -30,6 +30,15 @@ def through_a_file(stream):
     return Stream.from_bytes(stream.to_bytes())
 
 
+def test_a_caption_that_names_things_says_so_in_the_header_and_comes_back():
+    codec = tiny_codec()
+    for caption, named in (("lighthouse and dog: a red sky", True), ("unicorn: a red sky", False)):
+        stream = codec.encode(picture(), "hybrid", caption=caption, tokens=3)
+        back = codec.read(Stream.from_bytes(stream.to_bytes()))
+        assert (back.caption, stream.named) == (caption, named)
+        assert codec.truncate(stream, tokens=1).named == named
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("size", [(64, 64), (65, 130), (331, 97)])
 def test_a_picture_comes_back_in_its_own_size_and_all_bits_are_told(mode, size):
