@@ -98,10 +98,12 @@ class Settings:
 
     def told(self, given: Given, codec: PerCoV2, chosen: Chosen, said: str) -> RunSettings:
         """The controls as settings: pasted again, they give the same file of the same picture."""
-        captioner, kind = given[self.captioner], dict[str, Any](caption=said)
+        kind, quick = dict[str, Any](caption=said), "describer"
         # Where it is quick to see that nobody has changed the words, they need not travel.
-        if captioner == "describer" and said == codec.describe(chosen.image, captioner=captioner):
-            kind = {"captioner": captioner}
+        if given[self.captioner] != "fixed" and said == codec.describe(
+            chosen.image, captioner=quick
+        ):
+            kind = {"captioner": quick}
         if given[self.mode] == "hybrid":
             kind["size"] = border.whole("size", given[self.size], LEAST_BYTES, MAX_FILE_BYTES)
         else:
