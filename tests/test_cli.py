@@ -134,7 +134,9 @@ def test_inspect_for_people_prints_on_any_console_and_commands_none(
 WRONG_USE = [
     ("", "the following arguments are required: COMMAND"),
     ("explode", "argument COMMAND: invalid choice: 'explode'"),
-    ("compress IN", "the following arguments are required: -o/--output"),
+    ("compress", "the following arguments are required: IN"),
+    ("compress -", "output: -o OUT is needed for standard input"),
+    ("compress IN -o OUT --force --skip-existing", "not allowed with argument --force"),
     ("compress IN -o OUT --mode best", "argument --mode: invalid choice: 'best'"),
     ("compress IN -o OUT --tokens x", "--tokens: expected a whole number"),
     ("compress IN -o OUT --tokens 4", "tokens: needs mode hybrid, got mode extreme"),
@@ -147,7 +149,7 @@ WRONG_USE = [
     ("compress IN -o OUT --captioner fixed", "fixed: needs --caption TEXT"),
     ("compress IN -o OUT --caption a --captioner blip", "captioner blip, got both"),
     ("compress IN -o no/such/a.pcv2", "output: no folder 'no/such'"),
-    ("compress IN -o .", "output: must be a file, got the folder '.'"),
+    ("compress . -o a.pcv2", "input: '.' holds no file that ends in .avif, .bmp"),
     ("compress IN -o a.png", "output: must end in .pcv2, got 'a.png'"),
     ("compress IN -o /dev/full", "output: must be a file, got the device '/dev/full'"),
     ("compress IN -o OUT --fit 63", "argument --fit: expected a whole number"),
@@ -170,7 +172,6 @@ WRONG_USE = [
 WHAT_IS_MISSING = [
     ("compress missing.png -o a.pcv2", "missing.png: No such file or directory"),
     ("decompress missing.pcv2 -o a.png", "missing.pcv2: No such file or directory"),
-    ("compress . -o a.pcv2", ".: Is a directory"),
     ("compress IN -o a.pcv2 --settings none.json", "none.json: No such file or directory"),
     ("compress IN --model ./no/model -o -", "no/model"),
     ("compress IN --model sd3-medium:none -o -", "'sd3-medium:none': no folder 'none'"),

@@ -43,8 +43,10 @@ def read_settings(name: str) -> RunSettings:
 
 
 def add_output(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help=what)
-    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("-o", "--output", metavar="OUT", help=what)
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--force", action="store_true", help="replace what exists")
+    add("--skip-existing", action="store_true", help="leave what exists, do the rest")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import argparse
 
+# Of the picture files in a folder.
+SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".j2k", ".jp2", ".jpeg", ".jpg", ".jxl", ".png"),
+    *(".ppm", ".tif", ".tiff", ".webp"),
+)
+
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
     """What `evaluate` and the studies take: the model, the machine, and how many pictures."""

@@ -14,12 +14,9 @@ from torch import Tensor
 from percov2_core import image_io
 from percov2_core.config import MAX_SIDE_PX
 from percov2_core.errors import ConfigError, ImageError
+from percov2_core.evaluation import SUFFIXES
 
 SIDE_PX = 512
-SUFFIXES = (
-    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".j2k", ".jp2", ".jpeg", ".jpg", ".jxl", ".png"),
-    *(".ppm", ".tif", ".tiff", ".webp"),
-)
 
 
 def list_pictures(folder: Path) -> list[Path]:
