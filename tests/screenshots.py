@@ -9,6 +9,7 @@ from tempfile import mkdtemp
 
 from playwright.sync_api import sync_playwright
 
+from percov2_core.ui.compress import EXAMPLES_DIR
 from percov2_core.weights.find import EMBEDDED_DIR
 from tests.ui_browser import (
     choose_example,
@@ -60,6 +61,16 @@ def _visit(browser, server, size, scheme, stem):
     _shoot(page, stem, "invented")
     open_plot(page)
     _shoot(page, stem, "trade-off")
+    open_tab(page, "Many pictures")
+    page.locator("#pc-many-files input[type=file]").set_input_files(
+        sorted(EXAMPLES_DIR.glob("*.jpg"))
+    )
+    page.locator("#pc-many-files").get_by_text("parrots").wait_for()
+    page.locator("#pc-many-start").click()
+    page.locator("#pc-many-said").get_by_text("8 of 8").wait_for()
+    page.locator("#pc-many-table button").first.click()
+    page.wait_for_selector("#pc-many-stage .pc-range")
+    _shoot(page, stem, "many")
     open_tab(page, "Open a file")
     page.locator("#pc-link-box textarea").fill(link)
     page.locator("#pc-open-link").click()

@@ -96,7 +96,8 @@ def test_numbers_and_texts_of_a_wrong_kind_get_a_sentence():
 def test_requests_are_bounded_and_the_page_needs_few():
     for path in ("/", "/assets/index.js", "/gradio_api/queue/data", "/gradio_api/mcp/schema"):
         assert allowed_bytes("GET", path) == border.MAX_BODY_BYTES or "mcp" in path
-    assert allowed_bytes("POST", "/gradio_api/upload") > MAX_UPLOAD_BYTES
+    assert allowed_bytes("POST", "/gradio_api/upload") > border.MAX_UPLOADS_BYTES
+    assert allowed_bytes("POST", "/gradio_api/mcp/") < border.MAX_UPLOADS_BYTES
     assert allowed_bytes("POST", "/gradio_api/queue/join") == border.MAX_BODY_BYTES
     for path in ("file=http://127.0.0.1/", "proxy=http://127.0.0.1/", "deep_link", "runs"):
         assert allowed_bytes("GET", f"/gradio_api/{path}") < 0

@@ -13,7 +13,10 @@ from tests.ui_browser import choose_example, compress, expect, open_plot, open_t
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(600)]
 
-TABS = ("Where bits went", "In numbers", "File and QR", "Open a file", "Invented?", "Trade-off")
+TABS = (
+    *("Where bits went", "In numbers", "File and QR", "Open a file", "Invented?", "Trade-off"),
+    "Many pictures",
+)
 
 # The point of a sweep that is farthest from every other point, and where it is on the screen.
 _LONELY_JS = """() => {
@@ -43,6 +46,7 @@ def test_every_empty_place_says_what_will_be_there(page):
         ("Open a file", "#pc-decoded-stage", text.EMPTY_FILE_STAGE),
         ("Invented?", "#pc-variations", text.EMPTY_VARIATIONS),
         ("Trade-off", "#pc-runs", "is listed here"),
+        ("Many pictures", "#pc-many-table", text.EMPTY_MANY),
     ):
         open_tab(page, tab)
         expect(page.locator(place)).to_contain_text(words)

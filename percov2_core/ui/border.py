@@ -37,7 +37,8 @@ MAX_WORKING_PIXELS = 2_600_000  # whose tokens are read in 2 s of one plain core
 MAX_BEST_PIXELS = 1_100_000  # which the encoder's best effort takes a minute for, likewise
 MAX_STEP_PIXELS = 50 * 10**6  # steps x pixels, about a minute on two plain cores
 MAX_BODY_BYTES = 2**20  # of a request that uploads nothing: the longest link has 270 kB
-MAX_UPLOAD_BODY_BYTES = MAX_UPLOAD_BYTES * 4 // 3 + 2**16  # programs may send base64
+MAX_UPLOADS_BYTES = 80 * 2**20  # of several files that are uploaded together
+MAX_BASE64_BYTES = MAX_UPLOAD_BYTES * 4 // 3 + 2**16  # what programs send of one
 MAX_CAPTION = 2000  # characters whose price is told; a file takes less
 KEEP_FILES_S = 1800
 KEEP_RUNS = 12  # pictures a visitor can come back to
@@ -64,7 +65,10 @@ _ROUTES = {
     "DELETE": r"/gradio_api/mcp(/.*)?",
     "OPTIONS": ".*",
 }
-_CARRIES_FILES = re.compile(r"/gradio_api/(upload|mcp)\b.*")
+_CARRIES_FILES = {
+    re.compile(r"/gradio_api/upload\b.*"): MAX_UPLOADS_BYTES + 2**16,
+    re.compile(r"/gradio_api/mcp\b.*"): MAX_BASE64_BYTES,
+}
 
 Payload = Mapping[str, Any]  # gradio's own file data, for listeners without preprocessing:
 # its File leaves an empty temporary file behind, its Image fails on damaged pictures without words
@@ -75,7 +79,8 @@ def allowed_bytes(method: str, path: str) -> int:
     method = {"HEAD": "GET"}.get(method, method)
     if method not in _ROUTES or not re.fullmatch(_ROUTES[method], path):
         return -1
-    return MAX_UPLOAD_BODY_BYTES if _CARRIES_FILES.fullmatch(path) else MAX_BODY_BYTES
+    found = (most for route, most in _CARRIES_FILES.items() if route.fullmatch(path))
+    return next(found, MAX_BODY_BYTES)
 
 
 @contextlib.contextmanager
@@ -202,20 +207,28 @@ def _working(image: Image.Image) -> Working:
 def read_picture(payload: Payload | None) -> Chosen:
     """Check and read an uploaded picture; ImageError in words for a visitor."""
     path, name = uploaded(payload)
-    size_bytes = path.stat().st_size
+    return _read(path, path.stat().st_size, path, name)
+
+
+def read_data(data: bytes, path: Path, name: str) -> Chosen:
+    """The same of a picture that is a part of the uploaded file."""
+    return _read(data, len(data), path, name)
+
+
+def _read(source: Path | bytes, size_bytes: int, path: Path, name: str) -> Chosen:
     if size_bytes > MAX_UPLOAD_BYTES:
         raise ImageError(
             f"This file has {size_bytes / 2**20:.1f} MB; the page takes at most "
             f"{MAX_UPLOAD_BYTES // 2**20} MB. Save it smaller, or use the command line."
         )
-    kind, width, height = image_io.probe(path, name=name)
+    kind, width, height = image_io.probe(source, name=name)
     if width * height > MAX_UPLOAD_PIXELS:
         raise ImageError(
             f"This picture has {width * height / 1e6:.1f} megapixels ({width} x {height}); "
             f"the page takes at most {MAX_UPLOAD_PIXELS // 10**6}. Make it smaller and try again."
         )
     largest = int(max(width, height) * (MAX_WORKING_PIXELS / (width * height)) ** 0.5)
-    image = image_io.load(path, fit=min(MAX_WORKING_SIDE_PX, largest), name=name)
+    image = image_io.load(source, fit=min(MAX_WORKING_SIDE_PX, largest), name=name)
     return Chosen(path, Path(name).stem, kind, size_bytes, image)
 
 

@@ -153,7 +153,7 @@
   document.addEventListener("keydown", (event) => {
     if ((event.ctrlKey || event.metaKey) && event.key === "Enter") {
       event.preventDefault();
-      visible("#pc-compress, #pc-open-link")?.click();
+      visible("#pc-compress, #pc-open-link, #pc-many-start")?.click();
       return;
     }
     const typing = event.target.matches("textarea, select, input:not([type=range]), [contenteditable]");

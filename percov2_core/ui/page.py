@@ -34,6 +34,7 @@ from percov2_core.ui.compress import CompressTab
 from percov2_core.ui.device import DEVICE, FREE, MAX_QUEUE, Turns, paint
 from percov2_core.ui.host import return_memory
 from percov2_core.ui.invented import InventedTab
+from percov2_core.ui.many import ManyTab
 from percov2_core.ui.open_file import OpenTab
 from percov2_core.ui.settings import look_of
 from percov2_core.ui.text import piece, plain_html
@@ -89,7 +90,7 @@ def build_demo(codec: PerCoV2, *, keep_files_s: int = KEEP_FILES_S) -> gr.Blocks
         # First: gradio numbers names that are taken, and would take them for the page's own.
         EndPoints(codec, turns)
         run = gr.State(None, time_to_live=KEEP_FILES_S)
-        with gr.Tabs() as tabs:
+        with gr.Tabs(overflow_behavior="wrap") as tabs:
             with gr.Tab("Compress", id="compress"):
                 main = CompressTab(codec, turns, run)
             with gr.Tab("Open a file", id="decode"):
@@ -98,6 +99,8 @@ def build_demo(codec: PerCoV2, *, keep_files_s: int = KEEP_FILES_S) -> gr.Blocks
                 invented = InventedTab(codec, turns, run)
             with gr.Tab("Trade-off", id="plot") as tab:
                 plot = TradeOffTab(codec, turns, tab)
+            with gr.Tab("Many pictures", id="many"):
+                ManyTab(codec, turns)
         # Pictures come from a run, from the list of runs, or from a file; what follows them:
         backs = [
             place.back(plot.back, plot.history, [tabs, main.headline, main.stage, run], **FREE)

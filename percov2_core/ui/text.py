@@ -48,6 +48,9 @@ CONTROLS = {
     "Size: at most so many bytes": "13 to about 722 at 512 x 512, more for larger pictures. Moving "
     "it paints again, without encoding again.",
     "Cut: at most so many bytes": "Keeps the first tokens of the file. No original is needed.",
+    "Mode of all": "Ultra-low: about 110 bytes a picture. Extreme: closest. Hybrid: any size.",
+    "At most so many bytes each": "As many tokens as fit. 13 to about 722 at 512 x 512.",
+    "Effort for all": "Fast takes the first tokens found; Normal looks for closer ones.",
     "Caption by": "Who writes the caption when the box is left alone or emptied.",
     "Preset": "Sets steps and guidance: closest to the original, in between, or liveliest.",
     "Steps": "How many strokes the flow model takes. More is slower.",
@@ -58,6 +61,12 @@ CONTROLS = {
     "Encoder's effort": "How long to look for tokens that come closer. Fast takes the first found.",
 }
 SETTINGS_EXAMPLE = '{"size": 240, "steps": 1, "guidance": 1.5}'
+MANY_NOTE = (
+    "One setting for up to 50 pictures, and one ZIP of the files. Each waits for its turn, so that "
+    "other visitors are served in between. Pictures over 1024 pixels are reduced to that; the "
+    "command `percov2 compress FOLDER -o OUT` takes whole folders at full size."
+)
+EMPTY_MANY = "Drop in pictures or a ZIP: name, bytes before and after, and PSNR of each stand here."
 SIZE_INFO = "This picture is larger than the model likes. It is compressed at:"
 
 EMPTY_HEADLINE = "Pick a picture, press Compress."
