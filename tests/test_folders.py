@@ -134,7 +134,8 @@ def test_two_processes_write_what_one_writes(folder, expected, tmp_path, capsys)
 CLUSTER = """
 import ray, sys
 started = ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-                   logging_level="ERROR", object_store_memory=80 * 2**20)
+                   logging_level="ERROR", object_store_memory=80 * 2**20,
+                   _node_ip_address="127.0.0.1")
 print(started.address_info["gcs_address"], flush=True)
 sys.stdin.read()
 """
@@ -144,6 +145,7 @@ sys.stdin.read()
 def cluster():
     """A Ray of two workers, in a process of its own that ends it."""
     quiet = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
+    quiet |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
     command = [sys.executable, "-c", CLUSTER]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, env=quiet, text=True, **pipes) as process:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import islice, repeat
 from pathlib import Path
@@ -274,15 +274,24 @@ def _on_ray(jobs: Sequence[Job], work: Work, workers: int | None) -> Iterator[Do
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if not os.environ.get("RAY_ADDRESS"):
         options |= {"address": "local", "num_cpus": workers, "include_dashboard": False}
+        options |= {"_node_ip_address": "127.0.0.1"}  # nobody else is to reach it
     ray.init(**options)
     try:
         task, left = ray.remote(do), iter(jobs)
+        base, colon, model = work.model.rpartition(":")  # BASE:FOLDER, or a folder, or a name
+        if os.path.isdir(model):
+            work = replace(work, model=base + colon + os.path.abspath(model))
+
+        def begin(job: Job) -> tuple[Any, Job]:
+            return task.remote(Job(*map(_absolute, job)), work), job
+
         most = workers or _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        running = [task.remote(job, work) for job in islice(left, most)]
+        running = dict(map(begin, islice(left, most)))
         while running:
-            (ended,), running = ray.wait(running, num_returns=1)
-            running += [task.remote(job, work) for job in islice(left, 1)]
-            yield ray.get(ended)
+            (ended,), _ = ray.wait([*running], num_returns=1)
+            job = running.pop(ended)
+            running |= map(begin, islice(left, 1))
+            yield ray.get(ended)._replace(source=job.source)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ImportError):  # on a cluster without this package, or of another
             raise UnavailableError(f"Ray: a worker lacks what it needs: {error.cause}") from error
@@ -292,6 +301,11 @@ def _on_ray(jobs: Sequence[Job], work: Work, workers: int | None) -> Iterator[Do
         raise UnavailableError(f"Ray: {lost[:200]}; --skip-existing goes on") from error
     finally:
         ray.shutdown()
+
+
+def _absolute(place: str) -> str:
+    """As workers understand it, who are in another folder."""
+    return place if is_address(place) else os.path.abspath(place)
 
 
 def convert(

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from percov2_core.errors import ImageError
 from percov2_core.ui import border
@@ -35,7 +35,7 @@ class Item(NamedTuple):
     entry: int | None = None  # its place in the list of a ZIP
 
 
-def list_pictures(payloads: object) -> list[Item]:
+def list_pictures(payloads: Any) -> list[Item]:
     """What a visitor uploaded together. ImageError if it is nothing, too many pictures, a damaged
     ZIP, or no upload."""
     given: Sequence[Payload | None] = payloads if isinstance(payloads, list) else [payloads]

@@ -103,8 +103,12 @@ class ManyTab:
         self._connect()
 
     def _controls(self) -> None:
-        label, several = "Pictures, or a ZIP of them", {"file_count": "multiple", "height": 180}
-        self.files = gr.File(label=label, type="filepath", elem_id="pc-many-files", **several)
+        self.files = gr.File(
+            label="Pictures, or a ZIP of them",
+            file_count="multiple",
+            height=180,
+            elem_id="pc-many-files",
+        )
         modes = list(text.MODES.items())
         self.mode = gr.Radio(modes, value="ultra-low", **control("Mode of all"))
         label = "At most so many bytes each"
