@@ -15,6 +15,7 @@ from percov2_core.errors import ConfigError
 from tests.tiny import ROOT, picture, tiny_codec, tiny_folder
 from tests.ui_server import eventually
 
+pytestmark = pytest.mark.timeout(600)  # processes start, on a machine that may be busy
 MODE = ["--mode", "ultra-low", "--effort", "fast", "--model"]
 
 
