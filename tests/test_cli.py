@@ -173,6 +173,7 @@ WHAT_IS_MISSING = [
     ("compress missing.png -o a.pcv2", "missing.png: No such file or directory"),
     ("decompress missing.pcv2 -o a.png", "missing.pcv2: No such file or directory"),
     ("compress IN -o a.pcv2 --settings none.json", "none.json: No such file or directory"),
+    ("compress IN missing.png -o out", "missing.png: No such file or directory"),
     ("compress IN --model ./no/model -o -", "no/model"),
     ("compress IN --model sd3-medium:none -o -", "'sd3-medium:none': no folder 'none'"),
     ("inspect PACKED --model ./no/model", "no/model"),

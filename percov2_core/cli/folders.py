@@ -96,6 +96,7 @@ def find(places: Iterable[str], suffixes: Collection[str]) -> list[Found]:
         elif Path(place).is_dir():
             here = _walk(place)
         else:
+            os.stat(place)  # told before anything is done, if it is not there
             found.append(Found(place, os.path.basename(place)))
             continue
         if [one.source for one in here] == [place]:  # the address of one file
