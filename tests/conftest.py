@@ -92,10 +92,13 @@ def sd3_base():
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """The page around the tiny codec, in a process of its own."""
-    from tests.tiny import tiny_folder
+    from tests import gallery
+    from tests.tiny import tiny_codec, tiny_folder
     from tests.ui_server import serve
 
-    with serve(tiny_folder(), tmp_path_factory.mktemp("page"), held=True) as running:
+    folder = tmp_path_factory.mktemp("page")
+    gallery.make(tiny_codec(), folder / "gallery", gallery.PICTURES[5:7])
+    with serve(tiny_folder(), folder, held=True) as running:
         yield running
         assert not running.errors()
 

@@ -1,8 +1,8 @@
 """The `app.py` of this folder, watched and held: `python -m tests.held_page FOLDER SECONDS`.
 
 Painting waits after its first step while FOLDER/hold exists, and files are removed after SECONDS
-where that is above 0. FOLDER/counts holds the work that was done: a test that measured time
-instead would fail on a busy machine.
+where that is above 0. FOLDER/gallery takes the place of the page's own. FOLDER/counts holds the
+work that was done: a test that measured time instead would fail on a busy machine.
 """
 
 import os
@@ -17,7 +17,7 @@ from percov2_core.codec import PerCoV2
 from percov2_core.entropy.coder import SymbolReader
 from percov2_core.entropy.prior import Draws
 from percov2_core.flow.transformer import FlowModel
-from percov2_core.ui import border
+from percov2_core.ui import border, gallery
 
 _LAYOUT = struct.Struct("<QQQ")
 
@@ -70,5 +70,6 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     hold_while(folder / "hold")
     watch(folder / "counts")
+    gallery.GALLERY_DIR = folder / "gallery"
     border.KEEP_FILES_S = int(sys.argv[2]) or border.KEEP_FILES_S
     runpy.run_path("app.py", run_name="__main__")

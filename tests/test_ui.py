@@ -1,21 +1,27 @@
 """The page's parts without a browser."""
 
+import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from starlette.responses import HTMLResponse
+from starlette.testclient import TestClient
 
 from percov2_core.config import MODES, PRESETS, SCHEDULES
 from percov2_core.errors import BitstreamError, ConfigError
+from percov2_core.evaluation.judge import Judge
 from percov2_core.metrics import AXES, Scores
 from percov2_core.run_settings import RunSettings
-from percov2_core.ui import border, compress, invented, open_file, results, text
-from percov2_core.ui.device import Look
+from percov2_core.ui import border, difference, gallery, invented, open_file, results, share, text
+from percov2_core.ui.device import Look, Turns
 from percov2_core.ui.stored import Measurements
 from percov2_core.ui.tradeoff import Measured, figure, runs_frame
+from tests.gallery import MAX_PREVIEW_BYTES, PICTURES, preview
 from tests.tiny import picture, tiny_codec
 
 ADDRESS = "https://example.org/space"
@@ -50,8 +56,8 @@ def test_a_link_holds_the_whole_file(stream):
         border.read_link(f"{link}&settings=%7B%22x%22:1%7D")
     with pytest.raises(BitstreamError, match=r"expected one with \?pcv2="):
         border.read_link("https://example.org/?q=1")
-    assert "<svg" in (compress.qr_svg(link) or "")
-    assert compress.qr_svg("x" * 3000) is None  # too long for a QR code
+    assert "<svg" in (share.qr_svg(link) or "")
+    assert share.qr_svg("x" * 3000) is None  # too long for a QR code
 
 
 def test_the_parts_of_the_bar_add_up_to_the_file_and_no_caption_brings_html():
@@ -72,9 +78,75 @@ def test_the_parts_of_the_bar_add_up_to_the_file_and_no_caption_brings_html():
 def test_equal_pictures_disagree_nowhere():
     spread = invented.disagreement([picture()] * 3)
     assert not spread.any()
-    assert invented.heat(spread).getextrema() == ((20, 20), (12, 12), (80, 80))
+    shown = difference.heat(spread, most=difference.brightest(spread)).convert("RGB")
+    assert shown.getextrema() == ((20, 20), (12, 12), (80, 80))
     black, white = (Image.new("RGB", (4, 4), colour) for colour in ("black", "white"))
     assert np.allclose(invented.disagreement([black, white]), 127.5)
+
+
+def test_the_colours_of_maps_get_lighter_evenly_and_legends_have_the_same():
+    linear = [[(v / 255 + 0.055) ** 2.4 / 1.055**2.4 for v in stop] for stop in difference.STOPS]
+    luminance = np.array(linear) @ [0.2126, 0.7152, 0.0722]
+    steps = np.diff(116 * np.cbrt(luminance) - 16)  # CIE 1976 lightness
+    assert steps.min() > 25 and steps.max() < 1.15 * steps.min()
+    css = (Path(border.__file__).with_name("page.css")).read_text()
+    (legend,) = re.findall(r"--pc-heat: linear-gradient\(90deg, (.+?)\); }", css)
+    assert legend == ", ".join(f"rgb{stop}" for stop in difference.STOPS)
+
+
+def test_a_difference_is_told_in_levels_and_in_units_of_the_distance(stream):
+    original, other = picture(), Image.eval(picture(), lambda v: min(255, v + 7))
+    found = difference.differences(original, other)
+    error = np.abs(np.subtract(original, other, dtype=float)).mean()
+    assert found["pc-error"].about == f"Absolute error, {error:.1f} of 255 levels on average"
+    assert found["pc-error"].most == "7 of 255 or more"
+    judge = Judge(["picorank"])
+    distance = judge.score(judge.see(original), other).picorank
+    told = float(re.findall(r"sees, (\S+) on", found["pc-feature"].about)[0])
+    assert told == pytest.approx(distance, abs=0.02)
+    same = difference.differences(original, original)["pc-feature"].picture.convert("RGB")
+    assert same.getextrema() == ((20, 20), (12, 12), (80, 80))
+
+
+def test_the_gallery_holds_files_of_this_model_and_what_they_look_like(shipped):
+    samples = gallery.read_samples(shipped, gallery.GALLERY_DIR)
+    sizes = [sample.size_bytes for sample in samples.values()]
+    assert len(samples) == len(PICTURES) == 9 and sizes == sorted(sizes)
+    assert (min(sizes), max(sizes)) == (13, 721)
+    for key, sample in samples.items():
+        contents = shipped.read(sample.stream)
+        assert contents.caption and int(key[:4]) == sample.size_bytes
+        assert sample.original.size == (sample.stream.width, sample.stream.height)
+        path = (gallery.GALLERY_DIR / key).with_suffix(gallery.PREVIEW_SUFFIX)
+        assert path.stat().st_size <= MAX_PREVIEW_BYTES
+    with Image.open(path) as shown:  # of the largest
+        made = preview(shipped, sample.stream)
+        assert np.abs(np.subtract(shown.convert("RGB"), made, dtype=float)).mean() < 6
+    assert not gallery.read_samples(tiny_codec(), gallery.GALLERY_DIR)
+
+
+def test_a_shared_link_has_a_card_with_title_size_and_picture(stream):
+    async def page(scope, receive, send):
+        html = '<head><meta property="og:title" content="Gradio" /><title>x</title></head>'
+        await HTMLResponse(html)(scope, receive, send)
+
+    turns = Turns()
+    app, proxy = share.Cards(tiny_codec(), turns).around(page), {"x-forwarded-proto": "https"}
+    client = TestClient(app, base_url="http://example.org", headers=proxy)
+    link = f"/?pcv2={stream.to_text()}"
+    head = client.get(link).text
+    assert f'"og:title" content="A photo in {sum(stream.sizes)} bytes"' in head
+    assert "Gradio" not in head and "<title>x</title>" in head
+    (address,) = re.findall(r'"og:image" content="([^"]+)"', head)
+    assert address == f"https://example.org/card.jpg?pcv2={stream.to_text()}"
+    card = client.get(address)
+    assert Image.open(io.BytesIO(card.content)).size == (stream.width, stream.height)
+    for other in ("/", "/?pcv2=rubbish", "/config?pcv2=" + stream.to_text()):
+        assert "Gradio" in client.get(other).text
+    foreign = replace(stream, fingerprint=stream.fingerprint ^ 1)
+    assert "og:image" not in client.get(f"/?pcv2={foreign.to_text()}").text
+    turns.press("somebody", 1)  # visitors come first
+    assert client.get(address).status_code == 503
 
 
 def test_a_seed_draws_the_coarse_tokens_that_a_file_does_not_hold(stream):

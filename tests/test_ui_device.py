@@ -29,6 +29,7 @@ from percov2_core.ui.device import (
     painting_s,
     with_shared_gpu,
 )
+from percov2_core.ui.gallery import Gallery
 from percov2_core.ui.host import SHARED_GPU_VARIABLE
 from percov2_core.ui.page import build_demo
 from tests.tiny import counted, picture, tiny_codec
@@ -60,7 +61,7 @@ def blocks():
 
 @pytest.fixture
 def tab(turns, blocks):
-    return CompressTab(tiny_codec(), turns, gr.State())
+    return CompressTab(tiny_codec(), turns, gr.State(), Gallery(tiny_codec(), turns))
 
 
 @pytest.fixture

@@ -53,34 +53,6 @@ def test_another_size_is_another_picture_of_the_same_encoding(page, server):
     assert compress(page) and server.work.looks == looks + 1
 
 
-def test_the_result_fits_moves_zooms_and_fills_the_screen(page):
-    choose_example(page, 2)
-    page.locator("#pc-caption-box textarea").focus()
-    page.keyboard.press("Control+Enter")
-    page.wait_for_selector("#pc-stage .pc-range")
-    for place in ("#pc-compress", "#pc-stage .pc-tools"):
-        box = page.locator(place).bounding_box()
-        assert box is not None and box["y"] + box["height"] <= 900
-    slider = page.get_by_role("slider", name="Compare")
-    slider.focus()
-    for _ in range(5):
-        page.keyboard.press("ArrowRight")
-    assert slider.get_attribute("aria-valuetext") == "55 percent original"
-    for value in ("0", "100"):
-        page.keyboard.press("o")
-        assert slider.input_value() == value
-    page.set_viewport_size({"width": 390, "height": 844})
-    page.wait_for_function("document.documentElement.scrollWidth <= 390")
-    frame = page.locator("#pc-stage .pc-frame")
-    before = frame.bounding_box()
-    page.get_by_role("button", name="Zoom in").click()
-    after = frame.bounding_box()
-    assert before is not None and after is not None
-    assert after["width"] == pytest.approx(2 * before["width"], rel=0.01)
-    page.get_by_role("button", name="Full screen").click()
-    page.wait_for_function("document.fullscreenElement?.matches('.pc-compare')")
-
-
 def test_a_run_is_cancelled_in_the_middle_of_a_step_and_nothing_jumps(page, hold):
     def below():
         box = page.locator("#pc-details-tabs").bounding_box()

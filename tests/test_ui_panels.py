@@ -5,6 +5,7 @@ import csv
 import json
 import re
 
+import numpy as np
 import pytest
 
 from percov2_core.ui import text
@@ -93,6 +94,15 @@ def test_every_codec_is_one_click_away_and_the_runs_download(page, tmp_path):
     expect(page.locator("#pc-stage .pc-decoded")).to_have_attribute("src", source or "")
     tag = last.get_attribute("data-tag") or ""
     expect(page.locator("#pc-stage .pc-right")).to_have_text(tag)
+    page.get_by_role("button", name="Difference").click()
+    pictures = (page.locator(f"#pc-stage .{one}") for one in ("pc-original", "pc-decoded"))
+    levels = [np.frombuffer(pixels(one), np.uint8).astype(float) for one in pictures]
+    expect(page.locator("#pc-stage .pc-error")).to_have_attribute(
+        "alt", f"Absolute error, {np.abs(np.subtract(*levels)).mean():.1f} of 255 levels on average"
+    )
+    expect(page.locator("#pc-stage .pc-legend >> nth=0")).to_contain_text("of 255 or more")
+    expect(page.locator("#pc-stage .pc-legend >> nth=1")).to_contain_text("PicoRank")
+    expect(page.locator("#pc-stage .pc-say")).to_have_text("The difference is shown")
     open_plot(page)
     with page.expect_download() as download:
         page.locator("#pc-csv").click()
@@ -156,21 +166,33 @@ def click_until(page, where, shown):
     pytest.fail(f"no click brought {shown}")
 
 
+def violations(page, where):
+    """What axe calls serious."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe")
+    page.wait_for_timeout(400)  # a colour that is fading in has little contrast
+    found = axe.Axe().run(page).response["violations"]
+    return {
+        f"{where}: {one['id']}": [node["html"][:160] for node in one["nodes"]]
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    }
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious_on_any_tab(visit, scheme):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe")
     page = visit(f"?__theme={scheme}", color_scheme=scheme)
+    page.locator(".pc-cards button").first.wait_for()
+    found = violations(page, "Gallery")
     compressed(page, 0)
     page.wait_for_selector("#pc-bits .pc-bar")
+    page.get_by_role("button", name="Difference").click()
+    expect(page.locator("#pc-stage .pc-error")).to_have_attribute("alt", re.compile("levels"))
     page.get_by_role("button", name="Advanced").click()
-    found: dict[str, list[str]] = {}
     for tab in TABS:
         open_tab(page, tab)
         if tab == "Trade-off":
             open_plot(page)
-        page.wait_for_timeout(400)  # a colour that is fading in has little contrast
-        for violation in axe.Axe().run(page).response["violations"]:
-            if violation["impact"] in ("serious", "critical"):
-                nodes = [node["html"][:160] for node in violation["nodes"]]
-                found[f"{tab}: {violation['id']}"] = nodes
-    assert found == {}
+        found |= violations(page, tab)
+    page = visit(f"?stage=1&__theme={scheme}", color_scheme=scheme)
+    page.wait_for_selector("#pc-show .pc-tools button")
+    assert found | violations(page, "Stage") == {}

@@ -50,11 +50,23 @@ class PicoRank(nn.Module):
 
     def compare(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
         """Two results of `features` -> (B,) float in [0, 4], 0 for equal pictures."""
-        distances = [
-            weight * (_unit(x) - _unit(y)).square().sum(1).mean(dim=(1, 2))
-            for weight, x, y in zip(TAP_WEIGHTS, a, b, strict=True)
-        ]
+        distances = [distance.mean(dim=(1, 2)) for distance in _distances(a, b)]
         return torch.stack(distances).sum(0)
+
+    def where(self, a: list[Tensor], b: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """Two results of `features` -> (B, H, W) float, `size` is H, W: how much every place
+        adds. The mean over a picture is close to what `compare` says."""
+        shares = [
+            F.interpolate(distance[:, None], size, mode="bilinear")[:, 0]
+            for distance in _distances(a, b)
+        ]
+        return torch.stack(shares).sum(0)
+
+
+def _distances(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
+    """Per tap: (B, H / 2^i, W / 2^i) weighted squared distances of unit-length activations."""
+    taps = zip(TAP_WEIGHTS, a, b, strict=True)
+    return [weight * (_unit(x) - _unit(y)).square().sum(1) for weight, x, y in taps]
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ MAX_CAPTION = 2000  # characters whose price is told; a file takes less
 KEEP_FILES_S = 1800
 KEEP_RUNS = 12  # pictures a visitor can come back to
 PARAMETER, SETTINGS = "pcv2", "settings"  # of links
+CARD = "/card.jpg"  # the picture of a link, for programs that show links as cards
 MAX_SAID = 200  # characters of an error
 
 CHOOSE_FIRST = "Choose a picture first: upload one, or click an example."
@@ -56,7 +57,7 @@ _FILLERS = "\u115f\u1160\u3164\uffa0"  # letters without a shape
 
 # What the page and its end points need of gradio; it serves more: proxies, recordings, histories.
 _ROUTES = {
-    "GET": r"/(config/?|theme\.css|favicon\.ico|manifest\.json|robots\.txt)?"
+    "GET": r"/(config/?|theme\.css|favicon\.ico|card\.jpg|manifest\.json|robots\.txt)?"
     r"|/(assets|static|svelte)/.*"
     r"|/gradio_api/(info|openapi\.json|startup-events|theme\.css|upload_progress)/?"
     r"|/gradio_api/(app_id|heartbeat/[^/]+|queue/(data|status)|call/.*|mcp(/.*)?)/?"

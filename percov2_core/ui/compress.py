@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import segno
 from PIL import Image, ImageOps
-from segno.encoder import DataOverflowError
 
-from percov2_core.bitstream import SUFFIX
 from percov2_core.codec import PerCoV2
 from percov2_core.config import MODES, PRESETS, check_choice
 from percov2_core.contents import Tokens
@@ -21,12 +18,14 @@ from percov2_core.errors import PerCoError
 from percov2_core.ui import border, results, text
 from percov2_core.ui.border import Chosen, Payload
 from percov2_core.ui.device import DEVICE, FREE, INTAKE, MAX_WAITING, Turn, Turns, paint
+from percov2_core.ui.difference import STAGE_JS
+from percov2_core.ui.gallery import EXAMPLES_DIR, Gallery
 from percov2_core.ui.host import page_address
 from percov2_core.ui.results import Run
 from percov2_core.ui.settings import Given, Settings
+from percov2_core.ui.share import share_panel
 from percov2_core.ui.text import data_uri, empty, piece, plain_html
 
-EXAMPLES_DIR = Path(__file__).parents[2] / "assets" / "examples"
 _THUMB_PX = 112
 Answer = dict[Any, Any]  # component -> its new value
 _KEEP: Any = gr.skip()
@@ -39,7 +38,7 @@ _COUNT_JS = "() => ++window.percov.presses"
 class CompressTab:
     """Layout and callbacks, made inside its `gr.Tab`; callbacks answer component -> new value."""
 
-    def __init__(self, codec: PerCoV2, turns: Turns, run: gr.State) -> None:
+    def __init__(self, codec: PerCoV2, turns: Turns, run: gr.State, gallery: Gallery) -> None:
         self.codec, self.turns, self.run = codec, turns, run
         self.examples = {path.stem: path for path in sorted(EXAMPLES_DIR.glob("*.jpg"))}
         self.chosen = gr.State(None, time_to_live=border.KEEP_FILES_S)
@@ -51,7 +50,9 @@ class CompressTab:
                     self.settings.advanced(codec)
             with gr.Column(scale=8, min_width=280, elem_id="pc-result"):
                 self.headline = plain_html(results.quiet_headline(), elem_id="pc-head")
-                self.stage = plain_html(empty(text.EMPTY_STAGE), elem_id="pc-stage")
+                stage = empty(text.EMPTY_STAGE)
+                self.stage = plain_html(stage, elem_id="pc-stage", js_on_load=STAGE_JS)
+                gallery.cards()
         with gr.Tabs(elem_id="pc-details-tabs"):
             with gr.Tab("Where bits went"):
                 self.bits = plain_html(empty(text.EMPTY_BITS), elem_id="pc-bits")
@@ -314,25 +315,3 @@ def _thumbnail(path: Path) -> str:
         # Lossy, and no picture that anybody compares.
         ImageOps.fit(image, (_THUMB_PX, _THUMB_PX)).save(buffer, "WEBP", quality=80)
     return data_uri(buffer.getvalue(), "image/webp")
-
-
-def qr_svg(content: str) -> str | None:
-    """Scalable QR code, black on white in every theme; None if no QR code holds that much."""
-    try:
-        code = segno.make_qr(content, error="l", boost_error=False)
-    except DataOverflowError:
-        return None
-    # A border of 4 modules is the white margin that scanners expect.
-    svg: str = code.svg_inline(border=4, omitsize=True, dark="#000", light="#fff", svgclass="pc-qr")
-    return svg
-
-
-def share_panel(run: Run, *, address: str) -> str:
-    """Download button, link and QR code of one file."""
-    link = border.link_to(run.stream, address, run.settings)
-    data = data_uri(run.stream.to_bytes(), "application/octet-stream")
-    size, file = run.size_bytes, f"{run.name}{SUFFIX}"
-    # The code is to be scanned from across a room: the picture alone.
-    code, settings = qr_svg(border.link_to(run.stream, address)), run.settings.to_json()
-    said = {"link": link, "code": code, "settings": settings}
-    return piece("share", file=file, size_bytes=size, data=data, **said)

@@ -33,7 +33,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 if TYPE_CHECKING:
-    import gradio as gr
+    from percov2_core.ui.page import Page
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +215,7 @@ class _Bounded:
         await answer(scope, self._receive, self.send)
 
 
-def serve(demo: gr.Blocks, **options: Any) -> NoReturn:
+def serve(demo: Page, **options: Any) -> NoReturn:
     """Launch, and end this process with status 0 once the host or the keyboard stops the page.
     On SIGTERM no new work is taken (503), what runs is answered, for at most `FINISH_S`; on Ctrl+C
     it stops at once. `options` are arguments of `gr.Blocks.launch`."""
@@ -225,7 +225,7 @@ def serve(demo: gr.Blocks, **options: Any) -> NoReturn:
 
     door, stop = Door(Path(get_upload_folder()), allowed_bytes), threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    middleware = [Middleware(door.around)]
+    middleware = [Middleware(door.around), Middleware(demo.around)]
     demo.launch(prevent_thread_lock=True, app_kwargs={"middleware": middleware}, **options)
     gc.freeze()  # what is loaded by now stays; `return_memory` need not look at it again
     with contextlib.suppress(KeyboardInterrupt):

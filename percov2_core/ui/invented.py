@@ -14,12 +14,11 @@ from percov2_core.codec import PerCoV2
 from percov2_core.contents import Contents, Tokens
 from percov2_core.ui import text
 from percov2_core.ui.device import DEVICE, Turns, paint
+from percov2_core.ui.difference import brightest, heat
 from percov2_core.ui.results import Run
 from percov2_core.ui.text import empty, piece, plain_html
 
 SEEDS = 4
-_STOPS = np.array([[20, 12, 80], [150, 30, 120], [240, 100, 60], [252, 230, 120]], dtype=np.float64)
-_LEAST_LEVELS = 2.0  # differences below it are not blown up to look like something
 
 
 class InventedTab:
@@ -70,23 +69,11 @@ def disagreement(pictures: Sequence[Image.Image]) -> NDArray[np.float64]:
     return np.asarray(stack.std(axis=0).mean(axis=-1))
 
 
-def brightest(values: NDArray[np.float64]) -> float:
-    """Levels that `heat` paints yellow: what one pixel in two hundred exceeds."""
-    return max(_LEAST_LEVELS, float(np.quantile(values, 0.995)))
-
-
-def heat(values: NDArray[np.float64]) -> Image.Image:
-    """(H, W) levels -> RGB: dark blue where all agree, yellow where they differ most."""
-    at = values / brightest(values) * (len(_STOPS) - 1)
-    colours = [np.interp(at, range(len(_STOPS)), channel) for channel in _STOPS.T]
-    return Image.fromarray(np.rint(np.stack(colours, axis=-1)).astype(np.uint8))
-
-
 def variations_grid(pictures: Sequence[Image.Image]) -> str:
     """The pictures so far, of seed 1 and those after it; once all are there, the map as well."""
     tiles = {f"Seed {seed}": picture for seed, picture in enumerate(pictures, 1)}
     if len(pictures) < SEEDS:
         return piece("variations", tiles=tiles, missing=SEEDS + 1 - len(pictures))
     spread = disagreement(pictures)
-    tiles["Where they disagree"] = heat(spread)
-    return piece("variations", tiles=tiles, missing=0, spread=spread, most=brightest(spread))
+    tiles["Where they disagree"] = heat(spread, most=(most := brightest(spread)))
+    return piece("variations", tiles=tiles, missing=0, spread=spread, most=most)

@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from percov2_core.bitstream import Stream
 from percov2_core.codec import PerCoV2
+from percov2_core.config import check_choice
 from percov2_core.contents import Tokens
 from percov2_core.run_settings import USUAL, RunSettings
 from percov2_core.ui import border, results, text
 from percov2_core.ui.border import Payload
-from percov2_core.ui.device import DEVICE, FREE, Turns, paint
-from percov2_core.ui.results import Run
-from percov2_core.ui.settings import look_of, size_slider
+from percov2_core.ui.device import DEVICE, FREE, Turns
+from percov2_core.ui.difference import STAGE_JS
+from percov2_core.ui.gallery import Gallery
+from percov2_core.ui.results import Run, paint_file
+from percov2_core.ui.settings import size_slider
 from percov2_core.ui.text import empty, piece, plain_html
 
 _KEEP: Any = gr.skip()
@@ -26,9 +30,17 @@ class OpenTab:
     """Layout and callbacks; made inside its `gr.Tab`."""
 
     def __init__(
-        self, codec: PerCoV2, turns: Turns, run: gr.State, *, demo: gr.Blocks, tabs: gr.Tabs
+        self,
+        codec: PerCoV2,
+        turns: Turns,
+        run: gr.State,
+        gallery: Gallery,
+        *,
+        demo: gr.Blocks,
+        tabs: gr.Tabs,
     ) -> None:
         self.codec, self.turns, self.run = codec, turns, run
+        self.gallery, self.tabs = gallery, tabs
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=280):
                 file = gr.File(label="A .pcv2 file", type="filepath", elem_id="pc-file", height=150)
@@ -38,7 +50,8 @@ class OpenTab:
                 self.size = size_slider(label, elem_id="pc-cut", interactive=False)
             with gr.Column(scale=8, min_width=280):
                 self.headline = plain_html(results.quiet_headline("Open a file", text.EMPTY_FILE))
-                self.stage = plain_html(empty(text.EMPTY_FILE_STAGE), elem_id="pc-decoded-stage")
+                stage: dict[str, Any] = {"elem_id": "pc-decoded-stage", "js_on_load": STAGE_JS}
+                self.stage = plain_html(empty(text.EMPTY_FILE_STAGE), **stage)
         self.details = plain_html(elem_id="pc-decoded-details")
         self.whole = gr.State(None, time_to_live=border.KEEP_FILES_S)  # the run of the whole file
         outputs = [self.headline, self.stage, self.details, run, self.size, self.whole]
@@ -49,6 +62,7 @@ class OpenTab:
             button.click(self.open_link, link, outputs, **DEVICE),
             arrived.then(self.open_address, outputs=outputs, **DEVICE),
             self.size.input(self.cut, asked, outputs, **last),
+            gallery.shown.open(self.open_sample, outputs=[tabs, *outputs], **DEVICE),
         ]
 
     def open_file(self, payload: Payload | None, request: gr.Request) -> Iterator[dict[Any, Any]]:
@@ -77,12 +91,22 @@ class OpenTab:
         shared = request.query_params.get(border.PARAMETER)
         yield from self.open_link(f"?{request.query_params}" if shared else "", request)
 
+    def open_sample(self, event: gr.EventData, request: gr.Request) -> Iterator[dict[Any, Any]]:
+        """A file of the gallery was clicked."""
+        samples = self.gallery.samples
+        sample = samples[check_choice("example", border.told(event, "key"), samples)]
+        yield (arrived := {self.tabs: gr.Tabs(selected="decode")})
+        original = sample.original
+        for view in self._open(sample.stream, sample.name, request, original=original):
+            yield arrived | view
+
     def cut(self, whole: Run | None, size: float, request: gr.Request) -> Iterator[dict[Any, Any]]:
         """Less of the same file was asked for."""
         yield {self.stage: _KEEP}
         if whole:
             part = self.codec.truncate(whole.stream, size=border.count(size))
-            yield from self._open(part, whole.name, request, whole.settings, whole)
+            settings, original = whole.settings, whole.original
+            yield from self._open(part, whole.name, request, settings, whole, original)
 
     def _open(
         self,
@@ -91,27 +115,32 @@ class OpenTab:
         request: gr.Request,
         settings: RunSettings | None = None,
         whole: Run | None = None,
+        original: Image.Image | None = None,
     ) -> Iterator[dict[Any, Any]]:
         """Paint a file, or a part of the whole one."""
         settings = settings or USUAL
-        look, sides = look_of(self.codec, stream, settings), (stream.width, stream.height)
-        contents, headline = self.codec.read(stream), piece("opened_headline", stream=stream)
-        yield {self.headline: headline}
-        with self.turns.take(request.session_hash or "") as turn:
-            for frame in paint(self.codec, contents, look, turn):
-                if frame.picture is None:
-                    yield {self.stage: piece("painting", size=sides, frame=frame)}
-                elif self.turns.finish(turn):
-                    seen = (frame.picture, frame.step_s)
-                    run = Run(name, contents, look, headline, *seen, settings=settings)
-                    details, stage = results.bits_panel(run), results.compare_run(run)
-                    if settings != USUAL:
-                        told = {"settings": settings.to_json(), "id": "pc-opened-settings"}
-                        details += piece("settings_line", **told)
-                    view = {self.stage: stage, self.details: details, self.run: run}
-                    if whole is None:
-                        view |= {self.size: cuts(self.codec, run), self.whole: run}
-                    yield view
+        title = piece("opened_headline", stream=stream, beside=original is not None)
+        yield {self.headline: title}
+        painting = paint_file(
+            self.codec,
+            self.turns,
+            stream,
+            request.session_hash or "",
+            name,
+            settings=settings,
+            original=original,
+        )
+        for stage, run in painting:
+            view: dict[Any, Any] = {self.stage: stage}
+            if run:
+                details = results.bits_panel(run)
+                if settings != USUAL:
+                    told = {"settings": settings.to_json(), "id": "pc-opened-settings"}
+                    details += piece("settings_line", **told)
+                view |= {self.details: details, self.run: run}
+                if whole is None:
+                    view |= {self.size: cuts(self.codec, run), self.whole: run}
+            yield view
 
 
 def cuts(codec: PerCoV2, run: Run) -> Any:

@@ -1,43 +1,7 @@
 // What the page does without the server. Loaded once, into the head.
 (() => {
-  const figure = (from) => from.closest(".pc-compare");
   const visible = (selector) =>
     [...document.querySelectorAll(selector)].find((found) => found.offsetParent !== null);
-
-  const split = (from, value) => {
-    const whole = figure(from);
-    const range = whole.querySelector(".pc-range");
-    whole.style.setProperty("--split", value);
-    range.value = value;
-    range.setAttribute("aria-valuetext", `${value} percent original`);
-  };
-
-  const zoom = (from, factor) => {
-    const whole = figure(from);
-    const now = Number(whole.style.getPropertyValue("--zoom") || 1);
-    const next = Math.min(8, Math.max(1, now * factor));
-    const view = whole.querySelector(".pc-view");
-    const centre = [
-      (view.scrollLeft + view.clientWidth / 2) / view.scrollWidth,
-      (view.scrollTop + view.clientHeight / 2) / view.scrollHeight,
-    ];
-    whole.style.setProperty("--zoom", next);
-    view.scrollLeft = centre[0] * view.scrollWidth - view.clientWidth / 2;
-    view.scrollTop = centre[1] * view.scrollHeight - view.clientHeight / 2;
-    whole.querySelector(".pc-zoom").textContent = `${next}×`;
-  };
-
-  const full = (from) => {
-    if (document.fullscreenElement) document.exitFullscreen();
-    else figure(from).requestFullscreen();
-  };
-
-  const save = (from) => {
-    const link = document.createElement("a");
-    link.href = figure(from).querySelector(".pc-decoded").src;
-    link.download = "decoded.png";
-    link.click();
-  };
 
   const copy = async (from) => {
     const field = from.parentElement.querySelector("input");
@@ -51,19 +15,7 @@
     setTimeout(() => (from.textContent = "Copy"), 1500);
   };
 
-  // Another codec's picture on the right side of the slider.
-  const show = (from) => {
-    const whole = visible(".pc-compare");
-    if (!whole) return;
-    whole.querySelector(".pc-decoded").src = from.querySelector("img").src;
-    whole.querySelector(".pc-right").textContent = from.dataset.tag;
-    for (const other of document.querySelectorAll(".pc-show")) other.setAttribute("aria-pressed", other === from);
-    whole.scrollIntoView({ block: "nearest", behavior: "smooth" });
-  };
-
-  const heat = (share) => {
-    // Dark blue, magenta, yellow: readable without red and green.
-    const stops = [[20, 12, 80], [150, 30, 120], [240, 100, 60], [252, 230, 120]];
+  const heat = (stops, share) => {
     const at = Math.min(0.9999, Math.max(0, share)) * (stops.length - 1);
     const low = Math.floor(at);
     return stops[low].map((v, i) => Math.round(v + (stops[low + 1][i] - v) * (at - low)));
@@ -80,11 +32,13 @@
     canvas.height = Math.round(data.rows * cell * data.cover[1]);
     const context = canvas.getContext("2d");
     const most = Math.max(0.01, Number(whole.dataset.most));
+    const colours = getComputedStyle(document.documentElement).getPropertyValue("--pc-heat").match(/rgb[^)]*/g);
+    const stops = colours.map((colour) => colour.match(/\d+/g).map(Number));
     data.bits.forEach((bits, i) => {
       const x = (i % data.columns) * cell;
       const y = Math.floor(i / data.columns) * cell;
       const shown = data.stages[i] < upTo;
-      const [r, g, b] = heat(bits / most);
+      const [r, g, b] = heat(stops, bits / most);
       if (!shown) context.fillStyle = "rgba(8, 10, 16, .82)";
       else if (!data.sent[i]) context.fillStyle = "rgba(255, 255, 255, .35)";
       else context.fillStyle = `rgba(${r}, ${g}, ${b}, .62)`;
@@ -138,28 +92,10 @@
     }, 600);
   };
 
-  // Gradio renews attributes in place, but not where a slider stands.
-  const settle = (changes) => {
-    for (const { target } of changes) {
-      const range = target.matches(".pc-compare") && target.querySelector(".pc-range");
-      const wanted = target.style.getPropertyValue("--split");
-      if (range && range.value !== wanted) split(range, wanted);
-    }
-  };
-  new MutationObserver(settle).observe(document.documentElement, {
-    subtree: true, attributes: true, attributeFilter: ["style"],
-  });
-
   document.addEventListener("keydown", (event) => {
     if ((event.ctrlKey || event.metaKey) && event.key === "Enter") {
       event.preventDefault();
       visible("#pc-compress, #pc-open-link, #pc-many-start")?.click();
-      return;
-    }
-    const typing = event.target.matches("textarea, select, input:not([type=range]), [contenteditable]");
-    if (event.key.toLowerCase() === "o" && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) {
-      const range = visible(".pc-range");
-      if (range) split(range, Number(range.value) > 50 ? 0 : 100);
     }
   });
 
@@ -216,15 +152,49 @@
       plot.on("plotly_unhover", () => peek());
     }, 300);
 
-  // On a phone the result is below the controls.
+  // On a phone the result is below the controls, once the gallery above them has made room.
   document.addEventListener("click", (event) => {
-    const head = document.querySelector("#pc-head");
-    if (event.target.closest?.("#pc-compress") && head.getBoundingClientRect().top > innerHeight / 2) {
-      head.scrollIntoView({ behavior: "smooth" });
-    }
+    if (!event.target.closest?.("#pc-compress")) return;
+    const arrived = new MutationObserver(() => {
+      if (!document.querySelector("#pc-stage figure")) return;
+      arrived.disconnect();
+      const head = document.querySelector("#pc-head");
+      const { top } = head.getBoundingClientRect();
+      if (innerWidth <= 760 && (top < 0 || top > innerHeight / 2)) head.scrollIntoView({ behavior: "smooth" });
+    });
+    arrived.observe(document.querySelector("#pc-stage"), { subtree: true, childList: true });
   });
 
+  const own = () => {
+    if (document.documentElement.matches(".pc-staged")) location.search = "";
+    [...document.querySelectorAll("[role=tab]")].find((tab) => tab.textContent.trim() === "Compress").click();
+    const box = document.querySelector("#pc-image");
+    box.scrollIntoView({ behavior: "smooth", block: "center" });
+    box.querySelector("input[type=file]")?.click();
+  };
+
+  // The presenter's mode: everything but `element` is hidden, and keys go from file to file.
+  const STAGE_KEYS = {
+    ArrowRight: "after", PageDown: "after", " ": "after", n: "after", ArrowLeft: "before", PageUp: "before", p: "before",
+  };
+  const stages = (element, turn) => {
+    if (!new URLSearchParams(location.search).has("stage")) return;
+    document.documentElement.classList.add("pc-staged");
+    buttons(element, (key) => key && turn(key));
+    document.addEventListener("keydown", (event) => {
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      if (event.key === "f" && !document.fullscreenElement) document.documentElement.requestFullscreen();
+      // Some keys belong to what has the focus.
+      const owner = { " ": "button, a", ArrowRight: ".pc-range, .pc-view", ArrowLeft: ".pc-range, .pc-view" }[event.key];
+      const way = STAGE_KEYS[event.key];
+      if (!way || (owner && event.target.closest?.(owner))) return;
+      event.preventDefault();
+      element.querySelector(`.pc-${way}`)?.click();
+    });
+    turn("");
+  };
+
   window.percov = {
-    presses: 0, split, zoom, full, save, copy, show, tokens, stage, play, buttons, pasted, points,
+    presses: 0, copy, tokens, stage, play, buttons, pasted, points, own, stages,
   };
 })();

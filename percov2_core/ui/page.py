@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
+from starlette.types import ASGIApp
 
 from percov2_core import image_io
 from percov2_core.bitstream import MAX_FILE_BYTES, MAX_SEED, SUFFIX
@@ -31,12 +32,15 @@ from percov2_core.run_settings import RunSettings
 from percov2_core.ui import border, text
 from percov2_core.ui.border import KEEP_FILES_S, MAX_UPLOAD_BYTES, Payload
 from percov2_core.ui.compress import CompressTab
-from percov2_core.ui.device import DEVICE, FREE, MAX_QUEUE, Turns, paint
+from percov2_core.ui.device import DEVICE, FREE, MAX_QUEUE, MEASURE, Turns, paint
+from percov2_core.ui.difference import MAPS_JS, differ, differ_from_file
+from percov2_core.ui.gallery import Gallery
 from percov2_core.ui.host import return_memory
 from percov2_core.ui.invented import InventedTab
 from percov2_core.ui.many import ManyTab
 from percov2_core.ui.open_file import OpenTab
 from percov2_core.ui.settings import look_of
+from percov2_core.ui.share import Cards
 from percov2_core.ui.text import piece, plain_html
 from percov2_core.ui.tradeoff import TradeOffTab
 
@@ -51,6 +55,8 @@ _MONO = ("ui-monospace", "SF Mono", "Consolas", "DejaVu Sans Mono", "monospace")
 
 class Page(gr.Blocks):
     """Gradio's page, with the border in front of every listener, whoever calls it."""
+
+    around: Callable[[ASGIApp], ASGIApp]  # what the host puts around the application
 
     async def preprocess_data(
         self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False
@@ -76,10 +82,10 @@ class Page(gr.Blocks):
             return await super().call_function(*given, **named)
 
 
-def build_demo(codec: PerCoV2, *, keep_files_s: int = KEEP_FILES_S) -> gr.Blocks:
+def build_demo(codec: PerCoV2, *, keep_files_s: int = KEEP_FILES_S) -> Page:
     """The whole page; at the age `keep_files_s`, uploaded and temporary files are removed."""
     turns = Turns()
-    demo: gr.Blocks
+    demo: Page
     with Page(
         title=f"{text.TITLE}: {text.CLAIM}",
         analytics_enabled=False,
@@ -90,17 +96,22 @@ def build_demo(codec: PerCoV2, *, keep_files_s: int = KEEP_FILES_S) -> gr.Blocks
         # First: gradio numbers names that are taken, and would take them for the page's own.
         EndPoints(codec, turns)
         run = gr.State(None, time_to_live=KEEP_FILES_S)
+        gallery = Gallery(codec, turns)
         with gr.Tabs(overflow_behavior="wrap") as tabs:
             with gr.Tab("Compress", id="compress"):
-                main = CompressTab(codec, turns, run)
+                main = CompressTab(codec, turns, run, gallery)
             with gr.Tab("Open a file", id="decode"):
-                opened = OpenTab(codec, turns, run, demo=demo, tabs=tabs)
+                opened = OpenTab(codec, turns, run, gallery, demo=demo, tabs=tabs)
             with gr.Tab("Invented?", id="invented"):
                 invented = InventedTab(codec, turns, run)
             with gr.Tab("Trade-off", id="plot") as tab:
                 plot = TradeOffTab(codec, turns, tab)
             with gr.Tab("Many pictures", id="many"):
                 ManyTab(codec, turns)
+        gallery.stage(demo)
+        maps = plain_html("", elem_id="pc-difference", js_on_load=MAPS_JS)
+        main.stage.differ(differ, [main.done, plot.entries], maps, **MEASURE)
+        opened.stage.differ(differ_from_file, run, maps, **MEASURE)
         # Pictures come from a run, from the list of runs, or from a file; what follows them:
         backs = [
             place.back(plot.back, plot.history, [tabs, main.headline, main.stage, run], **FREE)
@@ -129,6 +140,7 @@ def build_demo(codec: PerCoV2, *, keep_files_s: int = KEEP_FILES_S) -> gr.Blocks
             await asyncio.to_thread(return_memory)
 
         demo.unload(forget)
+    demo.around = Cards(codec, turns).around
     demo.queue(max_size=MAX_QUEUE, api_open=False)
     return demo
 
@@ -260,7 +272,8 @@ class EndPoints:
 
 def launch_options() -> dict[str, Any]:
     """Arguments of `gr.Blocks.launch` that belong to the page, whoever starts it."""
-    style, script = ((_HERE / f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    files = ("page.css", "page.js", "compare.js")
+    style, *scripts = ((_HERE / name).read_text("utf-8") for name in files)
     return {
         "theme": gr.themes.Base(
             primary_hue=gr.themes.colors.teal,
@@ -271,7 +284,7 @@ def launch_options() -> dict[str, Any]:
             font_mono=[gr.themes.Font(name) for name in _MONO],
         ),
         # Not by `css`: gradio puts a prefix before every rule, which breaks those for phones.
-        "head": f"<style>{style}</style><script>{script}</script>",
+        "head": f"<style>{style}</style>" + "".join(f"<script>{one}</script>" for one in scripts),
         "max_file_size": MAX_UPLOAD_BYTES,
         "state_session_capacity": 200,
         "footer_links": ["api"],

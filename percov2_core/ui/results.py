@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,15 @@ import pandas as pd
 from PIL import Image
 
 from percov2_core.bitstream import Stream
+from percov2_core.codec import PerCoV2
 from percov2_core.config import LEVELS
 from percov2_core.contents import Contents, Tokens
 from percov2_core.metrics import RELATED, STAR, STAR_NOTE, Scores, bits_per_pixel
 from percov2_core.run_settings import USUAL, RunSettings
 from percov2_core.ui import text
 from percov2_core.ui.border import Chosen
-from percov2_core.ui.device import Look
+from percov2_core.ui.device import Look, Turns, paint
+from percov2_core.ui.settings import look_of
 from percov2_core.ui.text import bytes_in_words, data_uri, empty, one_in, piece
 
 # Metric -> what the table of numbers calls it, says of it, and how many digits it shows.
@@ -58,6 +60,11 @@ class Run:
         return self.contents.stream
 
     @property
+    def key(self) -> str:
+        """What the page calls this run, and no other of the same visitor."""
+        return f"{self.number}-{self.stream.check:04x}-{self.size_bytes}"
+
+    @property
     def size_bytes(self) -> int:
         return sum(self.stream.sizes)
 
@@ -95,9 +102,34 @@ def quiet_headline(big: str = text.EMPTY_HEADLINE, note: str = text.EMPTY_HEADLI
 
 
 def compare_run(run: Run) -> str:
-    """Original on the left, decoded on the right of a movable edge; decoded alone without it."""
-    tag, caption = bytes_in_words(run.size_bytes), run.contents.caption
-    return piece("compare", original=run.original, decoded=run.decoded, tag=tag, caption=caption)
+    """Original and decoded picture, as compare.js shows them; decoded alone without it."""
+    tag, caption = f"From {bytes_in_words(run.size_bytes)}", run.contents.caption
+    said = {"tag": tag, "caption": caption, "run": run.key, "of": run.name}
+    return piece("compare", original=run.original, decoded=run.decoded, **said)
+
+
+def paint_file(
+    codec: PerCoV2,
+    turns: Turns,
+    stream: Stream,
+    session: str,
+    name: str,
+    *,
+    settings: RunSettings = USUAL,
+    original: Image.Image | None = None,
+) -> Iterator[tuple[str, Run | None]]:
+    """Paint what a file holds: what is to be seen of it, step by step, and at the end its run."""
+    sides, look = (stream.width, stream.height), look_of(codec, stream, settings)
+    contents = codec.read(stream)
+    with turns.take(session) as turn:
+        for frame in paint(codec, contents, look, turn):
+            if frame.picture is None:
+                yield piece("painting", size=sides, frame=frame), None
+            elif turns.finish(turn):
+                title = piece("opened_headline", stream=stream, beside=original is not None)
+                seen = (frame.picture, frame.step_s, original)
+                run = Run(name, contents, look, title, *seen, settings=settings)
+                yield compare_run(run), run
 
 
 def bits_panel(run: Run) -> str:

@@ -95,6 +95,7 @@ class TradeOffTab:
     def __init__(self, codec: PerCoV2, turns: Turns, tab: gr.Tab) -> None:
         self.presets, self.turns, self.stored = codec.presets, turns, Measurements()
         self.history = gr.State([], time_to_live=border.KEEP_FILES_S)  # measured runs
+        self.entries = gr.State([], time_to_live=border.KEEP_FILES_S)  # of the table of numbers
         axes = [(label, name) for name, label in AXES.items()]
         with gr.Row():
             x = gr.Dropdown(axes, value="psnr", label="Across", min_width=280, elem_id="pc-x")
@@ -113,7 +114,8 @@ class TradeOffTab:
         measured = shown.success(self.measure, given, filled, trigger_mode="multiple", **MEASURE)
         measured.success(self.draw, *self.drawing, trigger_mode="multiple", **FREE)
         every: dict[str, Any] = {"trigger_mode": "multiple", **CLASSICS}
-        measured.success(self.compare_codecs, [run, self.history], numbers, **every)
+        table = [numbers, self.entries]
+        measured.success(self.compare_codecs, [run, self.history], table, **every)
 
     @cached_property
     def judge(self) -> Judge:
@@ -132,9 +134,9 @@ class TradeOffTab:
 
     def compare_codecs(
         self, run: Run | None, history: list[Measured], request: gr.Request
-    ) -> Iterator[str]:
-        """The table of numbers, growing by one classic codec after the other."""
-        yield _KEEP
+    ) -> Iterator[tuple[str, list[Entry]]]:
+        """The table of numbers, growing by one classic codec after the other; and its lines."""
+        yield _KEEP, _KEEP
         row, session = row_of(run, history), request.session_hash or ""
         if run is None or run.original is None or row is None:
             return
@@ -144,12 +146,12 @@ class TradeOffTab:
         place = self.turns.place(session)
         for entry in classic_entries(self.judge, run.original, size_bytes=run.size_bytes):
             if self.turns.place(session) != place:
-                yield _KEEP  # what is yielded last is said again at the end
+                yield _KEEP, _KEEP  # what is yielded last is said again at the end
                 return  # the visitor has gone on, and others wait
             entries.append(entry)
-            yield results.numbers_panel(entries, pending=True)
+            yield results.numbers_panel(entries, pending=True), entries
         missing = self.judge.unavailable.values()
-        yield results.numbers_panel(entries, pending=False, missing=missing)
+        yield results.numbers_panel(entries, pending=False, missing=missing), entries
 
     def _scores(self, run: Run) -> Scores:
         assert run.original is not None  # only opened files have none, and they are not measured

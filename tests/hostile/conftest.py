@@ -6,9 +6,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests import gallery
 from tests.hostile.stranger import Visitor
 from tests.hostile.values import places
-from tests.tiny import tiny_folder
+from tests.tiny import tiny_codec, tiny_folder
 from tests.ui_server import Server, listening, serve
 
 
@@ -32,6 +33,7 @@ class Target:
 def target(tmp_path_factory):
     folder, owner = tmp_path_factory.mktemp("hostile"), tmp_path_factory.mktemp("owner")
     called = []
+    gallery.make(tiny_codec(), folder / "gallery", gallery.PICTURES[5:6])
 
     class Listener(BaseHTTPRequestHandler):
         def handle(self):
