@@ -250,7 +250,7 @@ class ManyTab:
             raise gr.Error(text.RUN_FORGOTTEN, print_exception=False) from error
         original = archive.read_item(row.item).at(COMFORTABLE_SIDE_PX).image
         tag = bytes_in_words(len(row.data))
-        said = {"tag": tag, "caption": row.caption}
+        said = {"tag": tag, "caption": row.caption, "run": "", "of": row.item.name}
         return piece("compare", original=original, decoded=decoded, **said)
 
 
