@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from percov2_core import image_io
 from percov2_core.config import MAX_SIDE_PX
 from percov2_core.errors import ConfigError
-from percov2_core.evaluation.protocol import SUFFIXES, list_pictures
+from percov2_core.evaluation import SUFFIXES
+from percov2_core.evaluation.protocol import list_pictures
 
 
 @dataclass(frozen=True, slots=True)
