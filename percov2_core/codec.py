@@ -17,7 +17,7 @@ H x W pixels (padded to whole tokens), D code width, h x w token grid, K codeboo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -42,6 +42,7 @@ from percov2_core.config import (
     MAX_GUIDANCE,
     MAX_STEPS,
     MODES,
+    OWN_PAINTER,
     PARENT_RATIO,
     PRESETS,
     Box,
@@ -54,7 +55,8 @@ from percov2_core.config import (
 from percov2_core.contents import Contents, FileCodec, FileModules, Tokens, check_stream
 from percov2_core.entropy.prior import Known
 from percov2_core.entropy.schedule import Ints
-from percov2_core.flow.sampler import draw_noise, sample, sigmas, tiles
+from percov2_core.errors import ConfigError
+from percov2_core.flow.sampler import TimesOf, draw_noise, sample, tiles
 from percov2_core.flow.text import TextEmbedder
 from percov2_core.flow.transformer import Conditions, FlowModel, guidance_features
 from percov2_core.hyper.networks import (
@@ -66,9 +68,10 @@ from percov2_core.hyper.networks import (
 )
 from percov2_core.hyper.search import SearchConfig, search_boxes, search_tokens
 from percov2_core.latent import LatentAutoencoder
+from percov2_core.painting import Canvas, Step
+from percov2_core.repaint import REPAINT_PRESETS, Manner, Repainter, usual_strength
 
-# What a tile takes, to be searched and to be decoded, as multiples of encoding it and of a step.
-_SEARCH_WORK, _DECODE_WORK = 10, 2
+_SEARCH_WORK = 10  # what a tile takes to be searched, as a multiple of encoding it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,17 +93,6 @@ class Painter:
     flow: FlowModel
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One step of `PerCoV2.paint`."""
-
-    index: int  # steps done, 1..total; of a large picture, several times the same, and first 0
-    total: int
-    preview: Callable[[], Image.Image]  # the picture that the flow is heading for
-    picture: Image.Image | None = None  # the finished picture, in the last step
-    share: float = 1.0  # of the whole work that is done, above 0
-
-
 class Found(NamedTuple):
     """One part of `PerCoV2.looking`."""
 
@@ -116,7 +108,8 @@ class PerCoV2(FileCodec):
     painter: Painter
     vae: LatentAutoencoder
     captioners: Callable[[str], Captioner]  # by the names in `caption.captioner.CAPTIONERS`
-    shift: float  # of the flow's times, see `flow.sampler`
+    times: TimesOf  # of the flow
+    painters: Callable[[str], Repainter]  # by name or folder, see `weights.base.load_repainter`
     presets: Mapping[str, Mapping[str, Preset]]  # by mode and name
     captioner: str = "describer"
 
@@ -297,6 +290,8 @@ class PerCoV2(FileCodec):
         guidance: float | None = None,
         preset: str = "balanced",
         seed: int | None = None,
+        painter: str = OWN_PAINTER,
+        fidelity: float | None = None,
     ) -> Generator[Step, None, None]:
         """Repaint the picture step by step: the second half of `decode`.
 
@@ -308,14 +303,20 @@ class PerCoV2(FileCodec):
             guidance: 1 to 20; None takes the preset's.
             preset: One of `config.PRESETS`.
             seed: Seed of the noise; None takes the file's.
+            painter: `own` is the model's; `sd3-medium`, `sd3.5-medium` or a folder in diffusers'
+                layout repaints its picture. Of a caption alone it paints the caption.
+            fidelity: How much of the own picture another painter keeps, 0 to 1; None takes the
+                preset's, which is less where less was sent. Of a caption alone nothing.
 
         Yields:
             The steps; the last holds the picture. Same arguments, same machine: same pixels.
 
         Raises:
-            ConfigError: if a number or the preset is wrong; at once, before the first step.
+            ConfigError: if a number or a name is wrong; at once, before the first step.
+            WeightsError: if the painter cannot be had: says what to accept or set.
         """
-        return self._steps(contents, *self._wanted(contents.stream, preset, steps, guidance, seed))
+        given = (steps, guidance, seed, fidelity)
+        return self._painting(contents, *self._wanted(contents.stream, preset, painter, *given))
 
     def decode(
         self,
@@ -325,15 +326,18 @@ class PerCoV2(FileCodec):
         guidance: float | None = None,
         preset: str = "balanced",
         seed: int | None = None,
+        painter: str = OWN_PAINTER,
+        fidelity: float | None = None,
     ) -> Image.Image:
         """`read` a file and `paint` it to the end. Same arguments, same machine: same pixels.
 
         Raises:
             BitstreamError: if the file is damaged or of another model.
-            ConfigError: if a number or the preset is wrong; before the file is read.
+            ConfigError, WeightsError: as by `paint`; before the file is read.
         """
-        wanted = self._wanted(check_stream(stream), preset, steps, guidance, seed)
-        for step in self._steps(self.read(stream), *wanted):
+        given = (steps, guidance, seed, fidelity)
+        wanted = self._wanted(check_stream(stream), preset, painter, *given)
+        for step in self._painting(self.read(stream), *wanted):
             picture = step.picture
         assert picture is not None  # the last step has one
         return picture
@@ -342,18 +346,43 @@ class PerCoV2(FileCodec):
         self,
         stream: Stream,
         preset: str,
+        painter: str,
         steps: int | None,
         guidance: float | None,
         seed: int | None,
-    ) -> tuple[int, float, int]:
-        """Steps, guidance and seed, checked: what is None is the preset's or the file's."""
-        usual = self.presets[stream.mode][check_choice("preset", preset, PRESETS)]
+        fidelity: float | None,
+    ) -> tuple[Manner, Manner | None, Repainter | None]:
+        """How to paint, and to repaint, and who, checked: what is None is the preset's or the
+        file's."""
+        own = self.presets[stream.mode][check_choice("preset", preset, PRESETS)]
+        usual = own if painter == OWN_PAINTER else REPAINT_PRESETS[preset]
         guidance = usual.guidance if guidance is None else guidance
-        return (
-            check_whole("steps", usual.steps if steps is None else steps, 1, MAX_STEPS),
-            check_real("guidance", guidance, 1, MAX_GUIDANCE),
-            check_whole("seed", stream.seed if seed is None else seed, 0, MAX_SEED),
+        manner = Manner(
+            strength=usual_strength(stream, preset),
+            steps=check_whole("steps", usual.steps if steps is None else steps, 1, MAX_STEPS),
+            guidance=check_real("guidance", guidance, 1, MAX_GUIDANCE),
+            seed=check_whole("seed", stream.seed if seed is None else seed, 0, MAX_SEED),
         )
+        if fidelity is not None:
+            manner = manner._replace(strength=1 - check_real("fidelity", fidelity, 0, 1))
+        if painter == OWN_PAINTER:
+            if fidelity is not None:
+                raise ConfigError(
+                    f"fidelity: needs a painter other than {painter!r}, got {painter!r}"
+                )
+            return manner, None, None
+        first = manner._replace(steps=own.steps, guidance=own.guidance)
+        return first, manner, self.painters(painter)
+
+    def _painting(
+        self, contents: Contents, first: Manner, then: Manner | None, second: Repainter | None
+    ) -> Generator[Step, None, None]:
+        stream = contents.stream
+        own = self._steps(contents, first.steps, first.guidance, first.seed)
+        if then is None or second is None:
+            return own
+        start = own if stream.tokens_sent else None
+        return second.paint(start, contents.caption, (stream.width, stream.height), then)
 
     @torch.inference_mode()
     def _steps(
@@ -366,21 +395,15 @@ class PerCoV2(FileCodec):
             modules.flow,
             Conditions(start, features, modules.text.encode([contents.caption])),
             modules.text.encode([""]),
-            times=sigmas(steps, self.shift),
+            times=self.times(steps, *start.shape[2:]),
             guidance=guidance,
             noise=draw_noise(start.shape, seed, start.device),
         )
-        (h, w), index, latent = start.shape[2:], 0, start
-        around = [_DECODE_WORK] * self.vae.count_tiles(h, w)  # the hyper-decoder's as well
-        work = [sum(around) + 1] + [1] * (steps * len(tiles(h, w, modules.flow.config.tile)) - 1)
-        shares = iter(np.cumsum(work + around) / sum(work + around))
-        for found in latents:
-            share, latent = next(shares), latent if found is None else found  # (1, 16, H/8, W/8)
-            index += found is not None
-            if index < steps:
-                yield Step(index, steps, partial(self._picture, stream, latent), share=share)
-        for picture in self._pictures(stream, latent):
-            yield Step(steps, steps, partial(self._picture, stream, latent), picture, next(shares))
+        h, w = start.shape[2:]
+        parts = steps * len(tiles(h, w, modules.flow.config.tile))
+        guessed = stream.sent.fine < stream.tokens_total.fine
+        canvas = Canvas(vae=self.vae, size=(stream.width, stream.height), deblock=guessed)
+        yield from canvas.follow(latents, start, steps=steps, parts=parts)
 
     def _given(self, contents: Contents) -> Codes:
         """What a file says, as vectors: in place of a token not sent, the code to be expected."""
@@ -400,23 +423,6 @@ class PerCoV2(FileCodec):
             tokens = torch.from_numpy(coarse.tokens)[None].to(self.device)
             parents = self.levels[COARSE.name].quantizer.lookup(tokens)  # (1, D, hp, wp)
         return _codes(codes, sent, parents)
-
-    def _picture(self, stream: Stream, latent: Tensor) -> Image.Image:
-        *_, picture = self._pictures(stream, latent)
-        assert picture is not None
-        return picture
-
-    @torch.inference_mode()
-    def _pictures(self, stream: Stream, latent: Tensor) -> Iterator[Image.Image | None]:
-        """The picture, and None before it for each tile of it that is not the last."""
-        picture = Image.new("RGB", (stream.width, stream.height))
-        left = self.vae.count_tiles(*latent.shape[2:])
-        guessed = stream.sent.fine < stream.tokens_total.fine
-        for (_, rows, columns), pixels in self.vae.decode_tiles(latent, deblock=guessed):
-            size = (picture.width - columns.start, picture.height - rows.start)
-            picture.paste(image_io.to_image(pixels, size=size), (columns.start, rows.start))
-            left -= 1
-            yield None if left else picture
 
 
 def _told(guidance: float, decoder: HyperDecoder) -> Tensor:

@@ -28,6 +28,7 @@ QUOTED_LENGTH = 60
 PRESETS = ("faithful", "balanced", "vivid")
 DOWNLOAD_VARIABLE = "PERCOV2_ALLOW_DOWNLOAD"  # 1: any command may fetch what it lacks
 CAPTIONERS = ("auto", "describer", "objects", "blip")
+OWN_PAINTER = "own"  # the model's; others are named as in `weights.base.load_repainter`
 EFFORTS, DEFAULT_EFFORT = ("fast", "normal", "best"), "normal"  # of the encoder's search
 MAX_STEPS = 100
 MAX_GUIDANCE = 20.0

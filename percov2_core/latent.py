@@ -6,6 +6,7 @@ B batch, H x W pixels (multiples of 8). Latents are scaled to about unit varianc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -39,12 +40,13 @@ class LatentAutoencoder(nn.Module):
         self.scale = float(config.scaling_factor)
         self.shift = float(config.get("shift_factor") or 0.0)
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """(B, 3, H, W) float in [-1, 1] -> (B, 16, H/8, W/8) float, the posterior mean.
 
-        The mean and never a sample: the same picture must give the same file.
+        The mean and never a sample for files: the same picture must give the same one. With a
+        `generator` a sample, as the published image-to-image pipeline takes.
         """
-        return _whole(self.encode_tiles(x))
+        return _whole(self._tiles(x, partial(self._encode, generator=generator), LATENT_STRIDE, 1))
 
     def decode(self, z: Tensor) -> Tensor:
         """(B, 16, H/8, W/8) float -> (B, 3, H, W) float, about [-1, 1], not clamped."""
@@ -79,10 +81,13 @@ class LatentAutoencoder(nn.Module):
                 box = (..., slice(go * y0, go * y1), slice(go * x0, go * x1))
                 yield box, made[..., : go * (x1 - x0)]
 
-    def _encode(self, x: Tensor) -> Tensor:
+    def _encode(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         out = self.vae.encode(x.to(self.vae.dtype))
-        mean: Tensor = out.latent if hasattr(out, "latent") else out.latent_dist.mode()
-        return (mean.float() - self.shift) * self.scale
+        if hasattr(out, "latent"):
+            z: Tensor = out.latent
+        else:
+            z = out.latent_dist.sample(generator) if generator else out.latent_dist.mode()
+        return (z.float() - self.shift) * self.scale
 
     def _decode(self, z: Tensor) -> Tensor:
         sample: Tensor = self.vae.decode((z / self.scale + self.shift).to(self.vae.dtype)).sample

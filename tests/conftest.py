@@ -91,14 +91,15 @@ def sd3_base():
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    """The page around the tiny codec, in a process of its own."""
+    """The page around the tiny codec and a tiny second painter, in a process of its own."""
     from tests import gallery
     from tests.tiny import tiny_codec, tiny_folder
+    from tests.tiny_sd3 import tiny_sd3_folder
     from tests.ui_server import serve
 
     folder = tmp_path_factory.mktemp("page")
     gallery.make(tiny_codec(), folder / "gallery", gallery.PICTURES[5:7])
-    with serve(tiny_folder(), folder, held=True) as running:
+    with serve(tiny_folder(), folder, held=True, painter=tiny_sd3_folder()) as running:
         yield running
         assert not running.errors()
 

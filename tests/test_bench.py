@@ -19,7 +19,7 @@ from percov2_core.evaluation.bench_table import BenchRow
 from percov2_core.weights import fresh
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import TINY
-from tests.tiny import picture, tiny_codec, tiny_masked_model
+from tests.tiny import picture, tiny_codec, tiny_folder, tiny_masked_model
 
 
 def row(**changes):
@@ -104,6 +104,26 @@ def test_the_command_sweeps_its_lists_and_writes_the_table(tmp_path, capsys, mon
     assert re.search(r"model +WebP\n", capsys.readouterr().out)
     assert main(["bench", "--device", "cpu", "--random-weights"]) == 2
     assert "--random-weights: model must be one of sd3-medium" in capsys.readouterr().err
+
+
+def test_a_second_painter_has_boxes_of_its_own_and_the_published_size_wants_a_gpu(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(bench, "_SIDES", {"cpu": 64})
+    words = f"bench --model {tiny_folder()} --device cpu --repeats 1 --modes ultra-low --size 64"
+    words = [*words.split(), "--random-weights", "--painter"]
+    assert main([*words, "tiny-random", "--steps", "4", "--out", str(tmp_path)]) == 0
+    assert main([*words, "sd3-medium", "--out", str(tmp_path)]) == 0
+    small, large = bench_table.read(tmp_path / "bench.csv")
+    assert (small.model, small.t5, small.steps) == ("tiny + tiny-random", "yes", 4)
+    boxes = {box.removeprefix("decode painter's ") for box in small.seconds_by_box()}
+    assert {"autoencoder", "text encoder", "flow"} <= boxes and small.loop_tflops > 0
+    assert (large.model, large.weights) == ("tiny + sd3-medium", "random")
+    assert re.search(r"decode_s +not measured\n", capsys.readouterr().out)
+    table = (tmp_path / "bench.md").read_text()
+    assert table.count("| not measured") >= 5 and "not measured: needs a GPU" in table
+    assert main([*words, "sd4"]) == 2
+    assert "painter must be one of" in capsys.readouterr().err
 
 
 def test_random_weights_are_built_where_they_will_run(monkeypatch):

@@ -14,7 +14,7 @@ from percov2_core.errors import ConfigError, WeightsError
 from percov2_core.weights import hub as client
 from percov2_core.weights import load_codec, warm_up
 from percov2_core.weights.base import load_text
-from percov2_core.weights.find import base_files, find_base
+from percov2_core.weights.find import base_files, fetch_painter, find_base
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import BASES
 from tests.hub import COMMIT, TOKEN, files_of, stand_in
@@ -104,6 +104,19 @@ def test_what_stands_in_the_way_is_said_in_one_line(hub, monkeypatch, capsys):
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
         assert refusal() == f"'{BASE}' cannot be fetched while HF_HUB_OFFLINE is set: unset it"
     fetch()
+
+
+def test_a_second_painter_that_is_asked_for_is_fetched_once_or_refused_in_words(hub, monkeypatch):
+    hub.gated.add(BASE)
+    with pytest.raises(WeightsError, match="is gated: accept its licence"):
+        fetch_painter("sd3-medium")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    fetch_painter("sd3-medium")
+    assert files_of(find_base("sd3-medium", t5=True)) == files_of(tiny_sd3_folder())
+    asked = len(hub.asked)
+    fetch_painter("sd3-medium")
+    fetch_painter(str(tiny_sd3_folder()))
+    assert len(hub.asked) == asked
 
 
 @pytest.mark.parametrize("answered", [0, 1])

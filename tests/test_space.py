@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
 from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 from PIL import Image, ImageChops
@@ -29,6 +30,7 @@ from tests import space
 from tests.hub import files_of
 from tests.space import FRAME_PX, PREFIX, proxy
 from tests.tiny import ROOT, picture, tiny_codec, tiny_folder
+from tests.tiny_sd3 import tiny_sd3_folder
 from tests.ui_server import eventually, serve
 
 pytestmark = [
@@ -65,8 +67,12 @@ def there_and_back(address, photo, mode):
 
 
 def test_the_hosted_page_works_writes_nowhere_and_stops(tmp_path, photo):
-    with space.start(tmp_path / "space", model=tiny_folder()) as page:
+    # Its only other fault: the second painter is wanted, and cannot be had.
+    environment = {"PERCOV2_PAINTER": "sd3-medium"}
+    with space.start(tmp_path / "space", model=tiny_folder(), **environment) as page:
         before = files_of(page.app)
+        told = "Not here: 'sd3-medium' needs a GPU, and there is none."
+        assert told in httpx.get(f"{page.address}config").text
         there_and_back(page.address, photo, "extreme")
         assert files_of(page.app) == before
         if page.home.parent == tmp_path / "space":
@@ -87,6 +93,7 @@ def held(tmp_path_factory):
     environment = {
         "PYTHONPATH": os.pathsep.join(map(str, (STAND_IN, here / "app", space.ROOT))),
         "SPACES_ZERO_GPU": "true",
+        "PERCOV2_PAINTER": str(tiny_sd3_folder()),
         "SPACES_STAND_IN_LOG": str(folder / "calls"),
         "GRADIO_ROOT_PATH": PREFIX,
     }
@@ -101,9 +108,16 @@ def borrowed(held):
 
 def test_on_shared_hardware_each_call_borrows_the_gpu(held, photo):
     with proxy(held.port) as outside:
-        there_and_back(f"{outside}{PREFIX}/", photo, "ultra-low")
+        client, path = there_and_back(f"{outside}{PREFIX}/", photo, "ultra-low")
+        look = ["vivid", 3, "", tiny_sd3_folder().name]
+        repainted = client.predict(handle_file(path), *look, api_name="/decompress")
+        with pytest.raises(AppError, match="painter must be one of own, percov2-tiny-sd3"):
+            client.predict(handle_file(path), *look[:3], "sd3-medium", api_name="/decompress")
+    stream = Stream.from_bytes(Path(path).read_bytes())
+    look = {"preset": "vivid", "seed": 3, "painter": str(tiny_sd3_folder())}
+    assert same(Image.open(repainted), tiny_codec().decode(stream, **look))
     calls = borrowed(held)
-    assert [call["task"] for call in calls] == ["call", "call", "paint"]
+    assert [call["task"] for call in calls] == ["call", "call", "paint", "call", "paint"]
     assert all(0 < call["seconds"] <= 120 for call in calls)
 
 

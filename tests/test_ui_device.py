@@ -33,6 +33,7 @@ from percov2_core.ui.gallery import Gallery
 from percov2_core.ui.host import SHARED_GPU_VARIABLE
 from percov2_core.ui.page import build_demo
 from tests.tiny import counted, picture, tiny_codec
+from tests.tiny_sd3 import tiny_sd3_folder
 
 pytestmark = [  # gradio leaves sockets and event loops to the garbage collector
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -279,6 +280,16 @@ def test_every_call_borrows_the_gpu_and_gives_the_same(codec, spaces):
     assert last.picture.tobytes() == plain.decode(stream, **look).tobytes()
     assert codec.truncate(stream, tokens=2) == plain.truncate(stream, tokens=2)
     assert [call["task"] for call in spaces.CALLS] == ["call"] * 4 + ["paint", "call"]
+
+
+def test_the_second_painter_borrows_the_gpu_as_the_first_does(codec, spaces, contents):
+    look = {"painter": str(tiny_sd3_folder()), "steps": 4, "guidance": 2.0, "seed": 1}
+    *steps, last = codec.paint(contents, **look)
+    assert steps[0].index == 0 and last.index == last.total
+    assert last.picture.tobytes() == tiny_codec().decode(contents.stream, **look).tobytes()
+    assert [call["task"] for call in spaces.CALLS] == ["paint"] and spaces.BORROWED == []
+    with pytest.raises(ConfigError, match="painter must be one of own, sd3-medium"):
+        next(codec.paint(contents, painter="sd4", steps=1, guidance=1.0))
 
 
 def test_what_needs_no_gpu_borrows_none_and_no_host_needs_nothing(codec, spaces, monkeypatch):

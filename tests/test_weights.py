@@ -19,7 +19,7 @@ from percov2_core.evaluation.protocol import centre_square
 from percov2_core.flow.transformer import Conditions, guidance_features
 from percov2_core.hyper.networks import Codes
 from percov2_core.weights import load_codec, parts
-from percov2_core.weights.base import load_text
+from percov2_core.weights.base import load_text, load_times
 from percov2_core.weights.files import (
     ENTROPY_FILE,
     WEIGHTS_FILE,
@@ -251,7 +251,7 @@ def test_facts_survive_writing_a_file_has_the_digest_and_an_adapter_is_folded_in
     assert not any("lora" in name for name, _ in transformer.named_modules())
     assert codec.encode(picture()).fingerprint == bytes.fromhex(about.digest)[0]
     assert (about.shift, about.base, about.captioner) == (3.0, "sd3-medium", "auto")
-    assert codec.shift == 3.0
+    assert codec.times(4, 8, 8) == load_times(tiny_sd3_folder())(4, 8, 8)
 
 
 def test_the_folder_holds_the_documented_files_and_no_others(folder):

@@ -53,7 +53,7 @@ class Server:
 
 
 @contextmanager
-def serve(model, folder, *, held=False, keep_files_s=0, threads=1):
+def serve(model, folder, *, held=False, keep_files_s=0, threads=1, painter=""):
     """Start `app.py`, wait until it answers, and stop it at the end.
 
     `held` heeds `Server.hold`; `keep_files_s` over 0 removes files sooner than the page does.
@@ -64,6 +64,7 @@ def serve(model, folder, *, held=False, keep_files_s=0, threads=1):
     watched = ["-m", "tests.held_page", str(folder), str(keep_files_s)]
     environment = os.environ | {
         "PERCOV2_MODEL": str(model),
+        "PERCOV2_PAINTER": str(painter),
         "GRADIO_SERVER_PORT": str(port),
         "GRADIO_TEMP_DIR": str(server.files),
         "OMP_NUM_THREADS": str(threads),

@@ -28,6 +28,7 @@ from percov2_core.config import (
     EFFORTS,
     MAX_TOKENS,
     MODES,
+    OWN_PAINTER,
     PRESETS,
     SCHEDULES,
 )
@@ -135,13 +136,18 @@ def add_decompress(commands: Commands) -> None:
     add("--guidance", type=GUIDANCE, metavar="G", help="1 is none (default: preset's)")
     add("--seed", type=within(0, MAX_SEED), metavar="S", help="of the noise (default: file's)")
     add("--settings", metavar="FILE", help=_SETTINGS)
+    who = "own, or who repaints: sd3-medium, sd3.5-medium, a folder in diffusers' layout"
+    add("--painter", default=OWN_PAINTER, metavar="NAME_OR_DIR", help=who)
+    kept = "0 to 1: how much another painter keeps (default: preset's, by size)"
+    add("--fidelity", type=within(0.0, 1.0), metavar="F", help=kept)
     add_model(parser)
     _add_workers(parser)
     parser.set_defaults(run=decompress, extra="ray")
 
 
 def decompress(args: argparse.Namespace) -> None:
-    manner = _settings(args, _PAINTING).painting
+    who = {"painter": args.painter, "fidelity": args.fidelity}
+    manner = _settings(args, _PAINTING).painting | who
     if args.seed is not None:  # 0 as well, whatever the file says
         manner["seed"] = args.seed
     if _many(args):
@@ -164,7 +170,10 @@ def decompress(args: argparse.Namespace) -> None:
     buffer = io.BytesIO()
     image.save(buffer, PILLOW_FORMATS.get(Path(output.name).suffix.lower(), "PNG"))
     output.write(buffer.getvalue())
-    output.report(f"{image.width}x{image.height} from {sum(stream.sizes)} bytes")
+    by = "" if args.painter == OWN_PAINTER else f", painted by {args.painter}"
+    if by and not stream.tokens_sent:
+        by += " from the caption alone"
+    output.report(f"{image.width}x{image.height} from {sum(stream.sizes)} bytes{by}")
 
 
 def _settings(args: argparse.Namespace, names: Sequence[str]) -> RunSettings:

@@ -7,7 +7,15 @@ import os
 from pathlib import Path
 
 from percov2_core.cli.terminal import GUIDANCE, SIDE, STEPS, Commands, add_device, add_model, within
-from percov2_core.config import DEFAULT_EFFORT, DEFAULT_SCHEDULE, EFFORTS, MODES, PRESETS, SCHEDULES
+from percov2_core.config import (
+    DEFAULT_EFFORT,
+    DEFAULT_SCHEDULE,
+    EFFORTS,
+    MODES,
+    OWN_PAINTER,
+    PRESETS,
+    SCHEDULES,
+)
 from percov2_core.errors import ConfigError
 from percov2_core.evaluation import add_machine
 from percov2_core.metrics import METRICS, STAR, STAR_NOTE, STARRED
@@ -38,6 +46,8 @@ def add_bench(commands: Commands) -> None:
     add("--no-rivals", action="store_true", help="without AVIF, VVC, JPEG XL, WebP")
     add_device(parser)
     add("--random-weights", action="store_true", help="published size, no download")
+    who = "own, or a second one: sd3-medium, sd3.5-medium, a folder; --random-weights is then its"
+    add("--painter", default=OWN_PAINTER, metavar="NAME_OR_DIR", help=who)
     add("--no-t5", action="store_true", help="leave out the third text encoder")
     add("--note", default="", help="for the table: what else ran, say")
     add("--out", type=Path, help="folder to add the rows to, as bench.csv and .md")

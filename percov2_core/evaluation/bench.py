@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from unittest.mock import patch
 
 import torch
@@ -25,24 +25,27 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from percov2_core import codec as figure
+from percov2_core import repaint
 from percov2_core.baselines import CLASSIC
 from percov2_core.baselines.base import largest_within
 from percov2_core.baselines.classic import USUAL
 from percov2_core.bitstream import Stream
 from percov2_core.caption import packing
-from percov2_core.codec import PerCoV2
-from percov2_core.config import check_choice
+from percov2_core.codec import Painter, PerCoV2
+from percov2_core.config import OWN_PAINTER, check_choice
 from percov2_core.errors import PerCoError
-from percov2_core.evaluation.bench_table import BenchRow
+from percov2_core.evaluation.bench_table import NOT_MEASURED, BenchRow
 from percov2_core.flow.sampler import sample
 from percov2_core.flow.text import TextEmbedding
 from percov2_core.flow.transformer import Conditions
+from percov2_core.repaint import REPAINT_PRESETS, Repainter
 from percov2_core.weights import load_codec
 from percov2_core.weights.base import SD3TextEncoder
-from percov2_core.weights.fresh import random_codec
+from percov2_core.weights.fresh import random_codec, random_repainter
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import BASES, T5_TOKENS, TINY
 
+Box: TypeAlias = tuple[str, Any, str]  # label, owner and name of what is called
 _PRODUCTS = 10  # the fastest of them counts
 _SIDES = {"cuda": 8192, "cpu": 2048}  # large enough for the device to be busy
 # What a CUDA trace calls a copy between the CPU's memory and the GPU's.
@@ -56,27 +59,46 @@ _CPU_ATTENTION = {
 
 
 def open_codec(args: argparse.Namespace) -> PerCoV2:
-    """Load a model, or build one of a published size on random weights; WeightsError if that cannot
-    be, ConfigError if no size of it is known for random weights."""
+    """Load a model, or build one of a published size on random weights, or only its second painter;
+    WeightsError if that cannot be, ConfigError if no size of it is known for random weights."""
     home = Residency.from_environment(device=args.device)
+    home, known = replace(home, t5=home.t5 and not args.no_t5), {**BASES, TINY.name: TINY}
+    if args.painter != OWN_PAINTER:
+        codec = load_codec(args.model, residency=home)
+        if _measurable(codec, args) and (args.random_weights or args.painter == TINY.name):
+            check_choice("--random-weights: painter", args.painter, known)
+            second = random_repainter(known[args.painter], residency=home)
+            codec.painters = lambda name: second
+        return codec
     if not args.random_weights and args.model != TINY.name:
-        return load_codec(args.model, residency=replace(home, t5=home.t5 and not args.no_t5))
-    known = {**BASES, TINY.name: TINY}
+        return load_codec(args.model, residency=home)
     check_choice("--random-weights: model", args.model, known)
-    t5_tokens = 0 if args.no_t5 else T5_TOKENS
-    return random_codec(known[args.model], residency=home, t5_tokens=t5_tokens)
+    return random_codec(known[args.model], residency=home, t5_tokens=T5_TOKENS if home.t5 else 0)
+
+
+def _measurable(codec: PerCoV2, args: argparse.Namespace) -> bool:
+    """A painter of the published size wants a GPU."""
+    return args.painter not in BASES or codec.device.type != "cpu"
 
 
 def points(codec: PerCoV2, args: argparse.Namespace) -> Iterator[BenchRow]:
     """Every combination of the command's lists (by default steps and guidance of the preset
     `balanced`), with only the product measured."""
-    modules, t5 = codec.painter, "-"
+    modules: Painter | Repainter = codec.painter
+    name, t5, named = (
+        codec.name,
+        "-",
+        {mode: codec.presets[mode]["balanced"] for mode in args.modes},
+    )
+    if args.painter != OWN_PAINTER:
+        name, named = f"{name} + {args.painter}", dict.fromkeys(named, REPAINT_PRESETS["balanced"])
+        modules = codec.painters(args.painter) if _measurable(codec, args) else modules
     if isinstance(modules.text, SD3TextEncoder):
-        t5 = "yes" if modules.text.t5_tokens else "no"
+        t5 = "yes" if len(modules.text.models) > 2 else "no"
     row = partial(
         BenchRow,
-        model=codec.name,
-        weights="random" if args.random_weights or args.model == TINY.name else "trained",
+        model=name,
+        weights="random" if args.random_weights or TINY.name in name else "trained",
         kind=codec.device.type,
         device=device_name(codec.device),
         dtype=str(modules.flow.transformer.dtype).removeprefix("torch."),
@@ -85,14 +107,21 @@ def points(codec: PerCoV2, args: argparse.Namespace) -> Iterator[BenchRow]:
         note=args.note,
     )
     for size, mode, effort, batch in product(args.size, args.modes, args.effort, args.batch):
-        preset = codec.presets[mode]["balanced"]
+        preset = named[mode]
         ways = product(args.steps or [preset.steps], args.guidance or [preset.guidance])
         for steps, guidance in ways:
             what = {"mode": mode, "effort": effort, "size": size, "batch": batch}
             yield row(**what, steps=steps, guidance=guidance)
 
 
-def measure(codec: PerCoV2, point: BenchRow, image: Image.Image, *, repeats: int) -> BenchRow:
+def measure(
+    codec: PerCoV2,
+    point: BenchRow,
+    image: Image.Image,
+    *,
+    repeats: int,
+    painter: str = OWN_PAINTER,
+) -> BenchRow:
     """The point with everything measured: boxes of one picture, then the loop of a batch.
     Seconds are medians of `repeats`, after a first time that warms up."""
     if codec.device.type == "cuda":
@@ -101,15 +130,15 @@ def measure(codec: PerCoV2, point: BenchRow, image: Image.Image, *, repeats: int
         Path("/proc/self/clear_refs").write_text("5")
     picture = ImageOps.fit(image, point.sides)
     encode = partial(codec.encode, picture, point.mode, effort=point.effort)
-    paint = partial(codec.decode, steps=int(point.steps), guidance=point.guidance)
-    runs = []
+    paint = partial(codec.decode, steps=int(point.steps), guidance=point.guidance, painter=painter)
+    boxes_of, runs = _boxes(codec, painter), []
     for _ in range(1 + repeats):
-        stream, encoding = _timed(codec, "encode", encode)
+        stream, encoding = _timed(codec, "encode", encode, boxes_of)
         data = stream.to_bytes()
-        _, decoding = _timed(codec, "decode", partial(paint, Stream.from_bytes(data)))
+        _, decoding = _timed(codec, "decode", partial(paint, Stream.from_bytes(data)), boxes_of)
         runs.append(encoding | decoding)
     boxes = {box: statistics.median(run[box] for run in runs[1:]) for box in runs[0]}
-    run = sampling(codec, point, stream)
+    run = sampling(codec, point, stream, painter)
     loop_s = statistics.median(_seconds(run, codec.device, repeats))
     return replace(
         point,
@@ -130,10 +159,15 @@ def rows(codec: PerCoV2, image: Image.Image, args: argparse.Namespace) -> Iterat
     is not here is logged."""
     ours, cpu = [], torch.device("cpu")
     for point in points(codec, args):
-        ours.append(measure(codec, point, image, repeats=args.repeats))
-        yield ours[-1]
+        if _measurable(codec, args):
+            point = measure(codec, point, image, repeats=args.repeats, painter=args.painter)
+        else:
+            point = replace(point, note=f"{NOT_MEASURED}: needs a GPU")
+        ours.append(point)
+        yield point
     sizes = dict.fromkeys(row.size for row in ours)
-    for (rival, usual), size in product(() if args.no_rivals else USUAL, sizes):
+    alone = args.no_rivals or args.painter != OWN_PAINTER
+    for (rival, usual), size in product(() if alone else USUAL, sizes):
         mine = [row for row in ours if row.size == size]
         picture = ImageOps.fit(image, mine[0].sides)
         try:
@@ -158,7 +192,9 @@ def rows(codec: PerCoV2, image: Image.Image, args: argparse.Namespace) -> Iterat
             logging.getLogger(__name__).warning("%s at %s left out: %s", rival.name, size, error)
 
 
-def _timed(codec: PerCoV2, verb: str, call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+def _timed(
+    codec: PerCoV2, verb: str, call: Callable[[], Any], boxes: list[Box]
+) -> tuple[Any, dict[str, float]]:
     """What a call returns, its seconds, and those of each box in it; of a generator, the time until
     each of its steps. A box inside another belongs to the outer one."""
     spent: dict[str, float] = defaultdict(float)
@@ -177,7 +213,7 @@ def _timed(codec: PerCoV2, verb: str, call: Callable[[], Any]) -> tuple[Any, dic
         return iter(partial(timed, label, next, result, None), None)
 
     with ExitStack() as stack:
-        for label, owner, name in _boxes(codec):
+        for label, owner, name in boxes:
             box = partial(timed, label, getattr(owner, name))
             stack.enter_context(patch.object(owner, name, box))
         began = _clock(codec.device)
@@ -186,7 +222,7 @@ def _timed(codec: PerCoV2, verb: str, call: Callable[[], Any]) -> tuple[Any, dic
         return result, total | {f"{verb} {label}": seconds for label, seconds in spent.items()}
 
 
-def _boxes(codec: PerCoV2) -> list[tuple[str, Any, str]]:
+def _boxes(codec: PerCoV2, painter: str) -> list[Box]:
     """Label, owner and name of every call that is a box of the figure."""
     boxes = [
         ("captioner", codec, "describe"),
@@ -203,13 +239,21 @@ def _boxes(codec: PerCoV2) -> list[tuple[str, Any, str]]:
         boxes.append(("hyper-encoder", level.encoder, "forward"))
         boxes += [("quantiser", level.quantizer, call) for call in ("tokens", "lookup")]
         boxes += [("token coding", level.prior, call) for call in ("compress", "decompress")]
+    if painter != OWN_PAINTER:
+        second = codec.painters(painter)
+        calls = [("text encoder", second.text, "encode"), ("flow", repaint, "sample")]
+        calls += [("autoencoder", second.vae, call) for call in ("_encode", "_decode")]
+        boxes += [(f"painter's {box}", owner, call) for box, owner, call in calls]
     return boxes
 
 
-def sampling(codec: PerCoV2, point: BenchRow, stream: Stream) -> Callable[[], None]:
+def sampling(
+    codec: PerCoV2, point: BenchRow, stream: Stream, painter: str = OWN_PAINTER
+) -> Callable[[], None]:
     """The sampling loop of a batch as a call without arguments: what `decode` runs, repeated."""
-    with patch.object(figure, "sample", wraps=sample) as called:
-        codec.decode(stream, steps=int(point.steps), guidance=point.guidance)
+    owner = figure if painter == OWN_PAINTER else repaint
+    with patch.object(owner, "sample", wraps=sample) as called:
+        codec.decode(stream, steps=int(point.steps), guidance=point.guidance, painter=painter)
     (flow, one, null), how = called.call_args
     many = partial(torch.repeat_interleave, repeats=point.batch, dim=0)
     given = Conditions(many(one.start), many(one.features), TextEmbedding(*map(many, one.text)))

@@ -53,6 +53,7 @@ class BenchRow:
         return {box: float(seconds) for box, seconds in pairs}
 
 
+NOT_MEASURED = "not measured"
 _NAMES = [f.name for f in fields(BenchRow)]
 _POINT = _NAMES[: _NAMES.index("encode_s")]  # a second measurement there replaces the first
 _TEXTS = {f.name: str for f in fields(BenchRow) if f.type == "str"}
@@ -95,6 +96,8 @@ def as_cells(row: BenchRow) -> dict[str, str]:
     rates["share"] = row.loop_tflops / row.matmul_tflops
     values = {**dict.fromkeys(first + seconds), **asdict(row), **rates}
     texts = {n: f"{v:.3g}" if isinstance(v, float) else str(v) for n, v in values.items()}
+    if row.note.startswith(NOT_MEASURED):
+        texts |= dict.fromkeys(seconds, NOT_MEASURED)
     return {n: "-" if t == "nan" else t for n, t in texts.items() if n not in ("kind", "boxes")}
 
 

@@ -6,10 +6,10 @@ overlapping tiles, the velocities averaged where tiles meet.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from percov2_core.flow.text import TextEmbedding
 from percov2_core.flow.transformer import Conditions, FlowModel
 
 Times = TypeVar("Times", Tensor, NDArray[np.float32])
+TimesOf: TypeAlias = Callable[[int, int, int], list[float]]  # steps, H', W' -> times, the last is 0
 
 
 def shifted(t: Times, shift: float) -> Times:
@@ -30,7 +31,7 @@ def shifted(t: Times, shift: float) -> Times:
 
 def sigmas(steps: int, shift: float) -> list[float]:
     """The times between which `steps` Euler steps go: equal steps from 1, shifted, then 0. In
-    float32, and so those of diffusers' `FlowMatchEulerDiscreteScheduler`."""
+    float32. A model over Stable Diffusion 3 takes its scheduler's: `weights.base.load_times`."""
     even = np.linspace(1.0, 1.0 / steps, steps).astype(np.float32)
     return [*shifted(even, shift).tolist(), 0.0]
 
@@ -49,13 +50,15 @@ def sample(
     times: Sequence[float],
     guidance: float,
     noise: Tensor,
+    steer: Callable[[Tensor, float], Tensor] | None = None,
 ) -> Generator[Tensor | None, None, None]:
-    """Integrate the flow from t = 1 to 0, one step between each two of `times` (see `sigmas`).
+    """Integrate the flow from the first of `times` to 0, one step between each two (see `sigmas`).
     `null` is the embedding of the empty caption, one row; `noise` is (B, 16, H', W') standard
-    normal. By a `guidance` above 1 the caption's part of the velocity is extrapolated
-    (classifier-free guidance, Ho and Salimans 2022); a distilled network is told the value as well.
-    Yields the (B, 16, H', W') float latent that the flow is heading for after each step, arriving
-    at the last one; of a large picture None before it, after each tile but the last."""
+    normal. `steer` changes what the flow is heading for at a time. By a `guidance` above 1 the
+    caption's part of the velocity is extrapolated (classifier-free guidance, Ho and Salimans 2022);
+    a distilled network is told the value as well. Yields the (B, 16, H', W') float latent that the
+    flow is heading for after each step, arriving at the last one; of a large picture None before
+    it, after each tile but the last."""
     start, features, text = conditions
     boxes = tiles(noise.shape[-2], noise.shape[-1], flow.config.tile)
     x = flow.first(conditions, noise)
@@ -67,6 +70,8 @@ def sample(
                 yield None
             parts.append(velocity(x[b], now, Conditions(start[b], features[b], text)))
         v = blend(parts, boxes, x.shape)
+        if steer is not None:
+            v = (x - steer(x - now * v, now)) / now
         yield x - now * v
         x = x + (then - now) * v
 
@@ -75,16 +80,17 @@ def _velocity(
     flow: FlowModel, x: Tensor, t: float, c: Conditions, *, null: TextEmbedding, guidance: float
 ) -> Tensor:
     """Of one tile; with guidance by the caption, that of the empty caption is asked beside it."""
-    scale = 1.0 + flow.config.text_guidance * (guidance - 1.0)
+    weight = flow.config.text_guidance
+    scale = guidance * weight + (1.0 - weight)
     if scale != 1.0:
-        text = (torch.cat([a, b.expand_as(a)]) for a, b in zip(c.text, null, strict=True))
+        text = (torch.cat([b.expand_as(a), a]) for a, b in zip(c.text, null, strict=True))
         c = Conditions(torch.cat([c.start] * 2), torch.cat([c.features] * 2), TextEmbedding(*text))
         x = torch.cat([x, x])
     times, guidances = (torch.full(x.shape[:1], value, device=x.device) for value in (t, guidance))
     v: Tensor = flow(x, times, c, guidances)
     if scale == 1.0:
         return v
-    with_text, without = v.chunk(2)
+    without, with_text = v.chunk(2)
     return without + scale * (with_text - without)
 
 

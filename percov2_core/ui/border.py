@@ -25,7 +25,7 @@ from PIL import Image
 
 from percov2_core import image_io
 from percov2_core.bitstream import MAX_FILE_BYTES, Stream
-from percov2_core.config import EFFORTS, MIN_SIDE_PX, check_choice, check_whole
+from percov2_core.config import EFFORTS, MIN_SIDE_PX, OWN_PAINTER, check_choice, check_whole
 from percov2_core.errors import BitstreamError, ConfigError, ImageError, PerCoError
 from percov2_core.run_settings import RunSettings
 
@@ -298,6 +298,25 @@ def check_effort(effort: str, image: Image.Image) -> str:
             f"{width}x{height}: use the command line"
         )
     return effort
+
+
+@dataclass(frozen=True)
+class Painters:
+    """Who paints on this page: the model's own painter, and a second one where it can be had."""
+
+    source: str = ""  # of the second, as `PerCoV2.paint` takes it
+    problem: str = ""  # why it cannot be had
+
+    @property
+    def second(self) -> str:
+        """What visitors and programs call it, or "": of a folder, its name."""
+        return "" if self.problem else Path(self.source).name
+
+    def checked(self, value: object) -> str:
+        """What `PerCoV2.paint` takes for it, and nothing else; ConfigError if it is not offered."""
+        known = [OWN_PAINTER, self.second] if self.second else [OWN_PAINTER]
+        name = check_choice("painter", words("painter", value), known)
+        return OWN_PAINTER if name == OWN_PAINTER else self.source
 
 
 def words(field: str, value: object, most: int = MAX_BODY_BYTES) -> str:

@@ -12,17 +12,17 @@ import gradio as gr
 from PIL import Image, ImageOps
 
 from percov2_core.codec import PerCoV2
-from percov2_core.config import MODES, PRESETS, check_choice
+from percov2_core.config import MODES, check_choice
 from percov2_core.contents import Tokens
 from percov2_core.errors import PerCoError
 from percov2_core.ui import border, results, text
-from percov2_core.ui.border import Chosen, Payload
+from percov2_core.ui.border import Chosen, Painters, Payload
 from percov2_core.ui.device import DEVICE, FREE, INTAKE, MAX_WAITING, Turn, Turns, paint
 from percov2_core.ui.difference import STAGE_JS
 from percov2_core.ui.gallery import EXAMPLES_DIR, Gallery
 from percov2_core.ui.host import page_address
 from percov2_core.ui.results import Run
-from percov2_core.ui.settings import Given, Settings
+from percov2_core.ui.settings import Given, Settings, named_preset
 from percov2_core.ui.share import share_panel
 from percov2_core.ui.text import data_uri, empty, piece, plain_html
 
@@ -38,8 +38,10 @@ _COUNT_JS = "() => ++window.percov.presses"
 class CompressTab:
     """Layout and callbacks, made inside its `gr.Tab`; callbacks answer component -> new value."""
 
-    def __init__(self, codec: PerCoV2, turns: Turns, run: gr.State, gallery: Gallery) -> None:
-        self.codec, self.turns, self.run = codec, turns, run
+    def __init__(
+        self, codec: PerCoV2, turns: Turns, run: gr.State, gallery: Gallery, painters: Painters
+    ) -> None:
+        self.codec, self.turns, self.run, self.painters = codec, turns, run, painters
         self.examples = {path.stem: path for path in sorted(EXAMPLES_DIR.glob("*.jpg"))}
         self.chosen = gr.State(None, time_to_live=border.KEEP_FILES_S)
         self.done = gr.State([], time_to_live=border.KEEP_FILES_S)  # the visitor's runs
@@ -47,7 +49,7 @@ class CompressTab:
             with gr.Column(scale=4, min_width=280, elem_id="pc-controls"):
                 self._controls()
                 with gr.Accordion("Advanced", open=False, elem_id="pc-advanced"):
-                    self.settings.advanced(codec)
+                    self.settings.advanced(codec, painters)
             with gr.Column(scale=8, min_width=280, elem_id="pc-result"):
                 self.headline = plain_html(results.quiet_headline(), elem_id="pc-head")
                 stage = empty(text.EMPTY_STAGE)
@@ -108,9 +110,9 @@ class CompressTab:
             **FREE,
         )
         named = gr.on(
-            [more.mode.input, more.preset.input],
+            [more.mode.input, more.preset.input, more.painter.input],
             self.apply_preset,
-            [self.presses, self.chosen, more.size, more.mode, more.preset],
+            [self.presses, self.chosen, more.size, more.mode, more.preset, more.painter],
             [self.presses, more.size, more.steps, more.guidance],
             js="(_, ...given) => [++window.percov.presses, ...given]",
             **FREE,
@@ -198,11 +200,17 @@ class CompressTab:
         return f"This text costs **{cost:.0f} bits**, about {in_bytes}."
 
     def apply_preset(
-        self, pressed: float, chosen: Chosen | None, size: float, mode: str, preset: str
+        self,
+        pressed: float,
+        chosen: Chosen | None,
+        size: float,
+        mode: str,
+        preset: str,
+        painter: str,
     ) -> tuple[Any, ...]:
         sides = chosen.quick.image.size if chosen else (512, 512)
-        named = self.codec.presets[check_choice("mode", mode, MODES)]
-        look = named[check_choice("preset", preset, PRESETS)]
+        check_choice("mode", mode, MODES)
+        look = named_preset(self.codec, mode, preset, self.painters.checked(painter))
         sized = self.settings.sized(mode, size, sides)
         return border.count(pressed), sized, look.steps, look.guidance
 
@@ -254,7 +262,7 @@ class CompressTab:
     def _compress(self, given: Given, chosen: Chosen, turn: Turn) -> Iterator[Answer]:
         more, hybrid = self.settings, given[self.settings.mode] == "hybrid"
         image, png_bytes = chosen.at(border.count(given[more.side]))
-        look, said = more.look(given, image), more.said(given, self.codec, image)
+        look, said = more.look(given, image, self.painters), more.said(given, self.codec, image)
         if found := self._found(given, image, said):
             tokens = found
         else:

@@ -21,9 +21,11 @@ from typing import Any, NamedTuple, cast
 
 from PIL import Image
 
-from percov2_core.codec import Found, PerCoV2, Step
+from percov2_core.codec import Found, PerCoV2
+from percov2_core.config import OWN_PAINTER
 from percov2_core.contents import Contents
 from percov2_core.errors import PerCoError
+from percov2_core.painting import Step
 from percov2_core.ui import host
 
 # Options of gradio's listeners: callbacks that wait for nobody;
@@ -62,6 +64,8 @@ class Look(NamedTuple):
     steps: int
     guidance: float
     seed: int | None = None
+    painter: str = OWN_PAINTER
+    preset: str = "balanced"  # how much another painter repaints
 
 
 class Frame(NamedTuple):
@@ -89,7 +93,7 @@ def paint(codec: PerCoV2, contents: Contents, look: Look, turn: Turn) -> Iterato
     """Paint step by step; ends without a picture once nobody wants it, or gradio closes it because
     the visitor's connection ended. Raises what `PerCoV2.paint` raises."""
     steps_s, previews_s, preview = 0.0, 0.0, None
-    painting = codec.paint(contents, steps=look.steps, guidance=look.guidance, seed=look.seed)
+    painting = codec.paint(contents, **look._asdict())
     with closing(painting) as steps:
         began = time.monotonic()
         for step in steps:

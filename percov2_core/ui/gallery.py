@@ -105,6 +105,7 @@ class Gallery:
         code = qr_svg(border.link_to(sample.stream, address))
         said = {"sample": sample, "at": at + 1, "total": len(keys), "code": code, **near}
         given = (sample.stream, request.session_hash or "", sample.name)
+        look = look_of(self.codec, sample.stream, USUAL, OWN_PAINTER)
         yield gr.skip()
-        for figure, run in paint_file(self.codec, self.turns, *given, original=sample.original):
+        for figure, run in paint_file(self.codec, self.turns, *given, look=look, original=sample.original):
             yield piece("show", figure=figure, caption=run.contents.caption if run else "", **said)

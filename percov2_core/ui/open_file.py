@@ -11,16 +11,16 @@ from PIL import Image
 
 from percov2_core.bitstream import Stream
 from percov2_core.codec import PerCoV2
-from percov2_core.config import check_choice
+from percov2_core.config import OWN_PAINTER, check_choice
 from percov2_core.contents import Tokens
 from percov2_core.run_settings import USUAL, RunSettings
 from percov2_core.ui import border, results, text
-from percov2_core.ui.border import Payload
+from percov2_core.ui.border import Painters, Payload
 from percov2_core.ui.device import DEVICE, FREE, Turns
 from percov2_core.ui.difference import STAGE_JS
 from percov2_core.ui.gallery import Gallery
 from percov2_core.ui.results import Run, paint_file
-from percov2_core.ui.settings import size_slider
+from percov2_core.ui.settings import look_of, painter_choice, size_slider
 from percov2_core.ui.text import empty, piece, plain_html
 
 _KEEP: Any = gr.skip()
@@ -35,11 +35,12 @@ class OpenTab:
         turns: Turns,
         run: gr.State,
         gallery: Gallery,
+        painters: Painters,
         *,
         demo: gr.Blocks,
         tabs: gr.Tabs,
     ) -> None:
-        self.codec, self.turns, self.run = codec, turns, run
+        self.codec, self.turns, self.run, self.painters = codec, turns, run, painters
         self.gallery, self.tabs = gallery, tabs
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=280):
@@ -48,6 +49,7 @@ class OpenTab:
                 button = gr.Button("Open the link", variant="primary", elem_id="pc-open-link")
                 label = "Cut: at most so many bytes"
                 self.size = size_slider(label, elem_id="pc-cut", interactive=False)
+                painter = painter_choice(painters, elem_id="pc-file-painter")
             with gr.Column(scale=8, min_width=280):
                 self.headline = plain_html(results.quiet_headline("Open a file", text.EMPTY_FILE))
                 stage: dict[str, Any] = {"elem_id": "pc-decoded-stage", "js_on_load": STAGE_JS}
@@ -55,31 +57,33 @@ class OpenTab:
         self.details = plain_html(elem_id="pc-decoded-details")
         self.whole = gr.State(None, time_to_live=border.KEEP_FILES_S)  # the run of the whole file
         outputs = [self.headline, self.stage, self.details, run, self.size, self.whole]
-        asked, last = [self.whole, self.size], {"trigger_mode": "always_last", **DEVICE}
+        asked, last = [self.whole, self.size, painter], {"trigger_mode": "always_last", **DEVICE}
         arrived = demo.load(self.tab_of_address, outputs=tabs, **FREE)
         self.opened = [  # gradio's events that bring a new picture
-            file.upload(self.open_file, file, outputs, preprocess=False, **DEVICE),
-            button.click(self.open_link, link, outputs, **DEVICE),
+            file.upload(self.open_file, [file, painter], outputs, preprocess=False, **DEVICE),
+            button.click(self.open_link, [link, painter], outputs, **DEVICE),
             arrived.then(self.open_address, outputs=outputs, **DEVICE),
-            self.size.input(self.cut, asked, outputs, **last),
-            gallery.shown.open(self.open_sample, outputs=[tabs, *outputs], **DEVICE),
+            gr.on([self.size.input, painter.input], self.cut, asked, outputs, **last),
+            gallery.shown.open(self.open_sample, painter, [tabs, *outputs], **DEVICE),
         ]
 
-    def open_file(self, payload: Payload | None, request: gr.Request) -> Iterator[dict[Any, Any]]:
+    def open_file(
+        self, payload: Payload | None, painter: str, request: gr.Request
+    ) -> Iterator[dict[Any, Any]]:
         """A `.pcv2` file was dropped in."""
         yield {self.stage: _KEEP}
         if payload is not None:
             with border.shown_to_user(advice=text.FILE_ADVICE):
                 stream, name = border.read_file(payload), Path(border.uploaded(payload).name).stem
-                yield from self._open(stream, name, request)
+                yield from self._open(stream, name, painter, request)
 
-    def open_link(self, pasted: str, request: gr.Request) -> Iterator[dict[Any, Any]]:
+    def open_link(self, pasted: str, painter: str, request: gr.Request) -> Iterator[dict[Any, Any]]:
         """A link was pasted, or the page was opened by one."""
         yield {self.stage: _KEEP}
         if pasted:
             with border.shown_to_user(advice=text.LINK_ADVICE):
                 stream, settings = border.read_link(pasted)
-                yield from self._open(stream, "shared", request, settings)
+                yield from self._open(stream, "shared", painter, request, settings)
 
     def tab_of_address(self, request: gr.Request) -> Any:
         """A share link opens to the tab of its picture."""
@@ -89,29 +93,35 @@ class OpenTab:
     def open_address(self, request: gr.Request) -> Iterator[dict[Any, Any]]:
         """The page was opened, perhaps by a share link."""
         shared = request.query_params.get(border.PARAMETER)
-        yield from self.open_link(f"?{request.query_params}" if shared else "", request)
+        link = f"?{request.query_params}" if shared else ""
+        yield from self.open_link(link, OWN_PAINTER, request)
 
-    def open_sample(self, event: gr.EventData, request: gr.Request) -> Iterator[dict[Any, Any]]:
+    def open_sample(
+        self, painter: str, request: gr.Request, event: gr.EventData
+    ) -> Iterator[dict[Any, Any]]:
         """A file of the gallery was clicked."""
         samples = self.gallery.samples
         sample = samples[check_choice("example", border.told(event, "key"), samples)]
         yield (arrived := {self.tabs: gr.Tabs(selected="decode")})
         original = sample.original
-        for view in self._open(sample.stream, sample.name, request, original=original):
+        for view in self._open(sample.stream, sample.name, painter, request, original=original):
             yield arrived | view
 
-    def cut(self, whole: Run | None, size: float, request: gr.Request) -> Iterator[dict[Any, Any]]:
-        """Less of the same file was asked for."""
+    def cut(
+        self, whole: Run | None, size: float, painter: str, request: gr.Request
+    ) -> Iterator[dict[Any, Any]]:
+        """Less of the same file was asked for, or another painter."""
         yield {self.stage: _KEEP}
         if whole:
             part = self.codec.truncate(whole.stream, size=border.count(size))
             settings, original = whole.settings, whole.original
-            yield from self._open(part, whole.name, request, settings, whole, original)
+            yield from self._open(part, whole.name, painter, request, settings, whole, original)
 
     def _open(
         self,
         stream: Stream,
         name: str,
+        painter: str,
         request: gr.Request,
         settings: RunSettings | None = None,
         whole: Run | None = None,
@@ -127,6 +137,7 @@ class OpenTab:
             stream,
             request.session_hash or "",
             name,
+            look=look_of(self.codec, stream, settings, self.painters.checked(painter)),
             settings=settings,
             original=original,
         )

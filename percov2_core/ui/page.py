@@ -26,11 +26,11 @@ from starlette.types import ASGIApp
 from percov2_core import image_io
 from percov2_core.bitstream import MAX_FILE_BYTES, MAX_SEED, SUFFIX
 from percov2_core.codec import PerCoV2
-from percov2_core.config import DEFAULT_EFFORT
+from percov2_core.config import DEFAULT_EFFORT, OWN_PAINTER
 from percov2_core.metrics import bits_per_pixel
 from percov2_core.run_settings import RunSettings
 from percov2_core.ui import border, text
-from percov2_core.ui.border import KEEP_FILES_S, MAX_UPLOAD_BYTES, Payload
+from percov2_core.ui.border import KEEP_FILES_S, MAX_UPLOAD_BYTES, Painters, Payload
 from percov2_core.ui.compress import CompressTab
 from percov2_core.ui.device import DEVICE, FREE, MAX_QUEUE, MEASURE, Turns, paint
 from percov2_core.ui.difference import MAPS_JS, differ, differ_from_file
@@ -82,9 +82,11 @@ class Page(gr.Blocks):
             return await super().call_function(*given, **named)
 
 
-def build_demo(codec: PerCoV2, *, keep_files_s: int = KEEP_FILES_S) -> Page:
+def build_demo(
+    codec: PerCoV2, painters: Painters | None = None, *, keep_files_s: int = KEEP_FILES_S
+) -> Page:
     """The whole page; at the age `keep_files_s`, uploaded and temporary files are removed."""
-    turns = Turns()
+    turns, painters = Turns(), painters or Painters()
     demo: Page
     with Page(
         title=f"{text.TITLE}: {text.CLAIM}",
@@ -94,14 +96,14 @@ def build_demo(codec: PerCoV2, *, keep_files_s: int = KEEP_FILES_S) -> Page:
     ) as demo:
         plain_html(piece("top", title=text.TITLE, claim=text.CLAIM))
         # First: gradio numbers names that are taken, and would take them for the page's own.
-        EndPoints(codec, turns)
+        EndPoints(codec, turns, painters)
         run = gr.State(None, time_to_live=KEEP_FILES_S)
         gallery = Gallery(codec, turns)
         with gr.Tabs(overflow_behavior="wrap") as tabs:
             with gr.Tab("Compress", id="compress"):
-                main = CompressTab(codec, turns, run, gallery)
+                main = CompressTab(codec, turns, run, gallery, painters)
             with gr.Tab("Open a file", id="decode"):
-                opened = OpenTab(codec, turns, run, gallery, demo=demo, tabs=tabs)
+                opened = OpenTab(codec, turns, run, gallery, painters, demo=demo, tabs=tabs)
             with gr.Tab("Invented?", id="invented"):
                 invented = InventedTab(codec, turns, run)
             with gr.Tab("Trade-off", id="plot") as tab:
@@ -148,8 +150,8 @@ def build_demo(codec: PerCoV2, *, keep_files_s: int = KEEP_FILES_S) -> Page:
 class EndPoints:
     """What programs may call; hidden components, so that files travel as files and are swept."""
 
-    def __init__(self, codec: PerCoV2, turns: Turns) -> None:
-        self.codec, self.turns = codec, turns
+    def __init__(self, codec: PerCoV2, turns: Turns, painters: Painters) -> None:
+        self.codec, self.turns, self.painters = codec, turns, painters
         with gr.Row(visible=False):
             picture = gr.File(label="picture")
             mode = gr.Textbox("extreme", label="mode")
@@ -157,6 +159,7 @@ class EndPoints:
             file = gr.File(label="file")
             preset = gr.Textbox("balanced", label="preset")
             seed = gr.Number(0, precision=0, label="seed")
+            painter = gr.Textbox(OWN_PAINTER, label="painter")
             size = gr.Number(0, precision=0, label="size")
             effort = gr.Textbox(DEFAULT_EFFORT, label="effort")
             settings = gr.Textbox("", label="settings")
@@ -166,10 +169,8 @@ class EndPoints:
             button = gr.Button()
         self.cache_dir = stream.GRADIO_CACHE
         public = {**DEVICE, "api_visibility": "public", "preprocess": False}
-        sent, wanted = (
-            [picture, mode, caption, size, effort, settings],
-            [file, preset, seed, settings],
-        )
+        sent = [picture, mode, caption, size, effort, settings]
+        wanted = [file, preset, seed, settings, painter]
         button.click(self.compress, sent, stream, api_name="compress", **public)
         button.click(self.decompress, wanted, decoded, api_name="decompress", **public)
         button.click(self.inspect, file, facts, api_name="inspect", **public)
@@ -221,6 +222,7 @@ class EndPoints:
         preset: str = "balanced",
         seed: int = 0,
         settings: str = "",
+        painter: str = OWN_PAINTER,
         request: gr.Request = None,  # type: ignore[assignment]  # gradio gives it
     ) -> Iterator[Any]:
         """Paint the picture of a .pcv2 file. Most details are invented: plausible, not true.
@@ -233,6 +235,8 @@ class EndPoints:
             settings: Instead of preset and seed: one line of JSON as the page shows it, such as
                 {"steps": 4, "guidance": 1.5}, steps from 1 to 100, guidance from 1 to 20; empty for
                 none.
+            painter: "own" is the model's; another that the page offers, such as "sd3-medium",
+                repaints its picture, and of a caption alone paints the caption.
 
         Returns:
             The picture, as PNG.
@@ -240,7 +244,7 @@ class EndPoints:
         stream = border.read_file(file)
         seed = border.whole("seed", seed, 0, MAX_SEED)
         asked = border.read_settings(settings) or RunSettings(preset=preset, seed=seed)
-        look = look_of(self.codec, stream, asked)
+        look = look_of(self.codec, stream, asked, self.painters.checked(painter))
         contents = self.codec.read(stream)
         with self.turns.take(request.session_hash or "") as turn:
             for frame in paint(self.codec, contents, look, turn):

@@ -20,7 +20,6 @@ from percov2_core.run_settings import USUAL, RunSettings
 from percov2_core.ui import text
 from percov2_core.ui.border import Chosen
 from percov2_core.ui.device import Look, Turns, paint
-from percov2_core.ui.settings import look_of
 from percov2_core.ui.text import bytes_in_words, data_uri, empty, one_in, piece
 
 # Metric -> what the table of numbers calls it, says of it, and how many digits it shows.
@@ -69,6 +68,11 @@ class Run:
         return sum(self.stream.sizes)
 
     @property
+    def painted_by(self) -> str:
+        """Words for a painter other than the model's."""
+        return text.painted_by(self.look.painter, alone=not self.stream.tokens_sent)
+
+    @property
     def bpp(self) -> float:
         return bits_per_pixel(self.size_bytes, self.stream.width, self.stream.height)
 
@@ -103,8 +107,8 @@ def quiet_headline(big: str = text.EMPTY_HEADLINE, note: str = text.EMPTY_HEADLI
 
 def compare_run(run: Run) -> str:
     """Original and decoded picture, as compare.js shows them; decoded alone without it."""
-    tag, caption = f"From {bytes_in_words(run.size_bytes)}", run.contents.caption
-    said = {"tag": tag, "caption": caption, "run": run.key, "of": run.name}
+    tag = f"From {bytes_in_words(run.size_bytes)}{run.painted_by}"
+    said = {"tag": tag, "caption": run.contents.caption, "run": run.key, "of": run.name}
     return piece("compare", original=run.original, decoded=run.decoded, **said)
 
 
@@ -115,12 +119,12 @@ def paint_file(
     session: str,
     name: str,
     *,
+    look: Look,
     settings: RunSettings = USUAL,
     original: Image.Image | None = None,
 ) -> Iterator[tuple[str, Run | None]]:
     """Paint what a file holds: what is to be seen of it, step by step, and at the end its run."""
-    sides, look = (stream.width, stream.height), look_of(codec, stream, settings)
-    contents = codec.read(stream)
+    sides, contents = (stream.width, stream.height), codec.read(stream)
     with turns.take(session) as turn:
         for frame in paint(codec, contents, look, turn):
             if frame.picture is None:

@@ -17,16 +17,20 @@ from percov2_core.config import (
     LEVELS,
     MAX_GUIDANCE,
     MAX_STEPS,
+    OWN_PAINTER,
+    PRESETS,
+    Preset,
     check_choice,
     check_real,
 )
 from percov2_core.contents import Tokens
 from percov2_core.errors import ConfigError
+from percov2_core.repaint import REPAINT_PRESETS
 from percov2_core.run_settings import RunSettings
 from percov2_core.ui import border, text
-from percov2_core.ui.border import Chosen
+from percov2_core.ui.border import Chosen, Painters
 from percov2_core.ui.device import Look
-from percov2_core.ui.text import control
+from percov2_core.ui.text import control, piece, plain_html
 
 LEAST_BYTES = 13
 # Of a usual file of 512 x 512 pixels, which have 1088 tokens, sent or not.
@@ -41,12 +45,27 @@ def size_slider(label: str, **options: Any) -> gr.Slider:
     return gr.Slider(minimum=least, maximum=most, value=first, **options, **control(label))
 
 
-def look_of(codec: PerCoV2, stream: Stream, settings: RunSettings) -> Look:
+def painter_choice(painters: Painters, *, elem_id: str) -> gr.Radio:
+    """Who paints; not to be seen where there is no choice."""
+    known = [(text.OWN_PAINTER, OWN_PAINTER)]
+    if painters.second:
+        known.append((text.PAINTERS.get(painters.second, painters.second), painters.second))
+    options: dict[str, Any] = {"visible": True if painters.second else "hidden"}
+    return gr.Radio(known, value=OWN_PAINTER, elem_id=elem_id, **options, **control("Painter"))
+
+
+def named_preset(codec: PerCoV2, mode: str, preset: str, painter: str) -> Preset:
+    """Steps and guidance of a painter's preset."""
+    check_choice("preset", preset, PRESETS)
+    return codec.presets[mode][preset] if painter == OWN_PAINTER else REPAINT_PRESETS[preset]
+
+
+def look_of(codec: PerCoV2, stream: Stream, settings: RunSettings, painter: str) -> Look:
     """How settings paint a file; ConfigError if that takes minutes."""
-    usual = codec.presets[stream.mode][settings.preset]
-    steps = settings.steps or usual.steps
+    usual = named_preset(codec, stream.mode, settings.preset, painter)
+    steps, guidance = settings.steps or usual.steps, settings.guidance or usual.guidance
     border.check_work(stream.width, stream.height, steps)
-    return Look(steps, settings.guidance or usual.guidance, settings.seed or None)
+    return Look(steps, guidance, settings.seed or None, painter, settings.preset)
 
 
 class Settings:
@@ -62,8 +81,12 @@ class Settings:
         box: dict[str, Any] = {"lines": 4, "max_lines": 4, "elem_id": "pc-caption-box"}
         self.caption = gr.Textbox(label=label, placeholder=said, **box)
 
-    def advanced(self, codec: PerCoV2) -> None:
+    def advanced(self, codec: PerCoV2, painters: Painters) -> None:
         default = codec.presets["ultra-low"]["balanced"]
+        self.painter = painter_choice(painters, elem_id="pc-painter")
+        if not painters.second:
+            problem = border.plain(painters.problem)
+            plain_html(piece("no_painter", problem=problem), elem_id="pc-no-painter")
         captioners = list(text.CAPTIONERS.items())
         self.captioner = gr.Radio(captioners, value="auto", **control("Caption by"))
         presets, orders = list(text.PRESETS.items()), list(text.SCHEDULES.items())
@@ -83,11 +106,14 @@ class Settings:
         """The controls that settings fill in."""
         return [part for part in vars(self).values() if part is not self.pasted]
 
-    def look(self, given: Given, image: Image.Image) -> Look:
+    def look(self, given: Given, image: Image.Image, painters: Painters) -> Look:
         """How to paint `image`, if that takes no minutes."""
         steps = border.whole("steps", given[self.steps], 1, MAX_STEPS)
         border.check_work(*image.size, steps)
-        return Look(steps, check_real("guidance", given[self.guidance], 1, MAX_GUIDANCE))
+        guidance = check_real("guidance", given[self.guidance], 1, MAX_GUIDANCE)
+        painter = painters.checked(given[self.painter])
+        preset = check_choice("preset", given[self.preset], PRESETS)
+        return Look(steps, guidance, painter=painter, preset=preset)
 
     def said(self, given: Given, codec: PerCoV2, image: Image.Image) -> str:
         """The caption to send."""

@@ -13,6 +13,7 @@ import jinja2
 import pandas as pd
 from PIL import Image
 
+from percov2_core import config
 from percov2_core.baselines import CLASSIC
 
 TITLE = "PerCoV2"
@@ -27,6 +28,11 @@ CAPTIONERS = {
     "Exactly what I type": "fixed",
 }
 PRESETS = {"Faithful": "faithful", "Balanced": "balanced", "Vivid": "vivid"}
+OWN_PAINTER = "The model's own"
+PAINTERS = {
+    "sd3-medium": "Stable Diffusion 3 Medium",
+    "sd3.5-medium": "Stable Diffusion 3.5 Medium",
+}
 SCHEDULES = {
     "Quantized low-discrepancy (qlds)": "qlds",
     "Coarse to fine (var)": "var",
@@ -52,6 +58,8 @@ CONTROLS = {
     "At most so many bytes each": "As many tokens as fit. 13 to about 722 at 512 x 512.",
     "Effort for all": "Fast takes the first tokens found; Normal looks for closer ones.",
     "Caption by": "Who writes the caption when the box is left alone or emptied.",
+    "Painter": "The other one repaints the picture of the model's own: layout and colours stay, "
+    "texture is invented. Of a caption alone it paints the caption.",
     "Preset": "Sets steps and guidance: closest to the original, in between, or liveliest.",
     "Steps": "How many strokes the flow model takes. More is slower.",
     "Guidance": "1 stays closest to what was sent; more invents more texture and contrast.",
@@ -140,6 +148,13 @@ def control(label: str) -> dict[str, Any]:
 
 def steps(count: int) -> str:
     return "1 step" if count == 1 else f"{count} steps"
+
+
+def painted_by(painter: str, *, alone: bool) -> str:
+    """What follows the size of a file under its picture; `alone`: it holds a caption only."""
+    if painter == config.OWN_PAINTER:
+        return ""
+    return f", by {Path(painter).name}" + " from the caption alone" * alone
 
 
 def stored(row: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -73,6 +74,7 @@ class Measured:
             **run.stream.sent._asdict(),
             "steps": run.look.steps,
             "guidance": run.look.guidance,
+            "painter": Path(run.look.painter).name,
             "bytes": run.size_bytes,
             "bpp": run.bpp,
             **asdict(self.scores),
@@ -84,7 +86,7 @@ class Measured:
     def entry(self) -> Entry:
         """Our line of the table of numbers."""
         run, steps = self.run, text.steps(self.run.look.steps)
-        note = f"{steps} of {run.step_s:.2f} s, guidance {run.look.guidance:g}"
+        note = f"{steps} of {run.step_s:.2f} s, guidance {run.look.guidance:g}{run.painted_by}"
         return Entry(f"PerCoV2 {run.stream.mode}", note, run.size_bytes, run.decoded, self.scores)
 
 
@@ -290,7 +292,8 @@ def _run_rows(history: Sequence[Measured]) -> pd.DataFrame:
             "steps": None,  # no part of a sweep
             "guidance": None,
             "picture": f"{row.run.name}, {row.run.stream.mode}<br>{row.run.size_bytes:,} bytes, "
-            f"{text.steps(row.run.look.steps)}, guidance {row.run.look.guidance:g}",
+            f"{text.steps(row.run.look.steps)}, guidance {row.run.look.guidance:g}"
+            f"{row.run.painted_by}",
         }
         for row in history
     )

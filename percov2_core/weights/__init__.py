@@ -39,10 +39,11 @@ from PIL import Image
 from percov2_core.caption.language import load_language
 from percov2_core.config import LEVELS, MODES
 from percov2_core.contents import FileCodec, FileModules
-from percov2_core.errors import WeightsError
+from percov2_core.errors import PerCoError, WeightsError
 from percov2_core.weights import files
-from percov2_core.weights.find import base_of, find_model
+from percov2_core.weights.find import base_of, fetch_painter, find_model
 from percov2_core.weights.residency import Residency
+from percov2_core.weights.sizes import BASES
 
 if TYPE_CHECKING:
     from percov2_core.codec import PerCoV2 as Codec
@@ -70,7 +71,7 @@ def load_codec(
 
     home = residency or Residency.from_environment(device=device)
     folder, about = _find(name)
-    vae, painter = parts.load_vae_and_painter(folder, about, home)
+    vae, painter, times = parts.load_vae_and_painter(folder, about, home)
     codec = parts.assemble(
         about,
         digest=files.checked_digest(about, folder),
@@ -78,6 +79,7 @@ def load_codec(
         levels=parts.load_levels(folder, home),
         painter=painter,
         language=load_language(folder / files.LANGUAGE_FILE),
+        times=times,
         home=home,
     )
     return PerCoV2.around(codec, folder)
@@ -103,6 +105,21 @@ def _find(name: str | Path) -> tuple[Path, files.About]:
     if (wanted := base_of(str(name))) not in ("", about.base):
         raise WeightsError(f"model {str(folder)!r}: base is {about.base!r}, expected {wanted!r}")
     return folder, about
+
+
+def open_painter(codec: Codec, name: str) -> str:
+    """Load the second painter of a page before it opens, and fetch it where it is not here; -> why
+    it cannot be had, or "". No name asks for none."""
+    if not name:
+        return ""
+    if name in BASES and codec.device.type == "cpu":  # 19 GB of float32, and minutes for a picture
+        return f"{name!r} needs a GPU, and there is none"
+    try:
+        fetch_painter(name)
+        codec.painters(name)
+    except PerCoError as error:
+        return str(error)
+    return ""
 
 
 def warm_up(codec: Codec, home: Residency | None = None) -> None:

@@ -11,22 +11,35 @@ B batch, L caption length in tokens, C = 4096 width, P = 2048 pooled width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import nn
 from transformers import AutoTokenizer, CLIPTextModelWithProjection, T5EncoderModel
 
+from percov2_core.config import OWN_PAINTER, check_choice
 from percov2_core.errors import UnavailableError, WeightsError
+from percov2_core.flow.sampler import TimesOf
 from percov2_core.flow.text import TextEmbedding
+from percov2_core.flow.transformer import TIMESTEPS, FlowConfig, FlowModel
 from percov2_core.latent import LatentAutoencoder
+from percov2_core.repaint import Repainter
 from percov2_core.weights.files import existing, load_published, one_line, read_json
-from percov2_core.weights.find import INDEX_FILE
+from percov2_core.weights.find import INDEX_FILE, find_base
 from percov2_core.weights.residency import Residency
-from percov2_core.weights.sizes import T5_TOKENS
+from percov2_core.weights.sizes import BASES, SD3, T5_TOKENS
+
+SCHEDULER_FILE = "scheduler/scheduler_config.json"
 
 
 class SD3TextEncoder:
@@ -85,7 +98,7 @@ class SD3Base(NamedTuple):
 
     vae: LatentAutoencoder  # 16 channels at 1/8
     text: SD3TextEncoder
-    shift: float  # of the flow's time, towards its noisy end
+    times: TimesOf
 
 
 def load_base(
@@ -100,12 +113,63 @@ def load_base(
     home = residency
     vae = load_published(AutoencoderKL, folder / "vae", device=home.target, dtype=home.precision)
     text = load_text(folder, home, t5_tokens=t5_tokens if home.t5 else 0)
-    return SD3Base(LatentAutoencoder(vae), text, load_shift(folder))
+    return SD3Base(LatentAutoencoder(vae), text, load_times(folder))
 
 
 def load_shift(folder: Path) -> float:
     """The shift of the flow's time of a base folder."""
-    return float(read_json(folder / "scheduler" / "scheduler_config.json").get("shift", 1.0))
+    return float(read_json(folder / SCHEDULER_FILE).get("shift", 1.0))
+
+
+def load_times(folder: Path) -> TimesOf:
+    """What the scheduler of a base folder says, with all its settings.
+    WeightsError if it is of another kind, or has settings that Euler steps do not follow."""
+    config = read_json(folder / SCHEDULER_FILE)
+    usual = {"_class_name": FlowMatchEulerDiscreteScheduler.__name__}
+    usual |= {"num_train_timesteps": TIMESTEPS, "stochastic_sampling": False}
+    for name, expected in {**usual, "invert_sigmas": False}.items():
+        if (found := config.get(name, expected)) != expected:
+            problem = f"{name} must be {expected!r}, got {found!r}"
+            raise WeightsError(f"{str(folder / SCHEDULER_FILE)!r}: {problem}")
+    return partial(scheduled, FlowMatchEulerDiscreteScheduler.from_config(config))
+
+
+def scheduled(
+    scheduler: FlowMatchEulerDiscreteScheduler, steps: int, height: int, width: int
+) -> list[float]:
+    """The times at which the published pipeline looks at a latent of this grid."""
+    own, config = type(scheduler).from_config(scheduler.config), scheduler.config  # it has a state
+    mu = None
+    if config.use_dynamic_shifting:
+        bounds = (f"{end}_{of}" for of in ("image_seq_len", "shift") for end in ("base", "max"))
+        mu = calculate_shift(height // 2 * (width // 2), *(config[name] for name in bounds))
+    own.set_timesteps(steps, mu=mu)
+    return [float(t) for t in own.sigmas]
+
+
+def load_repainter(name: str, home: Residency) -> Repainter:
+    """The second painter: a key into `sizes.BASES`, or a folder in diffusers' layout.
+    ConfigError if it is neither; WeightsError if it cannot be had: says what to accept or set."""
+    if (Path(name) / INDEX_FILE).is_file():
+        folder = Path(name)
+    else:
+        check_choice("painter", name, (OWN_PAINTER, *BASES, "a folder in diffusers' layout"))
+        folder = find_base(name, t5=home.t5)
+    base = load_base(folder, name=name, residency=home)
+    place = folder / "transformer"
+    kind = SD3Transformer2DModel
+    transformer = load_published(kind, place, device=home.target, dtype=home.precision)
+    if home.compile_allowed:
+        transformer.compile()
+    return repainter(name, base, transformer)
+
+
+def repainter(name: str, base: SD3Base, transformer: nn.Module) -> Repainter:
+    """Of loaded parts. The published pipeline puts zeros in the place of a text encoder that is
+    left out: these weights were not trained without."""
+    base.text.t5_tokens = T5_TOKENS
+    flow = FlowModel(transformer, FlowConfig(start="noise", tile=SD3.tile)).eval()
+    return Repainter(name=name, vae=base.vae, text=base.text, flow=flow, times=base.times)
 
 
 def load_text(folder: Path, home: Residency, *, t5_tokens: int) -> SD3TextEncoder:

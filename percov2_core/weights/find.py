@@ -160,6 +160,17 @@ def fetch(name: str, home: Residency) -> None:
             hub.download(repository, patterns, probe=probe)
 
 
+def fetch_painter(name: str) -> None:
+    """Download the second painter if it is a base that is not here. WeightsError as `fetch`."""
+    from percov2_core.weights import hub
+
+    if name in BASES and not os.environ.get(BASE_VARIABLE):
+        repository = find_base_model(name).repository
+        patterns = base_files(t5=Residency.from_environment().t5)
+        if hub.cached(repository, patterns) is None:
+            hub.download(repository, patterns, probe=INDEX_FILE)
+
+
 def _base(name: str, home: Residency, *, t5: bool) -> Iterator[Part]:
     from percov2_core.weights import hub
 

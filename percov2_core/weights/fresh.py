@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, SD3Transformer2DModel
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 from transformers.modeling_utils import local_torch_dtype
 
@@ -25,8 +26,17 @@ from percov2_core.entropy.prior import TokenPrior
 from percov2_core.flow.text import word_tokenizer
 from percov2_core.flow.transformer import extend_patch_embedding
 from percov2_core.latent import LatentAutoencoder
+from percov2_core.repaint import Repainter
 from percov2_core.weights import parts
-from percov2_core.weights.base import SD3TextEncoder, load_shift, load_text, settled
+from percov2_core.weights.base import (
+    SD3Base,
+    SD3TextEncoder,
+    load_shift,
+    load_text,
+    repainter,
+    scheduled,
+    settled,
+)
 from percov2_core.weights.files import ENTROPY_FILE, LANGUAGE_FILE, PAINTER_DIR, About, write_about
 from percov2_core.weights.find import EMBEDDED_DIR
 from percov2_core.weights.residency import Residency
@@ -80,8 +90,20 @@ def random_codec(model: BaseModel, *, residency: Residency, t5_tokens: int) -> P
         levels={name: _on(modules, residency) for name, modules in levels.items()},
         painter=replace(painter, decoder=decoder, flow=painter.flow.eval()),
         language=load_language(EMBEDDED_DIR / LANGUAGE_FILE),
+        times=partial(scheduled, FlowMatchEulerDiscreteScheduler(shift=SHIFT)),
         home=residency,
     )
+
+
+def random_repainter(model: BaseModel, *, residency: Residency) -> Repainter:
+    """The second painter of the published size on random weights, as `random_codec`."""
+    base = SD3Base(
+        LatentAutoencoder(_random(residency, AutoencoderKL, **model.vae)),
+        _random_text(model, residency, T5_TOKENS if residency.t5 else 0),
+        partial(scheduled, FlowMatchEulerDiscreteScheduler(shift=SHIFT)),
+    )
+    transformer = _random(residency, SD3Transformer2DModel, **model.transformer)
+    return repainter(model.name, base, transformer)
 
 
 def _random(home: Residency, kind: Any, *config: Any, **settings: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,13 @@ from percov2_core.entropy.exporter import export
 from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfig
 from percov2_core.entropy.prior import TokenPrior
 from percov2_core.errors import UnavailableError, WeightsError
+from percov2_core.flow.sampler import TimesOf, sigmas
 from percov2_core.flow.text import TextEmbedder, TextEncoder, small_text_encoder
 from percov2_core.flow.transformer import FlowConfig, FlowModel, extend_patch_embedding
 from percov2_core.hyper.networks import HyperDecoder, HyperEncoder, VectorQuantizer
 from percov2_core.hyper.search import SearchConfig
 from percov2_core.latent import LatentAutoencoder
+from percov2_core.repaint import Repainter
 from percov2_core.weights import files
 from percov2_core.weights.find import find_base
 from percov2_core.weights.residency import Residency
@@ -93,9 +95,10 @@ def assemble(
     levels: Mapping[str, LevelModules],
     painter: Painter,
     language: CaptionLanguage,
+    times: TimesOf | None = None,
     home: Residency,
 ) -> PerCoV2:
-    """The codec from its loaded parts."""
+    """The codec from its loaded parts; None are the times of the embedded model."""
     if home.compile_allowed:
         painter.flow.transformer.compile()
     return PerCoV2(
@@ -106,11 +109,18 @@ def assemble(
         painter=painter,
         language=language,
         captioners=partial(get_captioner, device=str(home.target)),
-        shift=about.shift,
+        times=times or (lambda steps, height, width: sigmas(steps, about.shift)),
+        painters=lru_cache(maxsize=1)(partial(_load_repainter, home=home)),
         # What a file of another mode is painted with is what its cuts are.
         presets={m: about.presets[m if m in MODES else "hybrid"] for m in FILE_MODES},
         captioner=about.captioner,
     )
+
+
+def _load_repainter(name: str, home: Residency) -> Repainter:
+    from percov2_core.weights.base import load_repainter  # brings a pipeline, which takes seconds
+
+    return load_repainter(name, home)
 
 
 def save_level(modules: LevelModules, folder: Path, *, packed: bool) -> None:
@@ -188,16 +198,18 @@ def load_painter(
 
 def load_vae_and_painter(
     folder: Path, about: files.About, home: Residency
-) -> tuple[LatentAutoencoder, Painter]:
-    """Of a folder that holds its own base, or what differs from Stable Diffusion 3."""
+) -> tuple[LatentAutoencoder, Painter, TimesOf | None]:
+    """Of a folder that holds its own base, or what differs from Stable Diffusion 3, which has times
+    of its own."""
     if not about.base:
         vae = LatentAutoencoder(files.load_part(AutoencoderDC, folder / "vae", home.target))
-        return vae, load_painter(folder / files.PAINTER_DIR, home)
+        return vae, load_painter(folder / files.PAINTER_DIR, home), None
     from percov2_core.weights.base import load_base  # brings a pipeline, which takes seconds
 
     place = find_base(about.base, t5=home.t5 and about.t5_tokens > 0)
     base = load_base(place, name=about.base, residency=home, t5_tokens=about.t5_tokens)
-    return base.vae, load_painter(folder / files.PAINTER_DIR, home, base=place, text=base.text)
+    painter = load_painter(folder / files.PAINTER_DIR, home, base=place, text=base.text)
+    return base.vae, painter, base.times
 
 
 def _own_transformer(sizes: Sizes) -> SD3Transformer2DModel:

@@ -248,7 +248,7 @@ def test_a_large_claim_does_not_occupy_the_model(visitor, target, size):
     visitor.put("pc-file", file)
     answers = [
         visitor.one(visitor.named("inspect"), [file]),
-        visitor.one(visitor.named("decompress"), [file, "balanced", 0, ""]),
+        visitor.one(visitor.named("decompress"), [file, "balanced", 0, "", "own"]),
         visitor.fire("pc-file", "upload"),
     ]
     assert all(answer.refused and answer.error for answer in answers)
@@ -259,7 +259,7 @@ def test_a_large_claim_does_not_occupy_the_model(visitor, target, size):
 def test_the_queue_has_an_end_and_everybody_in_it_is_served(visitor, target, file):
     before = target.server.work.cells
     with target.server.holding(), Stranger(target.server.address, visitor.config) as first:
-        first.join(Call(first.named("decompress"), [file, "balanced", 0, ""]))
+        first.join(Call(first.named("decompress"), [file, "balanced", 0, "", "own"]))
         eventually(lambda: target.server.work.cells > before)
         answers = [visitor.join(Call(visitor.named("inspect"), [file])) for _ in range(MANY)]
     inside = {answer.event_id for answer in answers if answer.event_id}
@@ -272,7 +272,7 @@ def test_the_queue_has_an_end_and_everybody_in_it_is_served(visitor, target, fil
 
 def test_painting_ends_when_its_visitor_leaves(visitor, target, file):
     call, begun = (
-        Call(visitor.named("decompress"), [file, "vivid", 0, ""]),
+        Call(visitor.named("decompress"), [file, "vivid", 0, "", "own"]),
         target.server.work.cells,
     )
     assert visitor.ask([call])[0].success
