@@ -176,7 +176,9 @@ def test_own_runs_are_drawn_found_again_and_downloaded(stream, tmp_path):
     table = runs_frame(history)
     first, *lines = table.to_csv(index=False).splitlines()
     tokens = "schedule,coarse,fine,steps"
-    assert first == f"picture,mode,{tokens},guidance,bytes,bpp,psnr,picorank,caption,settings"
+    assert (
+        first == f"picture,mode,{tokens},guidance,painter,bytes,bpp,psnr,picorank,caption,settings"
+    )
     assert len(lines) == 2 and "percov2-runs.csv" in results.runs_table(["run:1", "run:2"], table)
     assert "is listed here" in results.runs_table([], runs_frame([]))
 

@@ -136,13 +136,16 @@ class Settings:
             kind["mode"] = given[self.mode]
         if chosen.large:
             kind["fit"] = border.count(given[self.side])
+        # They are the own painter's; steps and guidance of another would be wrong for it.
+        repainted = given[self.painter] != OWN_PAINTER
         return RunSettings(
             **kind,
             schedule=given[self.schedule],
             effort=given[self.effort],
             seed=border.whole("seed", given[self.seed] or 0, 0, MAX_SEED),
-            steps=border.whole("steps", given[self.steps], 1, MAX_STEPS),
-            guidance=given[self.guidance],
+            preset=given[self.preset] if repainted else "balanced",
+            steps=None if repainted else border.whole("steps", given[self.steps], 1, MAX_STEPS),
+            guidance=None if repainted else given[self.guidance],
         )
 
     def put(self, settings: RunSettings, codec: PerCoV2, chosen: Chosen | None) -> dict[Any, Any]:
