@@ -175,10 +175,8 @@ def test_own_runs_are_drawn_found_again_and_downloaded(stream, tmp_path):
     assert figure(Measurements(tmp_path), [], x="bpp", y="psnr") is None
     table = runs_frame(history)
     first, *lines = table.to_csv(index=False).splitlines()
-    tokens = "schedule,coarse,fine,steps"
-    assert (
-        first == f"picture,mode,{tokens},guidance,painter,bytes,bpp,psnr,picorank,caption,settings"
-    )
+    told = "schedule,coarse,fine,steps,guidance,painter"
+    assert first == f"picture,mode,{told},bytes,bpp,psnr,picorank,caption,settings"
     assert len(lines) == 2 and "percov2-runs.csv" in results.runs_table(["run:1", "run:2"], table)
     assert "is listed here" in results.runs_table([], runs_frame([]))
 

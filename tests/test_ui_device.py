@@ -18,6 +18,7 @@ from percov2_core.codec import PerCoV2
 from percov2_core.errors import BitstreamError, ConfigError, UnavailableError
 from percov2_core.flow.transformer import FlowModel
 from percov2_core.ui import border, device, text
+from percov2_core.ui.border import Painters
 from percov2_core.ui.compress import CompressTab
 from percov2_core.ui.device import (
     MOST_S,
@@ -43,6 +44,7 @@ VISITOR = SimpleNamespace(session_hash="a", headers={})
 CHOICES = {
     "mode": "ultra-low", "caption": "the sea", "captioner": "describer", "schedule": "qlds",
     "size": 110, "side": 1024, "effort": "normal", "steps": 3, "guidance": 1.0, "seed": 0,
+    "painter": "own", "preset": "balanced",
 }  # fmt: skip
 SIZED = ("ultra-low", 110)
 
@@ -62,7 +64,8 @@ def blocks():
 
 @pytest.fixture
 def tab(turns, blocks):
-    return CompressTab(tiny_codec(), turns, gr.State(), Gallery(tiny_codec(), turns))
+    gallery = Gallery(tiny_codec(), turns)
+    return CompressTab(tiny_codec(), turns, gr.State(), gallery, Painters())
 
 
 @pytest.fixture

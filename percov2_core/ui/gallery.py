@@ -17,11 +17,13 @@ from PIL import Image
 from percov2_core import image_io
 from percov2_core.bitstream import SUFFIX, Stream
 from percov2_core.codec import PerCoV2
-from percov2_core.config import check_choice
+from percov2_core.config import OWN_PAINTER, check_choice
+from percov2_core.run_settings import USUAL
 from percov2_core.ui import border
 from percov2_core.ui.device import DEVICE, FREE, Turns
 from percov2_core.ui.host import page_address
 from percov2_core.ui.results import paint_file
+from percov2_core.ui.settings import look_of
 from percov2_core.ui.share import qr_svg
 from percov2_core.ui.text import data_uri, piece, plain_html
 
@@ -107,5 +109,7 @@ class Gallery:
         given = (sample.stream, request.session_hash or "", sample.name)
         look = look_of(self.codec, sample.stream, USUAL, OWN_PAINTER)
         yield gr.skip()
-        for figure, run in paint_file(self.codec, self.turns, *given, look=look, original=sample.original):
+        for figure, run in paint_file(
+            self.codec, self.turns, *given, look=look, original=sample.original
+        ):
             yield piece("show", figure=figure, caption=run.contents.caption if run else "", **said)
