@@ -401,7 +401,7 @@ class PerCoV2(FileCodec):
         )
         h, w = start.shape[2:]
         parts = steps * len(tiles(h, w, modules.flow.config.tile))
-        guessed = stream.sent.fine < stream.tokens_total.fine
+        guessed = 2 * stream.sent.fine < stream.tokens_total.fine  # of more, no grid is seen
         canvas = Canvas(vae=self.vae, size=(stream.width, stream.height), deblock=guessed)
         yield from canvas.follow(latents, start, steps=steps, parts=parts)
 
