@@ -37,11 +37,12 @@ def upload(tmp_path, monkeypatch):
 
 
 def zipped(entries, method=zipfile.ZIP_DEFLATED):
-    """`entries`: name or ZipInfo -> content."""
+    """`entries`: name or ZipInfo -> content; always the same bytes, as they name tests."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as packed:
         for name, data in entries.items():
-            packed.writestr(name, data)
+            plain = isinstance(name, str)  # no time of day in it
+            packed.writestr(entry(name, compress_type=method) if plain else name, data)
     return buffer.getvalue()
 
 

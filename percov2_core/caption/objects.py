@@ -17,7 +17,7 @@ from percov2_core.caption import things
 from percov2_core.caption.describer import describe
 from percov2_core.metrics.meaning import SIDE_PX, load_network
 
-# Least probability. In 968 photos of the training set, without those from ImageNet and Caltech,
+# Least probability. In 968 training photos, none of ImageNet, NIPS 2017 or Caltech,
 # it names 343 things, of which 313 were right when looked at by eye (91 %).
 SURE = 0.5
 _LONGEST = 3  # what is further from the middle of a long picture is not looked at
