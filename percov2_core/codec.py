@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -269,13 +269,13 @@ class PerCoV2(FileCodec):
 
     def decode_codes(self, codes: Tensor, level: str = FINE.name) -> Tensor:
         """(B, D, h, w) codes of one level alone -> (B, 3, H, W) what they say without the flow."""
+        told = _told(1.0, self.painter.decoder)  # (1, guidance width)
         if level == FINE.name:
-            given = _codes(codes, torch.ones_like(codes[:, :1]), None)
+            given = self._codes(codes, torch.ones_like(codes[:, :1]), None, 1.0)
         else:
             sides = (PARENT_RATIO * n for n in codes.shape[2:])
             fine = codes.new_zeros(*codes.shape[:2], *sides)
             given = Codes(fine, fine[:, :1], codes)
-        told = _told(1.0, self.painter.decoder)  # (1, guidance width)
         return self.vae.decode(self.painter.decoder(given, told).start)
 
     def describe(self, image: Image.Image, *, captioner: str | None = None) -> str:
@@ -390,7 +390,9 @@ class PerCoV2(FileCodec):
     ) -> Generator[Step, None, None]:
         stream, modules = contents.stream, self.painter
         told = _told(guidance, modules.decoder)  # (1, guidance width)
-        start, features = modules.decoder(self._given(contents), told)  # on the latent grid
+        start, features = modules.decoder(
+            self._given(contents, guidance), told
+        )  # on the latent grid
         latents = sample(
             modules.flow,
             Conditions(start, features, modules.text.encode([contents.caption])),
@@ -405,7 +407,7 @@ class PerCoV2(FileCodec):
         canvas = Canvas(vae=self.vae, size=(stream.width, stream.height), deblock=guessed)
         yield from canvas.follow(latents, start, steps=steps, parts=parts)
 
-    def _given(self, contents: Contents) -> Codes:
+    def _given(self, contents: Contents, guidance: float) -> Codes:
         """What a file says, as vectors: in place of a token not sent, the code to be expected."""
         coarse, fine = contents.coarse, contents.fine
         quantizer = self.levels[FINE.name].quantizer
@@ -422,18 +424,28 @@ class PerCoV2(FileCodec):
         if coarse is not None:
             tokens = torch.from_numpy(coarse.tokens)[None].to(self.device)
             parents = self.levels[COARSE.name].quantizer.lookup(tokens)  # (1, D, hp, wp)
-        return _codes(codes, sent, parents)
+        return self._codes(codes, sent, parents, guidance)
+
+    def _codes(self, fine: Tensor, sent: Tensor, parents: Tensor | None, guidance: float) -> Codes:
+        """All that the hyper-decoder takes; a coarse level that is left out is zero."""
+        if parents is not None:
+            return Codes(fine, sent, parents)
+        h, w = (-(-n // PARENT_RATIO) for n in fine.shape[2:])
+        return Codes(fine, sent, *_nothing_coarse(self.painter.decoder, h, w, guidance))
+
+
+@lru_cache(maxsize=2)  # a fifth of the hyper-decoder's work, and the same for all such files
+def _nothing_coarse(
+    decoder: HyperDecoder, h: int, w: int, guidance: float
+) -> tuple[Tensor, Tensor]:
+    """(1, D, h, w) codes of a coarse level that is left out, and what becomes of them."""
+    device = decoder.device
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        codes = torch.zeros(1, decoder.config["code_dim"], h, w, device=device)
+        return codes, decoder.raise_coarse(codes, _told(guidance, decoder))
 
 
 def _told(guidance: float, decoder: HyperDecoder) -> Tensor:
     """(1, guidance width) how a hyper-decoder is told the guidance."""
     value = torch.full((1,), guidance, device=decoder.device)
     return guidance_features(value, decoder.guidance_width)
-
-
-def _codes(fine: Tensor, sent: Tensor, parents: Tensor | None) -> Codes:
-    """All that the hyper-decoder takes; a coarse level that is left out is zero."""
-    if parents is None:
-        grid = (-(-n // PARENT_RATIO) for n in fine.shape[2:])
-        parents = fine.new_zeros(*fine.shape[:2], *grid)
-    return Codes(fine, sent, parents)

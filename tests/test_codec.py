@@ -18,7 +18,8 @@ from percov2_core.entropy import prior
 from percov2_core.entropy.coder import SymbolReader
 from percov2_core.entropy.session import Session
 from percov2_core.errors import BitstreamError, ConfigError, ImageError
-from percov2_core.flow.transformer import FlowModel
+from percov2_core.flow.transformer import FlowModel, guidance_features
+from percov2_core.hyper.networks import HyperDecoder
 from percov2_core.latent import LatentAutoencoder, deblocked
 from percov2_core.weights import load_codec
 from tests.tiny import counted, picture, tiny_codec, tiny_folder
@@ -241,6 +242,21 @@ def test_a_painting_is_deblocked_where_tokens_were_guessed_and_nowhere_else(monk
     for mode, times in (("extreme", 0), ("ultra-low", 1)):
         codec.decode(codec.encode(picture(), mode))
         assert len(seen) == times
+
+
+def test_a_coarse_level_that_is_left_out_is_worked_out_once(shipped, monkeypatch):
+    contents = shipped.read(shipped.encode(picture(), caption="", effort="fast"))
+    raised = counted(monkeypatch, HyperDecoder, "raise_coarse")
+    given = shipped._given(contents, 1.75)
+    assert not given.coarse.any() and len(raised) == 1
+    told = guidance_features(torch.tensor([1.75]), shipped.painter.decoder.guidance_width)
+    with torch.no_grad():
+        start = shipped.painter.decoder(given, told).start
+        assert len(raised) == 1
+        afresh = shipped.painter.decoder(given._replace(raised=None), told).start
+    assert torch.equal(start, afresh) and start.std() > 0.1
+    shipped._given(contents, 1.75)
+    assert len(raised) == 2
 
 
 def test_a_large_picture_is_looked_at_in_tiles_that_can_be_cancelled(shipped, monkeypatch):

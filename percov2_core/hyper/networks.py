@@ -87,6 +87,7 @@ class Codes(NamedTuple):
     fine: Tensor  # (B, D, h, w) float, the expected code where the token was not sent
     sent: Tensor | None = None  # (B, 1, h, w) float, 1 where it was sent, else 0
     coarse: Tensor | None = None  # (B, D, hp, wp) float, of the coarser level; 0 if left out
+    raised: Tensor | None = None  # what `HyperDecoder.raise_coarse` makes of it, if that is known
 
 
 class Conditions(NamedTuple):
@@ -143,11 +144,19 @@ class HyperDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         else:
             x = self.enter(torch.cat([codes.fine, cast(Tensor, codes.sent)], dim=1))
             h, w = x.shape[-2:]
-            x = x + self.join(self.coarse(codes.coarse, told))[..., :h, :w]
+            raised = codes.raised
+            if raised is None:
+                raised = self.raise_coarse(codes.coarse, told)
+            x = x + raised[..., :h, :w]
         for blocks, grow, styles in zip(self.blocks, self.grow, self.styles, strict=True):
             x = F.pixel_shuffle(grow(_styled(x, blocks, styles, told)), 2)
         x = x.float()
         return Conditions(x[:, : self.latent_channels], x[:, self.latent_channels :])
+
+    def raise_coarse(self, coarse: Tensor, told: Tensor) -> Tensor:
+        """(B, D, hp, wp) codes -> (B, C, h, w), what joins the fine ones; h x w whole parents."""
+        raised: Tensor = self.join(self.coarse(coarse, told))
+        return raised
 
 
 def draw_surrogate(surrogate: HyperDecoder, codes: Tensor) -> Tensor:
