@@ -16,12 +16,13 @@ from diffusers import AutoencoderDC, AutoencoderKL
 from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
-from percov2_core.config import LATENT_STRIDE, Box
+from percov2_core.config import FINE, LATENT_STRIDE, Box
 
 TILE = 64  # latent cells along one side; larger pictures go through in tiles, which a CPU likes
 MARGIN = 4  # cells seen around a tile: with them its edges come out as without tiles, to 1/255
 
-_ALIKE, _BLUR_PX, _PATTERN = 7, 9, 6 / 127.5  # of `deblocked`: cells, pixels, amplitude
+_ALIKE, _BLUR_PX, _PATTERN = 5, 17, 12 / 127.5  # of `deblocked`: tokens, pixels, amplitude
+_SEEN = (_ALIKE // 2 * FINE.token_stride + _BLUR_PX // 2) // LATENT_STRIDE  # around a cell by it
 
 
 class LatentAutoencoder(nn.Module):
@@ -66,21 +67,26 @@ class LatentAutoencoder(nn.Module):
         `AutoencoderDC`'s is filtered: latents from guessed tokens bring out a grid of its own."""
         filtered = deblock and isinstance(self.vae, AutoencoderDC)
         through = (lambda part: deblocked(self._decode(part))) if filtered else self._decode
-        return self._tiles(z, through, 1, LATENT_STRIDE)
+        return self._tiles(z, through, 1, LATENT_STRIDE, MARGIN + _SEEN * filtered)
 
     def count_tiles(self, height: int, width: int) -> int:
         """How many tiles a latent of this grid takes."""
         return len(_spans(height, self.tile)) * len(_spans(width, self.tile))
 
     def _tiles(
-        self, x: Tensor, through: Callable[[Tensor], Tensor], come: int, go: int
+        self,
+        x: Tensor,
+        through: Callable[[Tensor], Tensor],
+        come: int,
+        go: int,
+        margin: int = MARGIN,
     ) -> Iterator[tuple[Box, Tensor]]:
         """A cell of the latent is `come` long a side in `x`, and `go` in what is made."""
         h, w = (n // come for n in x.shape[2:])
         for y0, y1 in _spans(h, self.tile):
             for x0, x1 in _spans(w, self.tile):
-                top, left = max(0, y0 - MARGIN), max(0, x0 - MARGIN)
-                part = x[..., come * top : come * (y1 + MARGIN), come * left : come * (x1 + MARGIN)]
+                top, left = max(0, y0 - margin), max(0, x0 - margin)
+                part = x[..., come * top : come * (y1 + margin), come * left : come * (x1 + margin)]
                 made = through(part)
                 made = made[..., go * (y0 - top) : go * (y1 - top), go * (x0 - left) :]
                 box = (..., slice(go * y0, go * y1), slice(go * x0, go * x1))
@@ -113,18 +119,19 @@ class _Norm(RMSNorm):  # type: ignore[misc]
 
 
 def deblocked(x: Tensor) -> Tensor:
-    """(B, 3, H, W) float -> the same less what repeats from cell to cell of the latent grid.
+    """(B, 3, H, W) float -> the same less what repeats from fine token to fine token.
 
-    A pattern is what the high pass shows in the mean of `_ALIKE` cells along a row and along a
-    column, the weaker of both where they agree, each cell counted up to `_PATTERN`: edges stay.
-    Sees half of `_ALIKE` cells and half of `_BLUR_PX` around a pixel."""
-    smooth = _mean(_mean(x, _BLUR_PX, along=2), _BLUR_PX, along=3)
-    high = (x - smooth).clamp(-_PATTERN, _PATTERN)
-    cells = F.pixel_unshuffle(high, LATENT_STRIDE)  # (B, 192, H/8, W/8)
+    A pattern is what the high pass shows in the mean of `_ALIKE` of them along a row and along a
+    column, the weaker of both where they agree, each counted up to `_PATTERN`: edges stay."""
+    side, (h, w) = FINE.token_stride, x.shape[2:]
+    whole = F.pad(x, (0, -w % side, 0, -h % side), mode="replicate")
+    smooth = _mean(_mean(whole, _BLUR_PX, along=2), _BLUR_PX, along=3)
+    high = (whole - smooth).clamp(-_PATTERN, _PATTERN)
+    cells = F.pixel_unshuffle(high, side)  # (B, 768, H/16, W/16)
     along_columns, along_rows = (_mean(cells, _ALIKE, along=axis) for axis in (2, 3))
     weaker = torch.minimum(along_rows.abs(), along_columns.abs())
     shared = torch.where(along_rows * along_columns > 0, along_rows.sign() * weaker, 0)
-    return x - F.pixel_shuffle(shared, LATENT_STRIDE)
+    return x - F.pixel_shuffle(shared, side)[..., :h, :w]
 
 
 def _mean(x: Tensor, count: int, *, along: int) -> Tensor:
