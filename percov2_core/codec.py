@@ -48,6 +48,7 @@ from percov2_core.config import (
     Box,
     Level,
     Preset,
+    SearchConfig,
     check_choice,
     check_real,
     check_whole,
@@ -66,7 +67,7 @@ from percov2_core.hyper.networks import (
     VectorQuantizer,
     draw_surrogate,
 )
-from percov2_core.hyper.search import SearchConfig, search_boxes, search_tokens
+from percov2_core.hyper.search import search_boxes, search_tokens
 from percov2_core.latent import LatentAutoencoder
 from percov2_core.painting import Canvas, Step
 from percov2_core.repaint import REPAINT_PRESETS, Manner, Repainter, usual_strength

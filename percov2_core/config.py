@@ -6,7 +6,7 @@ Letters: H x W pixels, h x w token grid, K codebook size.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from numbers import Real
 from operator import index
@@ -94,6 +94,23 @@ class Preset(NamedTuple):
 
     steps: int
     guidance: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchConfig:
+    """How hard the encoder looks. Squared errors are summed over channels and pixels."""
+
+    rounds: int = 0  # of one gradient each; 0 keeps the nearest codes
+    best_rounds: int = 0  # the same where time does not count
+    curvature: float = 60.0  # squared error that a move of unit length costs beyond its gradient
+    structure: float = 0.0  # weight of `metrics.structure` beside the mean squared error
+    rate: float = 0.0  # squared error that one bit is worth: lambda
+    by_surrogate: bool = True  # where the model has one, and "best" is not asked for
+
+    def at(self, effort: str) -> SearchConfig:
+        """The same with what one of `EFFORTS` takes."""
+        rounds = {"fast": 0, "normal": self.rounds, "best": self.best_rounds}[effort]
+        return replace(self, rounds=rounds, by_surrogate=effort != "best")
 
 
 def check_choice(field: str, value: str, known: Collection[str]) -> str:

@@ -54,7 +54,7 @@ def shipped():
 @pytest.fixture(scope="session")
 def unsearched(shipped):
     """The embedded model that takes the nearest codes: its encoder is much faster."""
-    from percov2_core.hyper.search import SearchConfig
+    from percov2_core.config import SearchConfig
 
     codec = copy(shipped)
     codec.levels = {n: replace(m, search=SearchConfig()) for n, m in shipped.levels.items()}

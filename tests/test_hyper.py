@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from percov2_core.cli import main
-from percov2_core.config import COARSE, EFFORTS, FINE
+from percov2_core.config import COARSE, EFFORTS, FINE, SearchConfig
 from percov2_core.errors import BitstreamError, ConfigError
 from percov2_core.hyper.networks import Codes, HyperDecoder, VectorQuantizer
-from percov2_core.hyper.search import SearchConfig, search_tokens
+from percov2_core.hyper.search import search_tokens
 from percov2_core.metrics.structure import structure_distance
 from tests.tiny import picture
 

@@ -26,7 +26,8 @@ from percov2_core.flow.transformer import (
 )
 from percov2_core.latent import LatentAutoencoder
 from percov2_core.weights.base import load_base, load_text
-from percov2_core.weights.files import TEXT_WEIGHTS_FILE, WEIGHTS_FILE
+from percov2_core.weights.files import WEIGHTS_FILE
+from percov2_core.weights.networks import TEXT_WEIGHTS_FILE
 from percov2_core.weights.parts import load_transformer
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import BASES, TINY, find_base_model

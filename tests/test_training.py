@@ -32,8 +32,9 @@ from percov2_core.training.samples import CropPlan
 from percov2_core.training.shown import Shown, expected_codes, shown_codes
 from percov2_core.training.stage1 import Stage1Loss
 from percov2_core.weights import load_codec
-from percov2_core.weights.files import ENTROPY_FILE, load_part
+from percov2_core.weights.files import ENTROPY_FILE
 from percov2_core.weights.find import EMBEDDED_DIR
+from percov2_core.weights.networks import load_part
 from percov2_core.weights.sizes import Sizes
 from tests import tiny
 from tests.hub import files_of

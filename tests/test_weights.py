@@ -24,11 +24,10 @@ from percov2_core.weights.files import (
     ENTROPY_FILE,
     WEIGHTS_FILE,
     model_digest,
-    pack,
     read_about,
-    unpack,
     write_about,
 )
+from percov2_core.weights.networks import pack, unpack
 from percov2_core.weights.parts import ADAPTER_FILE
 from percov2_core.weights.residency import Residency
 from tests.hub import files_of

@@ -19,10 +19,9 @@ from torch import nn
 
 from percov2_core.caption.describer import VOCABULARY, describe
 from percov2_core.caption.language import save_language
-from percov2_core.config import LEVELS, MODES, PARENT_RATIO, PRESETS
+from percov2_core.config import LEVELS, MODES, PARENT_RATIO, PRESETS, SearchConfig
 from percov2_core.entropy.exporter import export
 from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfig
-from percov2_core.hyper.search import SearchConfig
 from percov2_core.training.autoencoder import EMBEDDED
 from percov2_core.training.caption_language import build_language
 from percov2_core.weights import load_codec, parts

@@ -15,14 +15,13 @@ B batch (here 1), D code width, h x w token grid, K codebook size, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from percov2_core.config import Box
+from percov2_core.config import Box, SearchConfig
 from percov2_core.metrics.structure import structure_maps
 
 if TYPE_CHECKING:
@@ -32,23 +31,6 @@ BFLOAT16_ON_CPU: bool = torch.cpu._is_avx512_bf16_supported()  # elsewhere it is
 SEARCH_TILE_PX = 512  # bounds the memory that gradients take
 FINEST = 1  # of the structure's scales: the first weighs little and takes three quarters
 FINE_SCALES = 2  # of the others, that tell one token from the next
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchConfig:
-    """How hard the encoder looks. Squared errors are summed over channels and pixels."""
-
-    rounds: int = 0  # of one gradient each; 0 keeps the nearest codes
-    best_rounds: int = 0  # the same where time does not count
-    curvature: float = 60.0  # squared error that a move of unit length costs beyond its gradient
-    structure: float = 0.0  # weight of `metrics.structure` beside the mean squared error
-    rate: float = 0.0  # squared error that one bit is worth: lambda
-    by_surrogate: bool = True  # where the model has one, and "best" is not asked for
-
-    def at(self, effort: str) -> SearchConfig:
-        """The same with what one of `config.EFFORTS` takes."""
-        rounds = {"fast": 0, "normal": self.rounds, "best": self.best_rounds}[effort]
-        return replace(self, rounds=rounds, by_surrogate=effort != "best")
 
 
 def search_boxes(grid: tuple[int, int], stride: int) -> list[Box]:

@@ -33,7 +33,8 @@ from percov2_core.training.loop import LoopConfig, StepLoss, processes, run
 from percov2_core.training.model import open_vae, over_base
 from percov2_core.training.samples import EncodedPhotos, GridPlan
 from percov2_core.training.shown import random_prefix
-from percov2_core.weights.files import ENTROPY_FILE, load_part, read_about, write_about
+from percov2_core.weights.files import ENTROPY_FILE, read_about, write_about
+from percov2_core.weights.networks import load_part
 
 if TYPE_CHECKING:
     from percov2_core.training.recipes import RunOptions

@@ -19,7 +19,8 @@ from percov2_core.hyper.networks import HyperDecoder, draw_surrogate
 from percov2_core.training.loop import StepLoss, run
 from percov2_core.training.samples import CropPlan, PhotoCrops, to_float
 from percov2_core.weights import load_codec
-from percov2_core.weights.files import SURROGATE_DIR, pack
+from percov2_core.weights.files import SURROGATE_DIR
+from percov2_core.weights.networks import pack
 
 if TYPE_CHECKING:
     from percov2_core.training.recipes import RunOptions

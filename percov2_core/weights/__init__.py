@@ -42,12 +42,12 @@ from percov2_core.contents import FileCodec, FileModules
 from percov2_core.errors import PerCoError, WeightsError
 from percov2_core.weights import files
 from percov2_core.weights.find import base_of, fetch_painter, find_model
-from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import BASES
 
 if TYPE_CHECKING:
     from percov2_core.codec import PerCoV2 as Codec
     from percov2_core.weights.pretrained import PerCoV2
+    from percov2_core.weights.residency import Residency
 
 WARM_UP_PX = 512
 
@@ -65,9 +65,10 @@ def load_codec(
 
     WeightsError if a file is missing, unknown, damaged or of another version; ConfigError if the
     environment holds a wrong setting."""
-    # Loads diffusers and transformers, which takes seconds: `load_file_codec` does without.
+    # Loads torch, diffusers and transformers, which takes seconds: `load_file_codec` does without.
     from percov2_core.weights import parts
     from percov2_core.weights.pretrained import PerCoV2
+    from percov2_core.weights.residency import Residency
 
     home = residency or Residency.from_environment(device=device)
     folder, about = _find(name)
@@ -125,6 +126,8 @@ def open_painter(codec: Codec, name: str) -> str:
 def warm_up(codec: Codec, home: Residency | None = None) -> None:
     """Paint one grey picture per mode, if `home` (None reads the environment) asks for it: the
     first run on a GPU chooses kernels and takes memory, which no visitor should wait for."""
+    from percov2_core.weights.residency import Residency  # see `load_codec`
+
     if not (home or Residency.from_environment()).warms_up:
         return
     grey = Image.new("RGB", (WARM_UP_PX, WARM_UP_PX), (128, 128, 128))

@@ -34,8 +34,9 @@ from percov2_core.flow.text import TextEmbedding
 from percov2_core.flow.transformer import TIMESTEPS, FlowConfig, FlowModel
 from percov2_core.latent import LatentAutoencoder
 from percov2_core.repaint import Repainter
-from percov2_core.weights.files import existing, load_published, one_line, read_json
+from percov2_core.weights.files import existing, one_line, read_json
 from percov2_core.weights.find import INDEX_FILE, find_base
+from percov2_core.weights.networks import load_published
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import BASES, SD3, T5_TOKENS
 

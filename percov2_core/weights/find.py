@@ -7,14 +7,16 @@ import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from percov2_core.caption.captioner import BLIP_MODEL, BLIP_VARIABLE
 from percov2_core.config import DOWNLOAD_VARIABLE, LEVELS
 from percov2_core.errors import WeightsError
 from percov2_core.weights.files import ABOUT_FILE, PAINTER_DIR, existing, read_about, read_json
-from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import BASES, find_base_model
+
+if TYPE_CHECKING:
+    from percov2_core.weights.residency import Residency
 
 INDEX_FILE = "model_index.json"
 MODELS_DIR = Path(__file__).parents[1] / "models"
@@ -163,6 +165,7 @@ def fetch(name: str, home: Residency) -> None:
 def fetch_painter(name: str) -> None:
     """Download the second painter if it is a base that is not here. WeightsError as `fetch`."""
     from percov2_core.weights import hub
+    from percov2_core.weights.residency import Residency  # with torch, which files do without
 
     if name in BASES and not os.environ.get(BASE_VARIABLE):
         repository = find_base_model(name).repository

@@ -24,7 +24,15 @@ from percov2_core.caption.captioner import get_captioner
 from percov2_core.caption.describer import VOCABULARY
 from percov2_core.caption.language import CaptionLanguage
 from percov2_core.codec import LevelModules, Painter, PerCoV2
-from percov2_core.config import FILE_MODES, FINE, LATENT_CHANNELS, LEVELS, MODES, PARENT_RATIO
+from percov2_core.config import (
+    FILE_MODES,
+    FINE,
+    LATENT_CHANNELS,
+    LEVELS,
+    MODES,
+    PARENT_RATIO,
+    SearchConfig,
+)
 from percov2_core.entropy.exporter import export
 from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfig
 from percov2_core.entropy.prior import TokenPrior
@@ -33,10 +41,9 @@ from percov2_core.flow.sampler import TimesOf, sigmas
 from percov2_core.flow.text import TextEmbedder, TextEncoder, small_text_encoder
 from percov2_core.flow.transformer import FlowConfig, FlowModel, extend_patch_embedding
 from percov2_core.hyper.networks import HyperDecoder, HyperEncoder, VectorQuantizer
-from percov2_core.hyper.search import SearchConfig
 from percov2_core.latent import LatentAutoencoder
 from percov2_core.repaint import Repainter
-from percov2_core.weights import files
+from percov2_core.weights import files, networks
 from percov2_core.weights.find import find_base
 from percov2_core.weights.residency import Residency
 from percov2_core.weights.sizes import Sizes
@@ -151,7 +158,7 @@ def save_painter(painter: Painter, folder: Path, *, packed: bool) -> None:
 def _save(part: Any, folder: Path, packed: bool) -> None:
     (part.half() if packed else part).save_pretrained(folder)
     if packed:
-        files.pack(folder)
+        networks.pack(folder)
 
 
 def load_levels(folder: Path, home: Residency) -> dict[str, LevelModules]:
@@ -160,11 +167,11 @@ def load_levels(folder: Path, home: Residency) -> dict[str, LevelModules]:
     device = home.target
     return {
         place.name: LevelModules(
-            encoder=files.load_part(HyperEncoder, place / "hyper_encoder", device),
-            quantizer=files.load_part(VectorQuantizer, place / "quantizer", device),
+            encoder=networks.load_part(HyperEncoder, place / "hyper_encoder", device),
+            quantizer=networks.load_part(VectorQuantizer, place / "quantizer", device),
             prior=files.load_prior(place / files.ENTROPY_FILE, str(device)),
             search=files.read_settings(SearchConfig, place / "search.json"),
-            surrogate=files.load_part(HyperDecoder, place / files.SURROGATE_DIR, device)
+            surrogate=networks.load_part(HyperDecoder, place / files.SURROGATE_DIR, device)
             if (place / files.SURROGATE_DIR).is_dir()
             else None,
         )
@@ -188,9 +195,9 @@ def load_painter(
     if base:
         transformer = _load_over(folder, base, home, merge)
     else:
-        transformer = files.load_part(SD3Transformer2DModel, folder / "transformer", device)
+        transformer = networks.load_part(SD3Transformer2DModel, folder / "transformer", device)
     return Painter(
-        decoder=files.load_part(HyperDecoder, folder / "hyper_decoder", device),
+        decoder=networks.load_part(HyperDecoder, folder / "hyper_decoder", device),
         text=text or _load_text(folder, device),
         flow=FlowModel(transformer, files.read_settings(FlowConfig, folder / "flow.json")).eval(),
     )
@@ -202,7 +209,7 @@ def load_vae_and_painter(
     """Of a folder that holds its own base, or what differs from Stable Diffusion 3, which has times
     of its own."""
     if not about.base:
-        vae = LatentAutoencoder(files.load_part(AutoencoderDC, folder / "vae", home.target))
+        vae = LatentAutoencoder(networks.load_part(AutoencoderDC, folder / "vae", home.target))
         return vae, load_painter(folder / files.PAINTER_DIR, home), None
     from percov2_core.weights.base import load_base  # brings a pipeline, which takes seconds
 
@@ -234,7 +241,7 @@ def _own_transformer(sizes: Sizes) -> SD3Transformer2DModel:
 
 def load_transformer(folder: Path, home: Residency) -> SD3Transformer2DModel:
     """A transformer folder of a base, or of a model over it that changed every weight."""
-    return files.load_published(
+    return networks.load_published(
         SD3Transformer2DModel, folder, device=home.target, dtype=home.precision
     )
 
@@ -256,7 +263,7 @@ def _load_over(folder: Path, base: Path, home: Residency, merge: bool) -> Any:
 def _load_text(folder: Path, device: torch.device) -> TextEncoder:
     place = folder / "text_encoder"
     config = CLIPTextConfig(**files.read_json(place / "config.json"))
-    model = files.fill(CLIPTextModelWithProjection(config), place / files.TEXT_WEIGHTS_FILE)
+    model = networks.fill(CLIPTextModelWithProjection(config), place / networks.TEXT_WEIGHTS_FILE)
     files.existing(folder / "tokenizer" / "tokenizer.json")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
     return TextEncoder(model.to(device), tokenizer)

@@ -13,8 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from percov2_core.config import COARSE, FINE, check_choice
-from percov2_core.hyper.search import SearchConfig
+from percov2_core.config import COARSE, FINE, SearchConfig, check_choice
 
 CLIP_TOKENS = 77
 T5_TOKENS = 256
