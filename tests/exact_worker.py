@@ -1,10 +1,10 @@
 """Run by `test_entropy_exact.py` in processes of their own: tokens and captions -> digests.
 
-    python -m tests.exact_worker TOKENS.npz THREADSxAT_ONCE ...
+    python -m tests.exact_worker TOKENS.npz AT_ONCE ...
 
-prints one line for each of the ways to run: for every picture, as extreme and as a hybrid file of
-all tokens, a SHA-256 over the bytes of its cuts, the tokens read from them, and the guesses. The
-first picture is cut at every stage, the others at every fifth.
+prints one line for each number of pictures at a time: for every picture, as extreme and as a hybrid
+file of all tokens, a SHA-256 over the bytes of its cuts, the tokens read from them, and the
+guesses. The first picture is cut at every stage, the others at every fifth.
 """
 
 import hashlib
@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from percov2_core.caption.language import load_language
 from percov2_core.config import LEVELS
@@ -50,8 +49,7 @@ def main(path, *ways):
         found = zip(captions, arrays["coarse"], arrays["fine"], strict=True)
         pictures = [(Tokens(size, *tokens), 5 if i else 1) for i, tokens in enumerate(found)]
     jobs = [(codec, p, mode, step) for p, step in pictures for mode in ("extreme", "hybrid")]
-    for threads, at_once in (map(int, way.split("x")) for way in ways):
-        torch.set_num_threads(threads)
+    for at_once in map(int, ways):
         with ThreadPoolExecutor(at_once) as pool:
             print(*pool.map(lambda job: digest(*job), jobs))
 

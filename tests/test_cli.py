@@ -363,13 +363,15 @@ NETWORKS = {"diffusers", "transformers", "scipy", "torch._dynamo"}
 HEAVY = {"torch", "numpy", "PIL", "pandas", "huggingface_hub"} | NETWORKS
 LOADED = """
 import os, sys
-os.environ.pop("OMP_WAIT_POLICY", None)
+set_first = ("OMP_WAIT_POLICY", "OPENBLAS_NUM_THREADS")
+for name in set_first:
+    os.environ.pop(name, None)
 from percov2_core.cli import main
 try:
     status = main(sys.argv[1:])
 except SystemExit as end:
     status = end.code
-print(status, os.environ["OMP_WAIT_POLICY"], *sys.modules, file=sys.stderr)
+print(status, *map(os.environ.get, set_first), *sys.modules, file=sys.stderr)
 """
 
 
@@ -383,14 +385,44 @@ print(status, os.environ["OMP_WAIT_POLICY"], *sys.modules, file=sys.stderr)
         ("decompress missing.pcv2 -o a.png", 1, HEAVY),
         ("inspect /dev/null", 1, HEAVY),
         ("compress /dev/null -o a.pcv2", 1, {"torch"} | NETWORKS),
-        ("inspect PACKED --model MODEL", 0, NETWORKS | {"huggingface_hub", "httpx2", "pandas"}),
+        ("inspect PACKED --model MODEL", 0, HEAVY - {"numpy", "PIL"} | {"httpx2"}),
     ],
 )
 def test_a_command_loads_only_what_it_needs(words, status, unwanted, packed, model, tmp_path):
     names = {"PACKED": packed, "MODEL": model}
     argv = [names.get(word, word) for word in words.split()]
     done = run(sys.executable, "-c", LOADED, *argv, cwd=tmp_path, PYTHONPATH=str(ROOT))
-    found, waiting, *modules = done.stderr.splitlines()[-1].split()
+    found, waiting, threads, *modules = done.stderr.splitlines()[-1].split()
     assert int(found) == status
-    assert waiting == "passive"  # of threads, which torch asks for when it is imported
+    # What torch and NumPy ask for when they are imported.
+    assert (waiting, threads) == ("passive", "1")
     assert not unwanted & set(modules)
+
+
+WITHOUT_NETWORKS = """
+import sys
+sys.modules.update(dict.fromkeys(("torch", "diffusers", "transformers")))  # they cannot be had
+from percov2_core.bitstream import Stream
+from percov2_core.cli import main
+from percov2_core.contents import Tokens
+from percov2_core.weights import load_file_codec
+
+path, model = sys.argv[1:]
+assert main(["inspect", path, "--model", model]) == 0
+codec, stream = load_file_codec(model), Stream.from_bytes(open(path, "rb").read())
+_, caption, coarse, fine, *_ = codec.read(stream)
+tokens = Tokens((stream.width, stream.height), caption, coarse.tokens, fine.tokens)
+assert codec.write(tokens, stream.mode) == stream
+small = codec.write(tokens, size=40)
+assert len(small.to_bytes()) <= 40 and codec.read(small).caption == caption
+cut = codec.read(codec.truncate(stream, tokens=2)).coarse
+assert cut.sent.sum() == 2 and (cut.tokens == coarse.tokens)[cut.sent].all()
+"""
+
+
+def test_files_are_read_written_and_cut_where_there_is_no_torch(photo, model, tmp_path):
+    path = str(tmp_path / "low.pcv2")
+    assert main(["compress", photo, "-o", path, "--mode", "ultra-low", "--model", model]) == 0
+    done = run(sys.executable, "-c", WITHOUT_NETWORKS, path, model, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    assert "mode      ultra-low" in done.stdout

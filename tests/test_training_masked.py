@@ -8,13 +8,13 @@ import torch
 
 from percov2_core.config import SCHEDULES
 from percov2_core.entropy.exporter import export
-from percov2_core.entropy.masked_model import (
+from percov2_core.entropy.masked_config import (
     UNKNOWN_WORD,
     MaskedModelConfig,
-    pad_words,
     split_words,
     word_ids,
 )
+from percov2_core.entropy.masked_model import pad_words
 from percov2_core.entropy.schedule import stages
 from percov2_core.errors import ConfigError
 from percov2_core.training import masked

@@ -21,7 +21,8 @@ from percov2_core.caption.describer import VOCABULARY, describe
 from percov2_core.caption.language import save_language
 from percov2_core.config import LEVELS, MODES, PARENT_RATIO, PRESETS, SearchConfig
 from percov2_core.entropy.exporter import export
-from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfig
+from percov2_core.entropy.masked_config import MaskedModelConfig
+from percov2_core.entropy.masked_model import MaskedImageModel
 from percov2_core.training.autoencoder import EMBEDDED
 from percov2_core.training.caption_language import build_language
 from percov2_core.weights import load_codec, parts

@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # every text can be printed, wherever it goes
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="percov2: %(message)s", level=logging.WARNING)
-    # Before any command loads torch, whose threads would spin on cores that others use as well.
+    # Before any command loads NumPy or torch, whose threads would spin on cores that others use.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of NumPy, whose products are small
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # some microseconds: small products are many
     args = build_parser().parse_args(argv)

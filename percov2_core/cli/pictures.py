@@ -238,7 +238,7 @@ def add_inspect(commands: Commands) -> None:
 
 def inspect(args: argparse.Namespace) -> None:
     stream = read_stream(args.stream)
-    # Loads torch, which takes seconds, but no library of networks: nothing is painted.
+    # Loads NumPy and the entropy models, but no library of networks: nothing is painted.
     from percov2_core.weights import load_file_codec
 
     contents = load_file_codec(args.model).read(stream)

@@ -5,7 +5,11 @@ Letters: K codebook size, D width, A heads. `session` runs what is held here.
 Every activation is an integer. A matrix product adds integers whose partial sums are proven to
 stay below 2**24 (carried in float32) or 2**53 (carried in float64), so the order of summation
 cannot matter. The rest is table lookups and +, -, x, /, sqrt, floor, which IEEE 754 rounds alike
-everywhere. Nothing here may be fused, autocast or replaced by a library's softmax or norm.
+everywhere. Nothing here may be fused, replaced by a library's softmax or norm, or divided by way of
+a reciprocal; NumPy does none of it by itself.
+
+It is NumPy, on the CPU, wherever the networks run: the range coder is there anyway, and one
+implementation needs one proof.
 
     unit of an integer   where
     2**-10               residual stream, position tables
@@ -20,17 +24,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
-import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+from safetensors.numpy import save
 
-from percov2_core.entropy import masked_model as mm
+from percov2_core.entropy import masked_config as mc
 from percov2_core.errors import WeightsError
 
 FORMAT = "percov2-exact-1"
@@ -40,40 +43,43 @@ QUERY_BITS, KEY_BITS, VALUE_BITS = 8, 6, 7
 SCORE_BITS = QUERY_BITS + KEY_BITS
 LOGIT_BITS = 6
 RESIDUAL_LIMIT = 2.0**22
-QUERY_LIMIT = mm.QUERY_CLIP * 2**QUERY_BITS
-KEY_LIMIT = mm.KEY_CLIP * 2**KEY_BITS
-VALUE_LIMIT = mm.VALUE_CLIP * 2**VALUE_BITS - 1
+QUERY_LIMIT = mc.QUERY_CLIP * 2**QUERY_BITS
+KEY_LIMIT = mc.KEY_CLIP * 2**KEY_BITS
+VALUE_LIMIT = mc.VALUE_CLIP * 2**VALUE_BITS - 1
 BIAS_LIMIT = 2**21
 LOGIT_LIMIT = 2.0**20
 WEIGHT_TOTAL = 16000.0  # what the attention weights of one position add up to, at most
 CODE_LIMIT = 127.0
+TOTAL = 1 << 16  # what the frequencies of one token add up to
 
 FLOAT32_EXACT, FLOAT64_EXACT = 2.0**24, 2.0**53
+
+Floats: TypeAlias = NDArray[np.floating]
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
     """x -> floor((x @ weight) * scale + offset), the sum exact."""
 
-    weight: Tensor  # (in, out) integers in float32
-    scale: Tensor  # (out,) float32
-    offset: Tensor  # (out,) float32, one half for rounding included
-    wide: bool  # whether the sums are proven for float64 only
+    weight: Floats  # (in, out) integers, in float64 if the sums are proven for that only
+    scale: Floats  # (out,) float32
+    offset: Floats  # (out,) float32, one half for rounding included
 
-    def __call__(self, x: Tensor, *, carrier: torch.dtype) -> Tensor:
-        """(..., in) integers -> (..., out) integers, both in float32, the result a new tensor."""
-        kind = torch.float64 if self.wide else carrier
-        total = (x.to(kind) @ self.weight.to(kind)).float()
-        return total.mul_(self.scale).add_(self.offset).floor_()
+    def __call__(self, x: Floats) -> Floats:
+        """(..., in) integers -> (..., out) integers, both in float32, the result a new array."""
+        total: Floats = (x @ self.weight).astype(np.float32, copy=False)
+        total *= self.scale
+        total += self.offset
+        np.floor(total, out=total)
+        return total
 
     @classmethod
     def beside(cls, parts: Sequence[Product]) -> Product:
         """Products of the same input as one: a single large one is faster than many small ones."""
         return cls(
-            weight=torch.cat([part.weight for part in parts], dim=1),
-            scale=torch.cat([part.scale for part in parts]),
-            offset=torch.cat([part.offset for part in parts]),
-            wide=any(part.wide for part in parts),
+            weight=np.concatenate([part.weight for part in parts], axis=1),
+            scale=np.concatenate([part.scale for part in parts]),
+            offset=np.concatenate([part.offset for part in parts]),
         )
 
 
@@ -81,25 +87,25 @@ class Product:
 class Window:
     """A `Product` of R embeddings side by side, looked up: a row for each entry in each place."""
 
-    rows: Tensor  # (R * E, out) what each of E embeddings adds in each of R places
-    first: Tensor  # (R,) int64, the first row of each place
-    scale: Tensor  # these two as in `Product`
-    offset: Tensor
+    rows: Floats  # (R * E, out) what each of E embeddings adds in each of R places
+    first: NDArray[np.int64]  # (R,) the first row of each place
+    summed: Product  # of what is looked up: ones for weights
 
-    def __call__(self, ids: Tensor) -> Tensor:
+    def __call__(self, ids: NDArray[np.int64]) -> Floats:
         """(n, R) embedding numbers in [0, E) -> (n, out) integers in float32."""
-        total = F.embedding_bag(ids + self.first, self.rows, mode="sum").float()
-        return total.mul_(self.scale).add_(self.offset).floor_()
+        found = self.rows.take(ids + self.first, axis=0)  # (n, R, out)
+        return self.summed(found.transpose(0, 2, 1))
 
     @classmethod
-    def of(cls, product: Product, embeddings: Tensor) -> Window:
+    def of(cls, product: Product, embeddings: Floats) -> Window:
         """Multiply all (E, C) embeddings in all places, each sum exact as it was."""
         count, size = embeddings.shape
-        places = product.weight.double().reshape(-1, size, product.weight.shape[1])  # (R, C, out)
-        rows = (embeddings.double() @ places).flatten(0, 1)
-        first = count * torch.arange(len(places), device=rows.device)
-        kind = torch.float64 if product.wide else torch.float32
-        return cls(rows.to(kind), first, product.scale, product.offset)
+        wide = product.weight.astype(np.float64)
+        places = wide.reshape(-1, size, wide.shape[1])  # (R, C, out)
+        rows = (embeddings.astype(np.float64) @ places).reshape(-1, wide.shape[1])
+        kind, first = product.weight.dtype, count * np.arange(len(places))
+        summed = replace(product, weight=np.ones(len(places), kind))
+        return cls(rows.astype(kind), first, summed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +125,19 @@ class ExactModel:
     """Integer tables, checked: if this object exists, its sums are proven to be exact."""
 
     def __init__(
-        self, config: mm.MaskedModelConfig, tables: Mapping[str, Tensor], *, device: str = "cpu"
+        self, config: mc.MaskedModelConfig, tables: Mapping[str, NDArray[np.number]]
     ) -> None:
         self.config = config
         self.tables = dict(tables)
-        self.device = torch.device(device)
-        self._placed: dict[str, Tensor] = {}
+        self.carrier = np.dtype(np.float32 if _float32_is_exact() else np.float64)
         head = config.width // config.heads
         _prove("attention scores", head * QUERY_LIMIT * KEY_LIMIT + BIAS_LIMIT, FLOAT32_EXACT)
         _prove("attention outputs", (WEIGHT_TOTAL + 1) * VALUE_LIMIT, FLOAT32_EXACT)
         _prove("sum of squares", config.width * RESIDUAL_LIMIT**2, FLOAT64_EXACT)
         self._normed = (2**NORM_BITS + 0.5) * config.width**0.5 + 1  # length of a normed vector
+        self.exponential = self.table("exponential", np.float64)
+        _prove("frequencies", TOTAL * float(self.exponential.max()), FLOAT64_EXACT)
+        self.word_places = self.table("word_places")
         self.mix_codes, self.mix_words = self._window("codes"), self._window("words")
         self.mix_parents = self._window("parents") if config.ratio else None
         self.out = self._product("out", length=self._normed)
@@ -137,34 +145,33 @@ class ExactModel:
         self.queries = [self._layer(f"queries.{i}") for i in range(config.query_layers)]
         self.query_memory = Product.beside([layer.memory for layer in self.queries])
         # (A, S) scores by relative position, that of words last
-        self.biases: dict[str, Tensor] = {}
+        self.biases: dict[str, Floats] = {}
         for name in ("content", "queries"):
             by_place, of_words = self.table(f"{name}.bias"), self.table(f"{name}.word_bias")
-            self.biases[name] = torch.cat([by_place, of_words[:, None]], 1)
+            self.biases[name] = np.concatenate([by_place, of_words[:, None]], axis=1)
 
-    def table(self, name: str) -> Tensor:
-        """One table of integers, in float32 or, for the exponential, int64."""
+    def table(self, name: str, kind: type[np.floating] = np.float32) -> Floats:
+        """One table of integers, in floats that hold them."""
         if name not in self.tables:
             raise WeightsError(f"exact model: table {name!r} is missing")
-        if name not in self._placed:
-            kind = torch.int64 if name == "exponential" else torch.float32
-            self._placed[name] = self.tables[name].to(self.device, kind)
-        return self._placed[name]
+        return self.tables[name].astype(kind)
 
     def save(self, path: Path) -> None:
         """Write tables and config to one safetensors file; the same model gives the same bytes."""
         settings = json.dumps(asdict(self.config), sort_keys=True)
-        data = save(self.tables, metadata={"format": FORMAT, "config": settings})
+        # The library takes no notice of strides.
+        tables = {name: np.ascontiguousarray(table) for name, table in self.tables.items()}
+        data = save(tables, metadata={"format": FORMAT, "config": settings})
         path.write_bytes(_in_order(data))
 
     @classmethod
-    def load(cls, path: Path, *, device: str = "cpu") -> ExactModel:
+    def load(cls, path: Path) -> ExactModel:
         """Read what `save` wrote and prove its bounds again; WeightsError if the file is absent, of
         another format, or not provable."""
         if not path.is_file():
             raise WeightsError(f"entropy model {path.name} is missing")
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(path, framework="np") as file:
                 found = file.metadata() or {}
                 tables = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
@@ -174,25 +181,26 @@ class ExactModel:
             raise WeightsError(f"entropy model {path.name}: {problem}")
         settings = json.loads(found["config"])
         settings["vocabulary"] = tuple(settings["vocabulary"])
-        return cls(mm.MaskedModelConfig(**settings), tables, device=device)
+        return cls(mc.MaskedModelConfig(**settings), tables)
 
     def _product(self, name: str, *, most: float = np.inf, length: float = np.inf) -> Product:
         """Check that inputs of this greatest size, or of this length, sum exactly."""
         weight = self.table(f"{name}.weight")
-        wide = weight.double()
+        wide = weight.astype(np.float64)
         # A partial sum is at most max|x| sum|w|, and at most |x| |w| by Cauchy and Schwarz.
-        longest = float(wide.square().sum(0).sqrt().max())
-        bound = min(most * float(wide.abs().sum(0).max()), length * longest)
+        longest = float(np.sqrt(np.square(wide).sum(axis=0)).max())
+        bound = min(most * float(np.abs(wide).sum(axis=0).max()), length * longest)
         _prove(name, bound, FLOAT64_EXACT)
         scale, offset = self.table(f"{name}.scale"), self.table(f"{name}.offset")
-        return Product(weight, scale, offset, bound >= FLOAT32_EXACT)
+        kind = self.carrier if bound < FLOAT32_EXACT else np.float64
+        return Product(weight.astype(kind), scale, offset)
 
     def _window(self, name: str) -> Window:
         return Window.of(self._product(f"mix_{name}", most=CODE_LIMIT), self.table(name))
 
     def _layer(self, name: str) -> ExactLayer:
         mixed_bits, hidden_bits = (int(b) for b in self.table(f"{name}.bits"))
-        mixed_limit, hidden_limit = mm.VALUE_CLIP * 2**mixed_bits, mm.HIDDEN_CLIP * 2**hidden_bits
+        mixed_limit, hidden_limit = mc.VALUE_CLIP * 2**mixed_bits, mc.HIDDEN_CLIP * 2**hidden_bits
         query, key, value, up = (
             self._product(f"{name}.{part}", length=self._normed)
             for part in ("query", "key", "value", "up")
@@ -221,3 +229,10 @@ def _prove(name: str, bound: float, limit: float) -> None:
     if not bound < limit:
         problem = f"must stay below {limit:.0f}, they can reach {bound:.0f}"
         raise WeightsError(f"exact model: sums of {name} {problem}")
+
+
+def _float32_is_exact() -> bool:
+    """Whether the BLAS multiplies float32 as such: some can be told to use fewer bits."""
+    x = np.full((64, 64), 255.0, dtype=np.float32)
+    x[:, 0] = 2049.0  # 12 bits: more than TF32 or bfloat16 keep
+    return bool(((x @ x.T) == 2049.0**2 + 63 * 255.0**2).all())

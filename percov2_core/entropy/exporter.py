@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from percov2_core.entropy import exact
+from percov2_core.entropy import masked_config as mc
 from percov2_core.entropy import masked_model as mm
 
 WEIGHT_LIMIT = 127
@@ -40,14 +41,16 @@ def export(model: mm.MaskedImageModel) -> exact.ExactModel:
         for i, layer in enumerate(tower.layers):
             assert isinstance(layer, mm.Layer)
             tables |= _layer(f"{name}.{i}", layer)
-    return exact.ExactModel(model.config, tables)
+    stored = {name: table.cpu().numpy() for name, table in tables.items()}
+    return exact.ExactModel(model.config, stored)
 
 
 @torch.no_grad()
-def restore(twin: exact.ExactModel, config: mm.MaskedModelConfig) -> mm.MaskedImageModel:
+def restore(twin: exact.ExactModel, config: mc.MaskedModelConfig) -> mm.MaskedImageModel:
     """A floating-point model that a twin could come from, to train on. `config` may add to the
     twin's a coarser level: it changes nothing at first."""
-    model, t = mm.MaskedImageModel(config), twin.tables
+    model = mm.MaskedImageModel(config)
+    t = {name: torch.from_numpy(table) for name, table in twin.tables.items()}
     code_step = 4 / exact.CODE_LIMIT  # embeddings of about unit variance
     both = bool(config.ratio and twin.config.ratio)
     if config.ratio and not both:
@@ -93,8 +96,8 @@ def _units(layer: mm.Layer, bits: Sequence[int]) -> dict[str, tuple[float, float
 
 def _layer(name: str, layer: mm.Layer) -> dict[str, Tensor]:
     """Tables of one layer; what its attention and its hidden part put out is as fine as fits."""
-    mixed_bits = _finest_bits(layer.out.weight, clip=mm.VALUE_CLIP)
-    hidden_bits = _finest_bits(layer.down.weight, clip=mm.HIDDEN_CLIP)
+    mixed_bits = _finest_bits(layer.out.weight, clip=mc.VALUE_CLIP)
+    hidden_bits = _finest_bits(layer.down.weight, clip=mc.HIDDEN_CLIP)
     into, memory, up = layer.norm.gain, layer.memory_norm.gain, layer.hidden_norm.gain
     gains = {"query": into, "key": memory, "value": memory, "up": up}
     tables = {f"{name}.bits": torch.tensor([mixed_bits, hidden_bits], dtype=torch.int32)}

@@ -19,9 +19,7 @@ instead of softmax, RMS norm, ReLU, and activations clipped to known ranges.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from math import log
 
@@ -32,85 +30,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from percov2_core.entropy import masked_config as mc
 from percov2_core.entropy.schedule import MAX_TILE, Grid
-from percov2_core.errors import ConfigError
 
-REACH = 2  # the neighbourhood is (2 * REACH + 1) squared
-NEIGHBOURS = (2 * REACH + 1) ** 2
-WORD_REACH = 2  # a word is read together with this many words on either side
-PAD_WORD, UNKNOWN_WORD, FIRST_WORD = 0, 1, 2
-
-# Activations stay inside these ranges, so that the twin can prove its bounds.
-QUERY_CLIP, KEY_CLIP, VALUE_CLIP, HIDDEN_CLIP = 2.0, 8.0, 8.0, 8.0
-SUM_OFFSET = 0.5  # added to the sum of attention scores: nothing to look at gives zero
-NORM_FLOOR = 2.0**-10
 HIDDEN_SCORE = -1e4
-
-_WORD = re.compile(rb"[a-z0-9]+|,")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MaskedModelConfig:
-    """Sizes of one masked image model."""
-
-    codebook_size: int = 256  # K
-    width: int = 192  # D
-    heads: int = 6  # A, must divide D
-    content_layers: int = 2  # over the known tokens
-    query_layers: int = 3  # over the tokens to be predicted
-    hidden: int = 384  # channels inside the feed-forward part of a layer
-    code_width: int = 48  # channels of a token or word embedding before it is mixed
-    vocabulary: tuple[str, ...] = ()  # words with a row of their own, in lower case
-    max_words: int = 40  # of a caption that are looked at
-    dropout: float = 0.0  # share of branch outputs dropped in training
-    ratio: int = 0  # tokens below one parent, along a side; 0: there is no coarser level
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ConfigError(f"width must be a multiple of heads {self.heads}, got {self.width}")
-
-    @property
-    def mask_id(self) -> int:
-        """Row of the code table for a neighbour that is not known yet."""
-        return self.codebook_size
-
-    @property
-    def outside_id(self) -> int:
-        """Row of the code table for a neighbour beyond the edge of the grid."""
-        return self.codebook_size + 1
-
-
-def split_words(caption: str) -> list[str]:
-    """Words and commas of a caption, ASCII letters in lower case, other characters left out."""
-    return [word.decode() for word in _WORD.findall(caption.encode("utf-8", "replace").lower())]
-
-
-def word_ids(caption: str, config: MaskedModelConfig) -> list[int]:
-    """Rows of the word table for a caption, at most `max_words`."""
-    index = _word_index(config.vocabulary)
-    return [index.get(word, UNKNOWN_WORD) for word in split_words(caption)[: config.max_words]]
-
-
-@lru_cache(maxsize=8)
-def _word_index(vocabulary: tuple[str, ...]) -> dict[str, int]:
-    return {word: FIRST_WORD + i for i, word in enumerate(vocabulary)}
 
 
 def pad_words(rows: Sequence[Sequence[int]]) -> Tensor:
     """Lists of word ids -> (B, W) int64, filled up with `PAD_WORD`."""
     made = [torch.tensor(row, dtype=torch.int64) for row in rows]
-    return pad_sequence(made, batch_first=True, padding_value=PAD_WORD)
-
-
-@lru_cache(maxsize=32)
-def neighbour_indices(grid: Grid) -> NDArray[np.int64]:
-    """(N, R) flat index of each neighbour, N where it lies outside of the grid."""
-    h, w = grid
-    steps = np.arange(-REACH, REACH + 1)
-    rows = (np.arange(h)[:, None] + steps)[:, None, :, None]
-    columns = (np.arange(w)[:, None] + steps)[None, :, None, :]
-    inside = (rows >= 0) & (rows < h) & (columns >= 0) & (columns < w)
-    return np.where(inside, rows * w + columns, h * w).reshape(h * w, NEIGHBOURS)
+    return pad_sequence(made, batch_first=True, padding_value=mc.PAD_WORD)
 
 
 @lru_cache(maxsize=4)  # 4 MB each
@@ -122,21 +51,6 @@ def relative_indices(grid: Grid) -> NDArray[np.int32]:
     return np.asarray(dy * side + dx, dtype=np.int32)
 
 
-@lru_cache(maxsize=32)
-def parent_indices(grid: Grid, ratio: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(N,) flat index of each token's parent, (N,) the token's place below it."""
-    y, x = (axis.ravel() for axis in np.indices(grid))
-    columns = -(-grid[1] // ratio)
-    return y // ratio * columns + x // ratio, y % ratio * ratio + x % ratio
-
-
-def place_indices(grid: Grid) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(N,), (N,): each position's row and column as 1/32 parts of the grid."""
-    y, x = (axis.ravel() for axis in np.indices(grid))
-    parts = [(2 * axis + 1) * MAX_TILE // (2 * n) for axis, n in zip((y, x), grid, strict=True)]
-    return parts[0], parts[1]
-
-
 class RMSNorm(nn.Module):
     """Divide by the root mean square over the channels, then scale each channel."""
 
@@ -146,7 +60,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return F.rms_norm(x.float(), self.gain.shape, self.gain, NORM_FLOOR**2)
+        return F.rms_norm(x.float(), self.gain.shape, self.gain, mc.NORM_FLOOR**2)
 
 
 # Added to attention scores; very negative where nothing may be seen.
@@ -156,7 +70,7 @@ Biases = tuple[Tensor, Tensor]  # (B, A, 1, W) of words, (1, A, N, N) of tokens
 class Layer(nn.Module):
     """Attention from positions to a memory, then a feed-forward part."""
 
-    def __init__(self, config: MaskedModelConfig) -> None:
+    def __init__(self, config: mc.MaskedModelConfig) -> None:
         super().__init__()
         width = config.width
         self.heads = config.heads
@@ -174,16 +88,16 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, phrase: Tensor, memory: Tensor, bias: Biases) -> Tensor:
         """(B, N, D) positions look at (B, W, D) words and (B, N, D) positions -> (B, N, D)."""
-        q = self._heads(self.query(self.norm(x)) * self.scale, clip=QUERY_CLIP)
-        mixed, total = torch.zeros_like(q), torch.full_like(q[..., :1], SUM_OFFSET).float()
+        q = self._heads(self.query(self.norm(x)) * self.scale, clip=mc.QUERY_CLIP)
+        mixed, total = torch.zeros_like(q), torch.full_like(q[..., :1], mc.SUM_OFFSET).float()
         for seen, offset in zip((phrase, memory), bias, strict=True):
             normed = self.memory_norm(seen)
-            k = self._heads(self.key(normed), KEY_CLIP)
-            v = self._heads(self.value(normed), VALUE_CLIP)
+            k = self._heads(self.key(normed), mc.KEY_CLIP)
+            v = self._heads(self.value(normed), mc.VALUE_CLIP)
             score = (q @ k.transpose(-1, -2)).add_(offset.to(q.dtype)).relu_()  # (B, A, N, W or N)
             mixed, total = mixed + score @ v, total + score.sum(-1, keepdim=True).float()
         x = x + self.drop(self.out((mixed / total).transpose(1, 2).flatten(2)))
-        hidden = torch.relu(self.up(self.hidden_norm(x))).clamp(max=HIDDEN_CLIP)
+        hidden = torch.relu(self.up(self.hidden_norm(x))).clamp(max=mc.HIDDEN_CLIP)
         updated: Tensor = x + self.drop(self.down(hidden))
         return updated
 
@@ -196,7 +110,7 @@ class Layer(nn.Module):
 class Tower(nn.Module):
     """Layers that share one table of relative position biases."""
 
-    def __init__(self, config: MaskedModelConfig, *, layers: int) -> None:
+    def __init__(self, config: mc.MaskedModelConfig, *, layers: int) -> None:
         super().__init__()
         # (A, 63 * 63): at first heads differ in how fast they fade with distance.
         axis = torch.arange(2 * MAX_TILE - 1) - (MAX_TILE - 1)
@@ -211,28 +125,28 @@ class Tower(nn.Module):
         index = torch.from_numpy(relative_indices(grid)).to(words.device, torch.int64)
         to_tokens = self.bias[:, index].masked_fill(~visible, HIDDEN_SCORE)
         to_words = self.word_bias[:, None].expand(len(words), -1, words.shape[1])
-        to_words = to_words.masked_fill((words == PAD_WORD)[:, None], HIDDEN_SCORE)
+        to_words = to_words.masked_fill((words == mc.PAD_WORD)[:, None], HIDDEN_SCORE)
         return to_words[:, :, None], to_tokens[None]
 
 
 class MaskedImageModel(nn.Module):
     """Predict the tokens of each stage from the stages before it and from the caption."""
 
-    def __init__(self, config: MaskedModelConfig) -> None:
+    def __init__(self, config: mc.MaskedModelConfig) -> None:
         super().__init__()
         self.config = config
         width, code = config.width, config.code_width
         self.codes = nn.Embedding(config.codebook_size + 2, code)
-        self.mix_codes = nn.Linear(NEIGHBOURS * code, width)
+        self.mix_codes = nn.Linear(mc.NEIGHBOURS * code, width)
         self.rows = nn.Embedding(MAX_TILE, width)
         self.columns = nn.Embedding(MAX_TILE, width)
         if config.ratio:
             self.parents = nn.Embedding(config.codebook_size + 2, code)
-            self.mix_parents = nn.Linear(NEIGHBOURS * code, width)
+            self.mix_parents = nn.Linear(mc.NEIGHBOURS * code, width)
             self.below = nn.Embedding(config.ratio**2, width)
             nn.init.normal_(self.below.weight, std=0.3)
-        self.words = nn.Embedding(FIRST_WORD + len(config.vocabulary), code)
-        self.mix_words = nn.Linear((2 * WORD_REACH + 1) * code, width)
+        self.words = nn.Embedding(mc.FIRST_WORD + len(config.vocabulary), code)
+        self.mix_words = nn.Linear((2 * mc.WORD_REACH + 1) * code, width)
         self.word_places = nn.Embedding(config.max_words, width)
         self.content = Tower(config, layers=config.content_layers)
         self.queries = Tower(config, layers=config.query_layers)
@@ -274,8 +188,8 @@ class MaskedImageModel(nn.Module):
     def read_words(self, words: Tensor) -> Tensor:
         """(B, W) word ids -> (B, W, D), each word together with its neighbours."""
         # One more at the end, so that captions without any word have a window to cut off.
-        padded = F.pad(words, (WORD_REACH, WORD_REACH + 1), value=PAD_WORD)
-        windows = padded.unfold(1, 2 * WORD_REACH + 1, 1)[:, : words.shape[1]]
+        padded = F.pad(words, (mc.WORD_REACH, mc.WORD_REACH + 1), value=mc.PAD_WORD)
+        windows = padded.unfold(1, 2 * mc.WORD_REACH + 1, 1)[:, : words.shape[1]]
         place = self.word_places.weight[: words.shape[1]]
         phrase: Tensor = self.mix_words(self.words(windows).flatten(2)) + place
         return phrase
@@ -285,11 +199,11 @@ class MaskedImageModel(nn.Module):
         if not self.config.ratio:
             return 0.0
         device, ratio = self.below.weight.device, self.config.ratio
-        above, place = (torch.from_numpy(i).to(device) for i in parent_indices(grid, ratio))
+        above, place = (torch.from_numpy(i).to(device) for i in mc.parent_indices(grid, ratio))
         shape = tuple(-(-side // ratio) for side in grid)
         if parents is None:
             parents = torch.full((1, *shape), self.config.mask_id, device=device)
-        index = torch.from_numpy(neighbour_indices(shape)).to(device)
+        index = torch.from_numpy(mc.neighbour_indices(shape)).to(device)
         ids = F.pad(parents.flatten(1), (0, 1), value=self.config.outside_id)[:, index]
         mixed: Tensor = self.mix_parents(self.parents(ids).flatten(2))  # (B, hp wp, D)
         placed: Tensor = mixed[:, above] + self.below(place)
@@ -297,12 +211,12 @@ class MaskedImageModel(nn.Module):
 
     def _start(self, flat: Tensor, stage: Tensor, grid: Grid, *, upto_own: bool) -> Tensor:
         """(B, N) tokens -> (B, N, D) from the known part of each neighbourhood."""
-        index = torch.from_numpy(neighbour_indices(grid)).to(flat.device)
+        index = torch.from_numpy(mc.neighbour_indices(grid)).to(flat.device)
         inside, index = index < len(stage), index.clamp(max=len(stage) - 1)
         own = stage[:, None] + int(upto_own)
         ids = flat[:, index].masked_fill(stage[index] >= own, self.config.mask_id)
         ids = ids.masked_fill(~inside, self.config.outside_id)  # (B, N, R)
-        rows, columns = (torch.from_numpy(i).to(flat.device) for i in place_indices(grid))
+        rows, columns = (torch.from_numpy(i).to(flat.device) for i in mc.place_indices(grid))
         mixed: Tensor = self.mix_codes(self.codes(ids).flatten(2))
         placed: Tensor = mixed + self.rows(rows) + self.columns(columns)
         return placed

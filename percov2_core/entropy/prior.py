@@ -18,11 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from percov2_core.entropy.coder import PRECISION, TOTAL, SymbolReader
-from percov2_core.entropy.exact import ExactModel
-from percov2_core.entropy.masked_model import word_ids
+from percov2_core.entropy.exact import ExactModel, Floats
+from percov2_core.entropy.masked_config import word_ids
 from percov2_core.entropy.schedule import Grid, Ints, Tile, coding_order
 from percov2_core.entropy.session import Session, read_parents
 
@@ -162,7 +161,7 @@ class TokenPrior:
         self,
         tokens: Ints,
         words: list[int],
-        above: Tensor | None,
+        above: Floats | None,
         part: Tile,
         *,
         schedule: str,

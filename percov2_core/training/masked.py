@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from percov2_core.config import COARSE, FINE, LEVELS, PARENT_RATIO
+from percov2_core.entropy import masked_config as mc
 from percov2_core.entropy import masked_model as mm
 from percov2_core.entropy.exact import ExactModel
 from percov2_core.entropy.exporter import export, restore
@@ -116,7 +117,7 @@ def train_masked(options: RunOptions, name: str) -> None:
     trained = fit(
         token_sets(source, options.out / "tokens", levels=levels),
         options.out,
-        config=options.settings(mm.MaskedModelConfig, "model", **_SIZES[name]),
+        config=options.settings(mc.MaskedModelConfig, "model", **_SIZES[name]),
         tuning=options.settings(MaskedTuning, "tuning"),
         loop=options.loop(minutes=minutes, evaluate_every_s=120.0, **_PACE),
         init=options.init,
@@ -131,7 +132,7 @@ def fit(
     sets: Sequence[TokenSet],
     out: Path,
     *,
-    config: mm.MaskedModelConfig,
+    config: mc.MaskedModelConfig,
     tuning: MaskedTuning,
     loop: LoopConfig,
     init: Path | None = None,
@@ -249,7 +250,7 @@ def _tiles(grids: NDArray[np.uint8], most: int) -> NDArray[np.uint8]:
 
 def collect_vocabulary(captions: Sequence[str], *, least: int = 3) -> tuple[str, ...]:
     """The commonest words that occur at least `least` times, most frequent first."""
-    words = sorted(word for caption in captions for word in mm.split_words(caption))
+    words = sorted(word for caption in captions for word in mc.split_words(caption))
     ranked = Counter(words).most_common(_MOST_WORDS)
     return tuple(word for word, count in ranked if count >= least)
 
@@ -273,7 +274,7 @@ class BatchMaker:
     def __init__(
         self,
         sets: Sequence[TokenSet],
-        config: mm.MaskedModelConfig,
+        config: mc.MaskedModelConfig,
         tuning: MaskedTuning,
         *,
         seed: int = 0,
@@ -282,7 +283,7 @@ class BatchMaker:
         if (least := min(len(s.tokens) for s in sets)) < _LEAST_GRIDS:
             raise ConfigError(f"tokens: a file needs at least {_LEAST_GRIDS} grids, got {least}")
         self.sets, self.held_out = list[TokenSet](), list[GridBatch]()
-        self.words = [[mm.word_ids(caption, config) for caption in s.captions] for s in sets]
+        self.words = [[mc.word_ids(caption, config) for caption in s.captions] for s in sets]
         for (tokens, captions, parents), words in zip(sets, self.words, strict=True):
             # As many are held out as asked for, but never more than a quarter.
             end = len(tokens) - max(1, min(tuning.held_out, len(tokens) // _LEAST_GRIDS))
@@ -323,4 +324,4 @@ class BatchMaker:
 
     def _blur(self, words: list[int], rng: np.random.Generator) -> list[int]:
         """Replace some words by the unknown word, which captions of training hardly hold."""
-        return [mm.UNKNOWN_WORD if rng.random() < _WORD_DROP else word for word in words]
+        return [mc.UNKNOWN_WORD if rng.random() < _WORD_DROP else word for word in words]

@@ -145,8 +145,9 @@ def _train_embedded(options: RunOptions, name: str) -> None:
 
 def _prior(levels: Mapping[str, LevelModules]) -> MaskedImageModel:
     """The masked model of the fine level, out of its integer twin."""
-    twin = levels[FINE.name].prior.model
-    return restore(twin, twin.config).to(twin.device)
+    level = levels[FINE.name]
+    twin = level.prior.model
+    return restore(twin, twin.config).to(level.quantizer.device)
 
 
 def _train_over_base(options: RunOptions, name: str) -> None:

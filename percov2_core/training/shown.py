@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from percov2_core.config import PARENT_RATIO
-from percov2_core.entropy.masked_model import MaskedImageModel, pad_words, word_ids
+from percov2_core.entropy.masked_config import word_ids
+from percov2_core.entropy.masked_model import MaskedImageModel, pad_words
 from percov2_core.entropy.schedule import Grid, order
 from percov2_core.hyper.networks import Codes, VectorQuantizer
 

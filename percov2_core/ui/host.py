@@ -74,6 +74,7 @@ _STANDING = ("/heartbeat/", "/mcp", "/dev/reload")
 def prepare() -> None:
     """Settle folders and shared hardware. Call it first."""
     # Spinning threads were seen to take ten times as long on cores that others use as well.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of NumPy, whose products are small
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # some microseconds: small products are many
     # Gradio's statistics of 10,000 events, made anew after each, took half of a busy server's time.

@@ -118,10 +118,10 @@ def check_fit(
         raise WeightsError(f"{str(place)!r}: {'; '.join(wrong[:_SHOWN])}")
 
 
-def load_prior(path: Path, device: str = "cpu") -> TokenPrior:
+def load_prior(path: Path) -> TokenPrior:
     """The entropy model of a rate."""
     try:
-        return TokenPrior(ExactModel.load(existing(path), device=device))
+        return TokenPrior(ExactModel.load(existing(path)))
     except (ValueError, KeyError) as error:
         raise WeightsError(f"{str(path)!r}: {error}") from error
 

@@ -21,8 +21,6 @@ from percov2_core.caption.describer import VOCABULARY
 from percov2_core.caption.language import load_language
 from percov2_core.codec import LevelModules, PerCoV2
 from percov2_core.config import MODES, PRESETS, Preset
-from percov2_core.entropy.exact import ExactModel
-from percov2_core.entropy.prior import TokenPrior
 from percov2_core.flow.text import word_tokenizer
 from percov2_core.flow.transformer import extend_patch_embedding
 from percov2_core.latent import LatentAutoencoder
@@ -127,13 +125,8 @@ def _random_text(model: BaseModel, home: Residency, t5_tokens: int) -> SD3TextEn
 
 
 def _on(modules: LevelModules, home: Residency) -> LevelModules:
-    device, twin = home.target, modules.prior.model
-    return replace(
-        modules,
-        encoder=modules.encoder.to(device).eval(),
-        quantizer=modules.quantizer.to(device),
-        prior=TokenPrior(ExactModel(twin.config, twin.tables, device=str(device))),
-    )
+    encoder, quantizer = (part.to(home.target) for part in (modules.encoder, modules.quantizer))
+    return replace(modules, encoder=encoder.eval(), quantizer=quantizer)
 
 
 def _about(base_name: str, shift: float, t5_tokens: int) -> About:

@@ -34,7 +34,8 @@ from percov2_core.config import (
     SearchConfig,
 )
 from percov2_core.entropy.exporter import export
-from percov2_core.entropy.masked_model import MaskedImageModel, MaskedModelConfig
+from percov2_core.entropy.masked_config import MaskedModelConfig
+from percov2_core.entropy.masked_model import MaskedImageModel
 from percov2_core.entropy.prior import TokenPrior
 from percov2_core.errors import UnavailableError, WeightsError
 from percov2_core.flow.sampler import TimesOf, sigmas
@@ -169,7 +170,7 @@ def load_levels(folder: Path, home: Residency) -> dict[str, LevelModules]:
         place.name: LevelModules(
             encoder=networks.load_part(HyperEncoder, place / "hyper_encoder", device),
             quantizer=networks.load_part(VectorQuantizer, place / "quantizer", device),
-            prior=files.load_prior(place / files.ENTROPY_FILE, str(device)),
+            prior=files.load_prior(place / files.ENTROPY_FILE),
             search=files.read_settings(SearchConfig, place / "search.json"),
             surrogate=networks.load_part(HyperDecoder, place / files.SURROGATE_DIR, device)
             if (place / files.SURROGATE_DIR).is_dir()
