@@ -54,7 +54,7 @@ DECODE_S = 4.0  # per megapixel: everything around the steps, previews included
 ENCODE_S = 15.0  # per megapixel, the search for better tokens included
 MOST_S = 120.0  # hosts refuse much more
 PREVIEW_EVERY_S = 1.0
-_BORROWING = ("encode", "look", "write", "read", "truncate", "describe")
+_BORROWING = ("encode", "look", "describe")
 _NO_GPU = ("describer", "objects")  # captioners that run where the page runs
 
 
@@ -296,6 +296,6 @@ def call_s(method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> 
 
 
 def _megapixels(sized: Any) -> float:
-    """Of a picture, of what was found in one, or of a stream."""
+    """Of a picture or of a stream."""
     width, height = getattr(sized, "size", None) or (sized.width, sized.height)
     return float(width * height / 1e6)
