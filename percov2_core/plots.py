@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
@@ -16,10 +16,11 @@ import plotly.graph_objects as go
 import plotly.offline
 
 from percov2_core.errors import ConfigError
-from percov2_core.evaluation.protocol import Picture
 from percov2_core.evaluation.rows import summarise
-from percov2_core.evaluation.runner import save_thumbnail
 from percov2_core.metrics import AXES, STARRED
+
+if TYPE_CHECKING:
+    from percov2_core.evaluation.protocol import Picture
 
 # Those that the model was not trained with come first.
 PERCEPTION = ("lpips", "dists", "patch_swd", "feature_distance", "picorank")
@@ -217,6 +218,8 @@ def _wall(
     shown = frame[frame["thumbnail"].notna()]
     keys = shown.drop_duplicates("key").groupby("label").head(WALL_PER_LABEL)["key"]
     lines = []
+    from percov2_core.evaluation.runner import save_thumbnail  # loads torch: no figure needs it
+
     for name, rows in shown[shown["key"].isin(set(keys))].groupby("picture"):
         webp = io.BytesIO()
         if name in originals:  # else it is of an earlier run over more pictures

@@ -31,6 +31,7 @@ integers with one scale per output (`pack`), and computed with in float32.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,6 @@ from PIL import Image
 
 from percov2_core.caption.language import load_language
 from percov2_core.config import LEVELS, MODES
-from percov2_core.contents import FileCodec, FileModules
 from percov2_core.errors import PerCoError, WeightsError
 from percov2_core.weights import files
 from percov2_core.weights.find import base_of, fetch_painter, find_model
@@ -46,6 +46,7 @@ from percov2_core.weights.sizes import BASES
 
 if TYPE_CHECKING:
     from percov2_core.codec import PerCoV2 as Codec
+    from percov2_core.contents import FileCodec
     from percov2_core.weights.pretrained import PerCoV2
     from percov2_core.weights.residency import Residency
 
@@ -86,9 +87,18 @@ def load_codec(
     return PerCoV2.around(codec, folder)
 
 
+def read_model(name: str | Path = "embedded") -> files.About:
+    """What a model's files say of it before it is loaded, its digest included; without torch.
+    WeightsError as for `load_codec`, of what is read here."""
+    folder, about = _find(name)
+    return replace(about, digest=files.checked_digest(about, folder).hex())
+
+
 def load_file_codec(name: str | Path = "embedded") -> FileCodec:
     """The half of a model that reads and writes files, on the CPU, without its networks.
     WeightsError as for `load_codec`."""
+    from percov2_core.contents import FileCodec, FileModules  # `read_model` does without
+
     folder, about = _find(name)
     return FileCodec(
         name=about.name,

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from percov2_core.config import LEVELS, MODES, PRESETS, Preset
+from percov2_core.config import FILE_MODES, LEVELS, MODES, PRESETS, Preset
 from percov2_core.entropy.exact import ExactModel
 from percov2_core.entropy.prior import TokenPrior
 from percov2_core.errors import ConfigError, WeightsError
@@ -37,6 +37,11 @@ class About:
     captioner: str = "describer"  # who wrote the captions that the model was trained on
     digest: str = ""  # hexadecimal `model_digest` of the folder; empty if it was not recorded
     presets: Mapping[str, Mapping[str, Preset]]  # steps and guidance per mode and preset
+
+    @property
+    def file_presets(self) -> Mapping[str, Mapping[str, Preset]]:
+        """The same per mode of a file: what others are painted with is what their cuts are."""
+        return {mode: self.presets[mode if mode in MODES else "hybrid"] for mode in FILE_MODES}
 
 
 def read_about(folder: Path) -> About:

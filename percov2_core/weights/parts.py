@@ -25,11 +25,9 @@ from percov2_core.caption.describer import VOCABULARY
 from percov2_core.caption.language import CaptionLanguage
 from percov2_core.codec import LevelModules, Painter, PerCoV2
 from percov2_core.config import (
-    FILE_MODES,
     FINE,
     LATENT_CHANNELS,
     LEVELS,
-    MODES,
     PARENT_RATIO,
     SearchConfig,
 )
@@ -119,8 +117,7 @@ def assemble(
         captioners=partial(get_captioner, device=str(home.target)),
         times=times or (lambda steps, height, width: sigmas(steps, about.shift)),
         painters=lru_cache(maxsize=1)(partial(_load_repainter, home=home)),
-        # What a file of another mode is painted with is what its cuts are.
-        presets={m: about.presets[m if m in MODES else "hybrid"] for m in FILE_MODES},
+        presets=about.file_presets,
         captioner=about.captioner,
     )
 

@@ -6,11 +6,13 @@ import os
 from collections.abc import Mapping
 from configparser import ConfigParser
 from dataclasses import dataclass, replace
-
-import torch
+from typing import TYPE_CHECKING
 
 from percov2_core.config import check_choice
 from percov2_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 OFFLOADS = ("none", "t5", "text")
 DTYPES = ("auto", "bfloat16", "float32")
@@ -26,11 +28,13 @@ class Residency:
     t5: bool = True  # load the third text encoder where the checkpoint uses it
     offload: str = "none"  # in the CPU's memory, on visits to the GPU: "t5", or "text" (all three)
     compile: bool = False  # run the transformer through `torch.compile`
-    # The page paints one picture per rate before it opens; None does so on a GPU of one's own,
-    # where the first run is the slow one.
+    # The page paints one picture per rate before any visitor's; None does so on a GPU of one's
+    # own, where the first run is the slow one.
     warm_up: bool | None = None
 
     def __post_init__(self) -> None:
+        import torch  # only now: that a model is here can be told without
+
         check_choice("PERCOV2_DTYPE", self.dtype, DTYPES)
         check_choice("PERCOV2_OFFLOAD", self.offload, OFFLOADS)
         try:
@@ -57,11 +61,15 @@ class Residency:
 
     @property
     def target(self) -> torch.device:
+        import torch
+
         return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     @property
     def precision(self) -> torch.dtype:
         """What the large networks compute in."""
+        import torch
+
         if self.dtype == "auto":
             return torch.float32 if self.target.type == "cpu" else torch.bfloat16
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
@@ -73,13 +81,15 @@ class Residency:
 
     @property
     def warms_up(self) -> bool:
-        """Whether the page paints before it opens."""
+        """Whether the page paints before any visitor does."""
         if self.warm_up is None:
             return self.target.type != "cpu" and not on_shared_gpu()
         return self.warm_up
 
     def rest(self, part: str) -> torch.device:
         """Where a text encoder ("clip" or "t5") rests."""
+        import torch
+
         offloaded = self.offload == "text" or self.offload == part
         return torch.device("cpu") if offloaded else self.target
 
