@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import inspect
 import logging
 import os
 import signal
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -72,7 +73,7 @@ _STANDING = ("/heartbeat/", "/mcp", "/dev/reload")
 
 
 def prepare() -> None:
-    """Settle folders and shared hardware. Call it first."""
+    """Settle folders and shared hardware, and import gradio. Call it first."""
     # Spinning threads were seen to take ten times as long on cores that others use as well.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of NumPy, whose products are small
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -82,9 +83,31 @@ def prepare() -> None:
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1000")
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
     use_temporary_folders()
+    # Other versions may not expect it, and are imported as ever by whoever needs them next.
+    with _without_stubs(), contextlib.suppress(OSError):
+        import_module("gradio")
     if has_shared_gpu():
         # It has to see torch before anybody uses it: on such hosts there is no GPU yet.
         import_module("spaces")
+
+
+@contextlib.contextmanager
+def _without_stubs() -> Iterator[None]:
+    """Inside, gradio writes no stubs (`.pyi`) for editors beside its components: each time that it
+    is imported it parses all of them, which takes a third of that time. It leaves out components
+    that are in no file, and asks `inspect` where they are."""
+    found = inspect.getfile
+
+    def getfile(object: Any) -> str:
+        if type(object).__name__ == "ComponentMeta":
+            raise OSError("said to be in no file")
+        return found(object)
+
+    inspect.getfile = getfile  # its argument is named as that of Python's own
+    try:
+        yield
+    finally:
+        inspect.getfile = found
 
 
 def use_temporary_folders() -> None:
