@@ -117,6 +117,8 @@ def claims(model, count, seed):
     folder = Path(mkdtemp(prefix="percov2-fuzz-"))
     with serve(model or tiny_folder(), folder) as server, Stranger(server.address) as stranger:
         process = psutil.Process(server.pid)
+        # The first one waits for the model.
+        stranger.one(stranger.named("inspect"), [stranger.upload("a.pcv2", valid.to_bytes())])
         kinds = list(product(FILE_MODES, SCHEDULES))
         for number in range(count):
             (mode, schedule), size = dice.choice(kinds), (dice.choice(SIDES), dice.choice(SIDES))

@@ -155,18 +155,20 @@ def test_nothing_is_kept_of_a_visitor_who_left():
 
 
 def test_a_picture_is_read_once_and_kept_without_a_captioner(tab, sea, monkeypatch):
-    cleared, ready, captioned = tab.choose(sea, "describer", None, *SIZED)
+    cleared, ready = tab.choose(sea, None, *SIZED)
     chosen = ready[tab.chosen]
-    assert cleared[tab.chosen] is None and chosen and captioned[tab.settings.caption]
-    (kept,) = tab.choose(sea, "describer", chosen, *SIZED)  # it is announced twice
-    assert kept == {tab.chosen: gr.skip()}
-    (gone,) = tab.choose(None, "describer", chosen, *SIZED)
+    assert cleared[tab.chosen] is None and chosen
+    (captioned,) = tab.describe(chosen, "describer")
+    assert captioned[tab.settings.caption] == tiny_codec().describe(chosen.image)
+    for kept in (chosen, "fixed"), (None, "describer"):
+        assert list(tab.describe(*kept)) == [{tab.cost: gr.skip()}]
+    with pytest.raises(gr.Error, match="is here already"):  # it is announced twice
+        next(tab.choose(sea, chosen, *SIZED))
+    (gone,) = tab.choose(None, chosen, *SIZED)
     assert gone[tab.chosen] is None
     monkeypatch.setattr(tiny_codec(), "captioners", Mock(side_effect=UnavailableError("no such")))
-    intakes = tab.choose(sea, "blip", None, *SIZED)
-    assert next(intakes)[tab.chosen] is None and next(intakes)[tab.chosen] is not None
     with pytest.raises(UnavailableError, match="no such"):
-        next(intakes)
+        next(tab.describe(chosen, "blip"))
 
 
 def given(tab, chosen, number, done=(), **choices):

@@ -53,15 +53,20 @@ class Server:
 
 
 @contextmanager
-def serve(model, folder, *, held=False, keep_files_s=0, threads=1, painter=""):
+def serve(model, folder, *, held=False, late=False, keep_files_s=0, threads=1, painter=""):
     """Start `app.py`, wait until it answers, and stop it at the end.
 
-    `held` heeds `Server.hold`; `keep_files_s` over 0 removes files sooner than the page does.
+    `held` heeds `Server.hold`, `late` does so before it loads the codec; `keep_files_s` over 0
+    removes files sooner than the page does.
     """
     port = free_port()
     address = f"http://127.0.0.1:{port}/"
     server = Server(address, folder / "server.log", folder / "files", folder / "hold")
-    watched = ["-m", "tests.held_page", str(folder), str(keep_files_s)]
+    script = ["app.py"]
+    if held or keep_files_s:
+        script = ["-m", "tests.held_page", str(folder), str(keep_files_s)]
+    elif late:
+        script = ["-m", "tests.late_page", str(server.hold)]
     environment = os.environ | {
         "PERCOV2_MODEL": str(model),
         "PERCOV2_PAINTER": str(painter),
@@ -69,8 +74,9 @@ def serve(model, folder, *, held=False, keep_files_s=0, threads=1, painter=""):
         "GRADIO_TEMP_DIR": str(server.files),
         "OMP_NUM_THREADS": str(threads),
     }
-    command = [sys.executable, *(watched if held or keep_files_s else ["app.py"])]
-    with running(command, address, server.log, cwd=ROOT, env=environment) as process:
+    with running(
+        [sys.executable, *script], address, server.log, cwd=ROOT, env=environment
+    ) as process:
         yield replace(server, pid=process.pid)
 
 

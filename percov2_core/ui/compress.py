@@ -6,18 +6,26 @@ import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from PIL import Image, ImageOps
 
-from percov2_core.codec import PerCoV2
 from percov2_core.config import MODES, check_choice
-from percov2_core.contents import Tokens
 from percov2_core.errors import PerCoError
 from percov2_core.ui import border, results, text
 from percov2_core.ui.border import Chosen, Painters, Payload
-from percov2_core.ui.device import DEVICE, FREE, INTAKE, MAX_WAITING, Turn, Turns, paint
+from percov2_core.ui.device import (
+    DESCRIBE,
+    DEVICE,
+    FREE,
+    INTAKE,
+    MAX_WAITING,
+    Turn,
+    Turns,
+    is_loading,
+    paint,
+)
 from percov2_core.ui.difference import STAGE_JS
 from percov2_core.ui.gallery import EXAMPLES_DIR, Gallery
 from percov2_core.ui.host import page_address
@@ -25,6 +33,10 @@ from percov2_core.ui.results import Run
 from percov2_core.ui.settings import Given, Settings, named_preset
 from percov2_core.ui.share import share_panel
 from percov2_core.ui.text import data_uri, empty, piece, plain_html
+
+if TYPE_CHECKING:
+    from percov2_core.codec import PerCoV2
+    from percov2_core.contents import Tokens
 
 _THUMB_PX = 112
 Answer = dict[Any, Any]  # component -> its new value
@@ -86,19 +98,21 @@ class CompressTab:
         more = self.settings
         self.picks.pick(self.pick, outputs=self.image, **FREE)
         self.picks.paste(self.paste, outputs=self.image, **FREE)
-        self.image.change(
+        read = self.image.change(
             self.choose,
-            [self.image, more.captioner, self.chosen, more.mode, more.size],
+            [self.image, self.chosen, more.mode, more.size],
             [self.chosen, more.caption, self.cost, self.button, more.side, more.size],
             preprocess=False,  # gradio would open the file itself, and fail without words
             trigger_mode="always_last",
             **INTAKE,
         )
-        said = [more.caption, self.cost]
-        more.captioner.input(self.recaption, [self.chosen, more.captioner], said, **INTAKE)
+        said, last = [more.caption, self.cost], {"trigger_mode": "always_last", **FREE}
+        asked, newest = [self.chosen, more.captioner], {**last, **DESCRIBE}
+        # Not by whoever reads the picture: the next one is read while this waits for the model.
+        read.success(self.describe, asked, said, **newest)
+        more.captioner.input(self.describe, asked, said, **newest)
         filled = [*more.filled, self.cost]
-        more.pasted.submit(self.use, [more.pasted, self.chosen], filled, **INTAKE)
-        last: dict[str, Any] = {"trigger_mode": "always_last", **FREE}
+        more.pasted.submit(self.use, [more.pasted, self.chosen], filled, **DESCRIBE)
         more.caption.input(self.caption_cost, more.caption, self.cost, **last)
         pressed = self.button.click(
             self.press,
@@ -145,47 +159,47 @@ class CompressTab:
         return str(border.uploaded({"path": border.told(event, "path")}).path)
 
     def choose(
-        self, payload: Payload | None, captioner: str, before: Chosen | None, mode: str, size: float
+        self, payload: Payload | None, before: Chosen | None, mode: str, size: float
     ) -> Iterator[Answer]:
-        """Read what was uploaded, and caption it at once. `payload` is gradio's own file data."""
+        """Read what was uploaded. `payload` is gradio's own file data."""
         if payload and before and border.uploaded(payload).path == before.source:
-            yield {self.chosen: _KEEP}  # told twice by gradio; the visitor may be typing
-            return
+            # Told twice by gradio; the visitor may be typing, and nothing may follow.
+            raise gr.Error(text.TOLD_TWICE, visible=False, print_exception=False)
         # What was chosen before must not be compressed in place of what is shown now.
         yield {
             self.chosen: None,
             self.settings.caption: "",
-            self.cost: text.CAPTION_COST_EMPTY,
+            self.cost: self.caption_cost(""),
             self.button: gr.Button(interactive=False),
         }
         if payload is None:
             return
         chosen = border.read_picture(payload)
         assert chosen.quick.png_bytes  # measured here, so that compressing need not wait for it
-        ready: Answer = {
+        yield {
             self.chosen: chosen,
+            self.settings.caption: "",
             self.button: gr.Button(interactive=True),
             self.settings.side: gr.Radio(visible=True if chosen.large else "hidden"),
             self.settings.size: self.settings.sized(mode, size, chosen.quick.image.size),
         }
-        yield ready  # a captioner that cannot be had is no reason to refuse the picture
-        if captioner != "fixed":
-            yield ready | self._described(chosen, captioner)
 
-    def _described(self, chosen: Chosen, captioner: str) -> Answer:
-        caption = self.codec.describe(chosen.image, captioner=captioner)
-        return {self.settings.caption: caption, self.cost: self.caption_cost(caption)}
-
-    def recaption(self, chosen: Chosen | None, captioner: str) -> Answer:
-        """Another captioner was picked."""
+    def describe(self, chosen: Chosen | None, captioner: str) -> Iterator[Answer]:
+        """A picture was read, or another captioner picked."""
         if chosen is None or captioner == "fixed":
-            return {self.cost: _KEEP}
-        return self._described(chosen, captioner)
+            yield {self.cost: _KEEP}
+            return
+        if is_loading(self.codec):
+            yield {self.cost: self.caption_cost("")}
+        caption = self.codec.describe(chosen.image, captioner=captioner)
+        yield {self.settings.caption: caption, self.cost: self.caption_cost(caption)}
 
     def use(self, pasted: str, chosen: Chosen | None) -> Answer:
         """Settings of another run were pasted."""
         if (settings := border.read_settings(pasted)) is None:
             return {self.cost: _KEEP}
+        if is_loading(self.codec):
+            gr.Info(text.LOADING)
         filled = self.settings.put(settings, self.codec, chosen)
         gr.Info(text.TAKEN)
         return filled | {self.cost: self.caption_cost(filled[self.settings.caption])}
@@ -193,6 +207,8 @@ class CompressTab:
     def caption_cost(self, caption: str) -> str:
         """The price of the text, as one types."""
         caption = border.words("caption", caption, border.MAX_CAPTION).strip()
+        if is_loading(self.codec):
+            return text.CAPTION_LATER
         if not caption:
             return text.CAPTION_COST_EMPTY
         cost = self.codec.caption_bits(caption)
@@ -262,6 +278,8 @@ class CompressTab:
     def _compress(self, given: Given, chosen: Chosen, turn: Turn) -> Iterator[Answer]:
         more, hybrid = self.settings, given[self.settings.mode] == "hybrid"
         image, png_bytes = chosen.at(border.count(given[more.side]))
+        if is_loading(self.codec):
+            yield {self.stage: piece("painting", size=image.size, loading=text.LOADING)}
         look, said = more.look(given, image, self.painters), more.said(given, self.codec, image)
         if found := self._found(given, image, said):
             tokens = found

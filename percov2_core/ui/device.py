@@ -1,4 +1,5 @@
-"""Who may use the device: queues, which painting each visitor wants, a GPU that a host lends.
+"""Who may use the device: queues, which painting each visitor wants, a codec that is still being
+loaded, a GPU that a host lends.
 
 What gradio wants of listeners that yield: one yield at least, since outputs that are never given
 are emptied; and in the last yield every update (`gr.Button(...)`) of the ones before, since its
@@ -14,19 +15,23 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from PIL import Image
 
-from percov2_core.codec import Found, PerCoV2
 from percov2_core.config import OWN_PAINTER
-from percov2_core.contents import Contents
 from percov2_core.errors import PerCoError
-from percov2_core.painting import Step
 from percov2_core.ui import host
+
+if TYPE_CHECKING:
+    from percov2_core.codec import Found, PerCoV2
+    from percov2_core.contents import Contents
+    from percov2_core.painting import Step
+    from percov2_core.weights.files import About
 
 # Options of gradio's listeners: callbacks that wait for nobody;
 FREE: dict[str, Any] = {
@@ -34,11 +39,11 @@ FREE: dict[str, Any] = {
     "api_visibility": "private",
     "show_progress": "hidden",
 }
-# one queue for everything that needs the model; reading and describing a picture need not wait for
-# it, nor measuring, nor anybody for the slow classic codecs.
-DEVICE, INTAKE, MEASURE, CLASSICS = (
+# one queue for everything that needs the model; reading a picture need not wait for it, nor
+# describing or measuring one, nor anybody for the slow classic codecs.
+DEVICE, INTAKE, DESCRIBE, MEASURE, CLASSICS = (
     {**FREE, "concurrency_id": queue, "concurrency_limit": 1}
-    for queue in ("device", "intake", "measure", "classics")
+    for queue in ("device", "intake", "describe", "measure", "classics")
 )
 MAX_QUEUE = 200  # events that wait, of all visitors and kinds together
 MAX_WAITING = 60  # visitors who wait for a picture; the next one is told that the demo is full
@@ -218,11 +223,45 @@ class Turns:
             yield self._visits.setdefault(session, _Visit())
 
 
+class LateCodec:
+    """Has the methods of `PerCoV2`. What `about` says is there at once; whoever asks for more waits
+    until `load` has answered, and gets what it raised."""
+
+    def __init__(self, about: About, load: Callable[[], PerCoV2]) -> None:
+        self.presets, self.captioner = about.file_presets, about.captioner
+        self.fingerprint = bytes.fromhex(about.digest)[0]
+        self._load, self._lock = load, threading.Lock()
+        self._loaded: Future[PerCoV2] = Future()
+
+    @property
+    def ready(self) -> bool:
+        """Whether nobody has to wait any more."""
+        return self._loaded.done()
+
+    def load(self) -> PerCoV2:
+        """The codec: loaded here, or by whoever came first."""
+        with self._lock:
+            if not self.ready:
+                try:
+                    self._loaded.set_result(self._load())
+                except Exception as error:
+                    self._loaded.set_exception(error)
+        return self._loaded.result()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.load(), name)
+
+
+def is_loading(codec: PerCoV2 | LateCodec) -> bool:
+    """Whether the next who needs the codec waits for it, which visitors are told."""
+    return isinstance(codec, LateCodec) and not codec.ready
+
+
 def with_shared_gpu(codec: PerCoV2) -> PerCoV2:
     """`codec` itself, or the same borrowing its GPU where the host wants that."""
     if not host.has_shared_gpu():
         return codec
-    return cast(PerCoV2, SharedGpuCodec(codec, import_module("spaces").GPU))
+    return cast("PerCoV2", SharedGpuCodec(codec, import_module("spaces").GPU))
 
 
 class SharedGpuCodec:
@@ -271,6 +310,8 @@ class SharedGpuCodec:
 
     def looking(self, image: Image.Image, **options: Any) -> Generator[Found, None, None]:
         """As `PerCoV2.looking`, in one part: what runs elsewhere does not report."""
+        from percov2_core.codec import Found
+
         yield Found(1.0, self.look(image, **options))
 
     def paint(self, contents: Contents, **options: Any) -> Generator[Step, None, None]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import gradio as gr
 import numpy as np
 from PIL import Image
 
-from percov2_core.evaluation import maps
 from percov2_core.ui import border, text
 from percov2_core.ui.results import Entry, Run
 from percov2_core.ui.text import piece
+
+if TYPE_CHECKING:
+    from percov2_core.evaluation import maps
 
 # Lightness grows evenly along them; page.css has the same, for legends and tokens.
 STOPS = ((20, 12, 80), (152, 32, 122), (244, 112, 62), (252, 230, 120))
@@ -49,6 +52,8 @@ def heat(values: maps.Map, *, most: float) -> Image.Image:
 
 def differences(original: Image.Image, other: Image.Image) -> dict[str, HeatMap]:
     """What compare.js shows of each kind, by the class of its frame."""
+    from percov2_core.evaluation import maps  # loads torch
+
     error, feature = maps.absolute_error(original, other), maps.picorank(original, other)
     levels, distance = brightest(error), brightest(feature, least=_LEAST_DISTANCE)
     return {

@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from PIL import Image
 
 from percov2_core import image_io
 from percov2_core.bitstream import SUFFIX, Stream
-from percov2_core.codec import PerCoV2
 from percov2_core.config import OWN_PAINTER, check_choice
 from percov2_core.run_settings import USUAL
 from percov2_core.ui import border
@@ -26,6 +25,9 @@ from percov2_core.ui.results import paint_file
 from percov2_core.ui.settings import look_of
 from percov2_core.ui.share import qr_svg
 from percov2_core.ui.text import data_uri, piece, plain_html
+
+if TYPE_CHECKING:
+    from percov2_core.codec import PerCoV2
 
 EXAMPLES_DIR = Path(__file__).parents[2] / "assets" / "examples"
 GALLERY_DIR = EXAMPLES_DIR.with_name("gallery")

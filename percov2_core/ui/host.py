@@ -19,7 +19,9 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -33,6 +35,8 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from percov2_core.errors import PerCoError
+
 if TYPE_CHECKING:
     from percov2_core.ui.page import Page
 
@@ -44,6 +48,7 @@ PREFIX_VARIABLE = "GRADIO_ROOT_PATH"  # set by hosts that serve the page below a
 FINISH_S = 20.0  # hosts kill what has not stopped some 30 s after they asked
 QUIET_S = 1.0  # without any request: results are fetched by requests of their own
 POLL_S = 0.1
+VISITOR_S = 4.0  # for the first one to come, before the codec is loaded for whoever comes later
 MAX_CACHE_BYTES = 10**9
 ROOM_BYTES = 250 * 10**6  # for uploads that arrive at the same moment
 STOPPING = "This page is being restarted. Try again in a minute."
@@ -167,7 +172,7 @@ class Door:
     def __init__(self, cache: Path, allowed_bytes: Callable[[str, str], int]) -> None:
         """`allowed_bytes`: what a method may send to a path; below 0 it has no business there."""
         self.cache, self.allowed_bytes = cache, allowed_bytes
-        self.closed = threading.Event()
+        self.closed, self.visited = threading.Event(), threading.Event()
         self._inside = 0
         self._quiet_since = time.monotonic()
 
@@ -193,6 +198,8 @@ class Door:
             await request.refuse(scope, 503, STOPPING)
         else:
             self._inside += 1  # on the server's one thread, as what follows
+            if method == "GET" and path == "/":
+                self.visited.set()
             try:
                 if method == "POST":
                     await asyncio.to_thread(trim, self.cache)
@@ -239,10 +246,11 @@ class _Bounded:
         await answer(scope, self._receive, self.send)
 
 
-def serve(demo: Page, **options: Any) -> NoReturn:
-    """Launch, and end this process with status 0 once the host or the keyboard stops the page.
-    On SIGTERM no new work is taken (503), what runs is answered, for at most `FINISH_S`; on Ctrl+C
-    it stops at once. `options` are arguments of `gr.Blocks.launch`."""
+def serve(demo: Page, load: Callable[[], object], **options: Any) -> NoReturn:
+    """Launch, `load` what the page needs, and end this process with status 0 once the host or the
+    keyboard stops the page. On SIGTERM no new work is taken (503), what runs is answered, for at
+    most `FINISH_S`; on Ctrl+C it stops at once. Where `load` fails, it stops as on SIGTERM, says
+    why, and ends with status 1. `options` are arguments of `gr.Blocks.launch`."""
     from gradio.utils import get_upload_folder
 
     from percov2_core.ui.border import allowed_bytes
@@ -251,16 +259,32 @@ def serve(demo: Page, **options: Any) -> NoReturn:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     middleware = [Middleware(door.around), Middleware(demo.around)]
     demo.launch(prevent_thread_lock=True, app_kwargs={"middleware": middleware}, **options)
-    gc.freeze()  # what is loaded by now stays; `return_memory` need not look at it again
+    loading = ThreadPoolExecutor(1).submit(_load_after_page, load, door)
+    loading.add_done_callback(lambda done: stop.set() if done.exception() else None)
     with contextlib.suppress(KeyboardInterrupt):
         stop.wait()
         door.closed.set()
         if not wait_until_quiet(door):
             logger.warning("stopped with work under way after %.0f s", FINISH_S)
     demo.close(verbose=False)
+    error = loading.exception() if loading.done() else None
+    if isinstance(error, PerCoError):
+        print(f"percov2: {error}", file=sys.stderr)
+    elif error:
+        traceback.print_exception(error)
     sys.stdout.flush()
+    sys.stderr.flush()
     # Not `sys.exit`: it would wait for threads that still paint.
-    os._exit(0)
+    os._exit(1 if error else 0)
+
+
+def _load_after_page(load: Callable[[], object], door: Door) -> None:
+    """Imports hold the interpreter, which whoever is just opening the first page would feel."""
+    door.visited.wait(VISITOR_S)
+    wait_until_quiet(door)
+    load()
+    gc.freeze()  # what is loaded by now stays; `return_memory` need not look at it again
+    gc.enable()
 
 
 def wait_until_quiet(door: Door) -> bool:

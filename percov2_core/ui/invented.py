@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from percov2_core.codec import PerCoV2
-from percov2_core.contents import Contents, Tokens
 from percov2_core.ui import text
 from percov2_core.ui.device import DEVICE, Turns, paint
 from percov2_core.ui.difference import brightest, heat
 from percov2_core.ui.results import Run
 from percov2_core.ui.text import empty, piece, plain_html
+
+if TYPE_CHECKING:
+    from percov2_core.codec import PerCoV2
+    from percov2_core.contents import Contents
 
 SEEDS = 4
 
@@ -55,6 +57,8 @@ class InventedTab:
 
 def seeded(codec: PerCoV2, contents: Contents, seed: int) -> Contents:
     """The same file with another seed, which draws the coarse tokens that it does not hold."""
+    from percov2_core.contents import Tokens  # brings the entropy models' libraries
+
     stream, coarse = contents.stream, contents.coarse
     if coarse is None or coarse.sent.all():
         return contents

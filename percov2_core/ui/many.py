@@ -13,24 +13,36 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
 from PIL import Image
 
 from percov2_core.bitstream import MAX_FILE_BYTES, SUFFIX
-from percov2_core.codec import PerCoV2
 from percov2_core.config import MODES, check_choice
 from percov2_core.errors import PerCoError
-from percov2_core.evaluation.judge import Judge
 from percov2_core.ui import archive, border, text
 from percov2_core.ui.archive import Item
 from percov2_core.ui.border import COMFORTABLE_SIDE_PX
-from percov2_core.ui.device import DEVICE, FREE, INTAKE, MAX_WAITING, Look, Turn, Turns, paint
+from percov2_core.ui.device import (
+    DEVICE,
+    FREE,
+    INTAKE,
+    MAX_WAITING,
+    Look,
+    Turn,
+    Turns,
+    is_loading,
+    paint,
+)
 from percov2_core.ui.host import page_address
 from percov2_core.ui.settings import LEAST_BYTES, size_slider
 from percov2_core.ui.text import bytes_in_words, control, data_uri, empty, piece, plain_html
+
+if TYPE_CHECKING:
+    from percov2_core.codec import PerCoV2
+    from percov2_core.evaluation.judge import Judge
 
 Answer = dict[Any, Any]  # component -> its new value
 _EFFORTS = {label: name for label, name in text.EFFORTS.items() if name != "best"}  # takes minutes
@@ -138,6 +150,8 @@ class ManyTab:
 
     @cached_property
     def judge(self) -> Judge:
+        from percov2_core.evaluation.judge import Judge  # loads torch
+
         return Judge(["psnr"])
 
     def start(
@@ -178,6 +192,8 @@ class ManyTab:
         if batch is None or not batch.waits:
             return
         item, row = batch.items[len(batch.rows)], None
+        if is_loading(self.codec):
+            yield {self.said: _progress(batch, text.LOADING, 0.0)}
         with self.turns.take(request.session_hash or "") as batch.turn:
             try:
                 for found in self._compress(item, batch, batch.turn):

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from PIL import Image
 
 from percov2_core.bitstream import Stream
-from percov2_core.codec import PerCoV2
 from percov2_core.config import OWN_PAINTER, check_choice
-from percov2_core.contents import Tokens
 from percov2_core.run_settings import USUAL, RunSettings
 from percov2_core.ui import border, results, text
 from percov2_core.ui.border import Painters, Payload
@@ -22,6 +20,9 @@ from percov2_core.ui.gallery import Gallery
 from percov2_core.ui.results import Run, paint_file
 from percov2_core.ui.settings import look_of, painter_choice, size_slider
 from percov2_core.ui.text import empty, piece, plain_html
+
+if TYPE_CHECKING:
+    from percov2_core.codec import PerCoV2
 
 _KEEP: Any = gr.skip()
 
@@ -156,6 +157,8 @@ class OpenTab:
 
 def cuts(codec: PerCoV2, run: Run) -> Any:
     """The size control of a file's cuts: from its caption alone to all of it."""
+    from percov2_core.contents import Tokens  # brings the entropy models' libraries
+
     contents, stream = run.contents, run.stream
     said = Tokens((stream.width, stream.height), contents.caption, contents.fine.tokens, None)
     least = sum(codec.write(said, count=0, seed=stream.seed).sizes)

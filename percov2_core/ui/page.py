@@ -17,7 +17,7 @@ import logging
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
@@ -25,7 +25,6 @@ from starlette.types import ASGIApp
 
 from percov2_core import image_io
 from percov2_core.bitstream import MAX_FILE_BYTES, MAX_SEED, SUFFIX
-from percov2_core.codec import PerCoV2
 from percov2_core.config import DEFAULT_EFFORT, OWN_PAINTER
 from percov2_core.metrics import bits_per_pixel
 from percov2_core.run_settings import RunSettings
@@ -43,6 +42,9 @@ from percov2_core.ui.settings import look_of
 from percov2_core.ui.share import Cards
 from percov2_core.ui.text import piece, plain_html
 from percov2_core.ui.tradeoff import TradeOffTab
+
+if TYPE_CHECKING:
+    from percov2_core.codec import PerCoV2
 
 logger = logging.getLogger(__name__)
 

@@ -6,21 +6,23 @@ import json
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from PIL import Image
 
 from percov2_core.bitstream import Stream
-from percov2_core.codec import PerCoV2
 from percov2_core.config import LEVELS
-from percov2_core.contents import Contents, Tokens
 from percov2_core.metrics import RELATED, STAR, STAR_NOTE, Scores, bits_per_pixel
 from percov2_core.run_settings import USUAL, RunSettings
 from percov2_core.ui import text
 from percov2_core.ui.border import Chosen
-from percov2_core.ui.device import Look, Turns, paint
+from percov2_core.ui.device import Look, Turns, is_loading, paint
 from percov2_core.ui.text import bytes_in_words, data_uri, empty, one_in, piece
+
+if TYPE_CHECKING:
+    from percov2_core.codec import PerCoV2
+    from percov2_core.contents import Contents, Tokens
 
 # Metric -> what the table of numbers calls it, says of it, and how many digits it shows.
 _TOLD = {
@@ -124,7 +126,10 @@ def paint_file(
     original: Image.Image | None = None,
 ) -> Iterator[tuple[str, Run | None]]:
     """Paint what a file holds: what is to be seen of it, step by step, and at the end its run."""
-    sides, contents = (stream.width, stream.height), codec.read(stream)
+    sides = (stream.width, stream.height)
+    if is_loading(codec):
+        yield piece("painting", size=sides, loading=text.LOADING), None
+    contents = codec.read(stream)
     with turns.take(session) as turn:
         for frame in paint(codec, contents, look, turn):
             if frame.picture is None:

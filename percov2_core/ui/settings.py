@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from PIL import Image
 
 from percov2_core.bitstream import MAX_FILE_BYTES, MAX_SEED, Stream
-from percov2_core.codec import PerCoV2
 from percov2_core.config import (
     DEFAULT_EFFORT,
     DEFAULT_SCHEDULE,
@@ -23,14 +22,16 @@ from percov2_core.config import (
     check_choice,
     check_real,
 )
-from percov2_core.contents import Tokens
 from percov2_core.errors import ConfigError
-from percov2_core.repaint import REPAINT_PRESETS
 from percov2_core.run_settings import RunSettings
 from percov2_core.ui import border, text
 from percov2_core.ui.border import Chosen, Painters
 from percov2_core.ui.device import Look
 from percov2_core.ui.text import control, piece, plain_html
+
+if TYPE_CHECKING:
+    from percov2_core.codec import PerCoV2
+    from percov2_core.contents import Tokens
 
 LEAST_BYTES = 13
 # Of a usual file of 512 x 512 pixels, which have 1088 tokens, sent or not.
@@ -57,7 +58,11 @@ def painter_choice(painters: Painters, *, elem_id: str) -> gr.Radio:
 def named_preset(codec: PerCoV2, mode: str, preset: str, painter: str) -> Preset:
     """Steps and guidance of a painter's preset."""
     check_choice("preset", preset, PRESETS)
-    return codec.presets[mode][preset] if painter == OWN_PAINTER else REPAINT_PRESETS[preset]
+    if painter == OWN_PAINTER:
+        return codec.presets[mode][preset]
+    from percov2_core.repaint import REPAINT_PRESETS  # loads torch
+
+    return REPAINT_PRESETS[preset]
 
 
 def look_of(codec: PerCoV2, stream: Stream, settings: RunSettings, painter: str) -> Look:

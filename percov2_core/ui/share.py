@@ -7,6 +7,7 @@ import io
 import re
 import threading
 from functools import partial
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 import segno
@@ -17,13 +18,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from percov2_core import image_io
 from percov2_core.bitstream import SUFFIX, Stream
-from percov2_core.codec import PerCoV2
 from percov2_core.errors import PerCoError
 from percov2_core.ui import border
 from percov2_core.ui.device import Turns
 from percov2_core.ui.host import has_shared_gpu, page_address
 from percov2_core.ui.results import Run
 from percov2_core.ui.text import data_uri, piece
+
+if TYPE_CHECKING:
+    from percov2_core.codec import PerCoV2
 
 CARD_SIDE_PX = 1200
 MAX_CARD_PIXELS = 1_100_000  # of a file that is painted for whoever only looks at a link

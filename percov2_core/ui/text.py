@@ -120,8 +120,11 @@ VARIATIONS_NOTE = (
 WRONG_INPUT = "An input is missing or of a wrong kind. The API page lists what is expected."
 RUN_FORGOTTEN = "This run is not kept any more. Compress the picture again."
 TAKEN = "The settings are set. Compress to see them."
+TOLD_TWICE = "This picture is here already."
 CANCELLED = "Cancelled. Nothing was kept."
 CAPTION_COST_EMPTY = "The caption will cost a few bytes."
+LOADING = "The model is being loaded…"
+CAPTION_LATER = "The model is being loaded. The caption and its cost follow."
 
 
 def full(waiting: int) -> str:

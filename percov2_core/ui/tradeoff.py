@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 import pandas as pd
@@ -16,10 +16,8 @@ from PIL import Image
 
 from percov2_core.baselines.base import Fit, best_within
 from percov2_core.baselines.classic import FACTORS, family_at_all_sizes, find_baseline
-from percov2_core.codec import PerCoV2
 from percov2_core.config import check_choice
 from percov2_core.errors import PerCoError
-from percov2_core.evaluation.judge import Judge
 from percov2_core.metrics import AXES, Scores
 from percov2_core.ui import border, results, text
 from percov2_core.ui.device import CLASSICS, FREE, MEASURE, Turns
@@ -27,6 +25,10 @@ from percov2_core.ui.results import Entry, Run
 from percov2_core.ui.settings import USUAL_BYTES
 from percov2_core.ui.stored import COLUMNS, MEASURED, Measurements, write_thumbnail
 from percov2_core.ui.text import empty, plain_html
+
+if TYPE_CHECKING:
+    from percov2_core.codec import PerCoV2
+    from percov2_core.evaluation.judge import Judge
 
 VVC_PIXELS = 1_500_000  # above it, the encoder would need minutes
 FAMILIES = ("jpeg", "avif", "vvc")
@@ -95,7 +97,7 @@ class TradeOffTab:
     `clicks` and `table` say `back` for a run and `take` for a stored point."""
 
     def __init__(self, codec: PerCoV2, turns: Turns, tab: gr.Tab) -> None:
-        self.presets, self.turns, self.stored = codec.presets, turns, Measurements()
+        self.presets, self.turns = codec.presets, turns
         self.history = gr.State([], time_to_live=border.KEEP_FILES_S)  # measured runs
         self.entries = gr.State([], time_to_live=border.KEEP_FILES_S)  # of the table of numbers
         axes = [(label, name) for name, label in AXES.items()]
@@ -120,8 +122,15 @@ class TradeOffTab:
         measured.success(self.compare_codecs, [run, self.history], table, **every)
 
     @cached_property
+    def stored(self) -> Measurements:
+        """Read once somebody looks at the tab."""
+        return Measurements()
+
+    @cached_property
     def judge(self) -> Judge:
         """Every metric of the page that this machine has."""
+        from percov2_core.evaluation.judge import Judge  # loads torch
+
         return Judge(results.COLUMNS)
 
     def measure(
