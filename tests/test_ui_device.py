@@ -159,9 +159,9 @@ def test_a_picture_is_read_once_and_kept_without_a_captioner(tab, sea, monkeypat
     chosen = ready[tab.chosen]
     assert cleared[tab.chosen] is None and chosen
     (captioned,) = tab.describe(chosen, "describer")
-    assert captioned[tab.settings.caption] == tiny_codec().describe(chosen.image)
+    assert captioned == {tab.suggested: tiny_codec().describe(chosen.image)}
     for kept in (chosen, "fixed"), (None, "describer"):
-        assert list(tab.describe(*kept)) == [{tab.cost: gr.skip()}]
+        assert list(tab.describe(*kept)) == [{tab.suggested: ""}]
     with pytest.raises(gr.Error, match="is here already"):  # it is announced twice
         next(tab.choose(sea, chosen, *SIZED))
     (gone,) = tab.choose(None, chosen, *SIZED)

@@ -138,9 +138,8 @@ def test_a_caption_says_that_it_waits_and_follows(late, gate, sea):
     waiting, captioning = (tab.describe(chosen, "describer") for _ in range(2))
     assert next(waiting) == next(captioning) == {tab.cost: text.CAPTION_LATER}
     gate.set()
-    (said,) = captioning
-    assert said[tab.settings.caption] == tiny_codec().describe(chosen.image)
-    assert "bits" in said[tab.cost]
+    assert list(captioning) == [{tab.suggested: tiny_codec().describe(chosen.image)}]
+    assert "bits" in tab.caption_cost("the sea")
 
 
 def test_compress_waits_for_the_model_in_words_and_goes_on(tmp_path, browser):
@@ -151,11 +150,14 @@ def test_compress_waits_for_the_model_in_words_and_goes_on(tmp_path, browser):
             visitor.locator("#pc-examples button").first.click()
             expect(visitor.locator("#pc-compress")).to_be_enabled()
         expect(other.locator("#pc-cost")).to_contain_text(text.CAPTION_LATER)
+        other.locator("#pc-caption-box textarea").fill("a sail at sea")
         starts(page, text.LOADING)
         server.hold.unlink()
         page.wait_for_selector("#pc-stage .pc-range")
         expect(page.locator("#pc-caption-box textarea")).not_to_have_value("")
         expect(page.locator("#pc-numbers [role=status]")).to_have_count(0)
+        expect(other.locator("#pc-cost")).to_contain_text("bits")
+        expect(other.locator("#pc-caption-box textarea")).to_have_value("a sail at sea")
         assert not page.complaints and not server.errors()
         for visitor in (other, page):
             visitor.context.close()

@@ -45,6 +45,13 @@ _EXAMPLES_JS = """
 percov.buttons(element, (key) => trigger('pick', {key}));
 percov.pasted(element, upload, (path) => trigger('paste', {path}));"""
 _COUNT_JS = "() => ++window.percov.presses"
+# What a visitor types while a caption is looked for stays.
+_BEFORE_JS = """(...given) => {
+    window.percov.caption = document.querySelector('#pc-caption-box textarea').value;
+    return given;
+}"""
+_UNLESS_TYPED_JS = """(said, now) =>
+    said && (!now.trim() || now === window.percov.caption) ? said : now"""
 
 
 class CompressTab:
@@ -93,6 +100,7 @@ class CompressTab:
             )
             self.cancel_button = gr.Button("Cancel", elem_id="pc-cancel", min_width=90, scale=1)
         self.presses = gr.Number(0, precision=0, visible="hidden")
+        self.suggested = gr.Textbox(visible="hidden", label="suggested caption")
 
     def _connect(self) -> None:
         more = self.settings
@@ -106,11 +114,13 @@ class CompressTab:
             trigger_mode="always_last",
             **INTAKE,
         )
-        said, last = [more.caption, self.cost], {"trigger_mode": "always_last", **FREE}
-        asked, newest = [self.chosen, more.captioner], {**last, **DESCRIBE}
+        last = {"trigger_mode": "always_last", **FREE}
         # Not by whoever reads the picture: the next one is read while this waits for the model.
-        read.success(self.describe, asked, said, **newest)
-        more.captioner.input(self.describe, asked, said, **newest)
+        asked, found = [self.chosen, more.captioner], [self.suggested, self.cost]
+        for event in (read.success, more.captioner.input):
+            event(self.describe, asked, found, js=_BEFORE_JS, **{**last, **DESCRIBE}).success(
+                None, [self.suggested, more.caption], more.caption, js=_UNLESS_TYPED_JS, **FREE
+            ).success(self.caption_cost, more.caption, self.cost, **FREE)
         filled = [*more.filled, self.cost]
         more.pasted.submit(self.use, [more.pasted, self.chosen], filled, **DESCRIBE)
         more.caption.input(self.caption_cost, more.caption, self.cost, **last)
@@ -187,12 +197,11 @@ class CompressTab:
     def describe(self, chosen: Chosen | None, captioner: str) -> Iterator[Answer]:
         """A picture was read, or another captioner picked."""
         if chosen is None or captioner == "fixed":
-            yield {self.cost: _KEEP}
+            yield {self.suggested: ""}
             return
         if is_loading(self.codec):
             yield {self.cost: self.caption_cost("")}
-        caption = self.codec.describe(chosen.image, captioner=captioner)
-        yield {self.settings.caption: caption, self.cost: self.caption_cost(caption)}
+        yield {self.suggested: self.codec.describe(chosen.image, captioner=captioner)}
 
     def use(self, pasted: str, chosen: Chosen | None) -> Answer:
         """Settings of another run were pasted."""
