@@ -21,7 +21,8 @@ from percov2_core.config import FINE, LATENT_STRIDE, Box
 TILE = 64  # latent cells along one side; larger pictures go through in tiles, which a CPU likes
 MARGIN = 4  # cells seen around a tile: with them its edges come out as without tiles, to 1/255
 
-_ALIKE, _BLUR_PX, _PATTERN = 5, 17, 12 / 127.5  # of `deblocked`: tokens, pixels, amplitude
+_ALIKE, _BLUR_PX = 5, 17  # of `deblocked`: tokens, pixels
+_PATTERN = (12 / 127.5, 6 / 127.5)  # amplitudes in its two passes
 _SEEN = (_ALIKE // 2 * FINE.token_stride + _BLUR_PX // 2) // LATENT_STRIDE  # around a cell by it
 
 
@@ -122,16 +123,19 @@ def deblocked(x: Tensor) -> Tensor:
     """(B, 3, H, W) float -> the same less what repeats from fine token to fine token.
 
     A pattern is what the high pass shows in the mean of `_ALIKE` of them along a row and along a
-    column, the weaker of both where they agree, each counted up to `_PATTERN`: edges stay."""
+    column, the weaker of both where they agree, each counted up to `_PATTERN`: edges stay. In two
+    passes, as the weaker of both is a little too little."""
     side, (h, w) = FINE.token_stride, x.shape[2:]
-    whole = F.pad(x, (0, -w % side, 0, -h % side), mode="replicate")
-    smooth = _mean(_mean(whole, _BLUR_PX, along=2), _BLUR_PX, along=3)
-    high = (whole - smooth).clamp(-_PATTERN, _PATTERN)
-    cells = F.pixel_unshuffle(high, side)  # (B, 768, H/16, W/16)
-    along_columns, along_rows = (_mean(cells, _ALIKE, along=axis) for axis in (2, 3))
-    weaker = torch.minimum(along_rows.abs(), along_columns.abs())
-    shared = torch.where(along_rows * along_columns > 0, along_rows.sign() * weaker, 0)
-    return x - F.pixel_shuffle(shared, side)[..., :h, :w]
+    x = F.pad(x, (0, -w % side, 0, -h % side), mode="replicate")
+    for most in _PATTERN:
+        smooth = _mean(_mean(x, _BLUR_PX, along=2), _BLUR_PX, along=3)
+        high = (x - smooth).clamp(-most, most)
+        cells = F.pixel_unshuffle(high, side)  # (B, 768, H/16, W/16)
+        along_columns, along_rows = (_mean(cells, _ALIKE, along=axis) for axis in (2, 3))
+        weaker = torch.minimum(along_rows.abs(), along_columns.abs())
+        shared = torch.where(along_rows * along_columns > 0, along_rows.sign() * weaker, 0)
+        x = x - F.pixel_shuffle(shared, side)
+    return x[..., :h, :w]
 
 
 def _mean(x: Tensor, count: int, *, along: int) -> Tensor:

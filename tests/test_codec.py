@@ -231,10 +231,10 @@ def test_what_repeats_from_token_to_token_is_taken_out_and_edges_stay(period):
     mesh = (cell - cell.mean(dim=(2, 3), keepdim=True)).tile(1, 1, 160 // period, 160 // period)
     slope = torch.linspace(-0.5, 0.5, 160).expand(1, 3, 160, 160)
     within = (..., slice(48, -48), slice(48, -48))
-    assert (deblocked(slope + mesh) - slope)[within].std() < 0.2 * mesh.std()
+    assert (deblocked(slope + mesh) - slope)[within].std() < 0.1 * mesh.std()
     step = torch.where(torch.arange(160) < 78, -0.5, 0.5).expand(1, 3, 160, 160)
-    assert (deblocked(step) - step).abs().max() < 2.5 / 127.5
-    assert (deblocked(slope + 9 * mesh) - slope - 9 * mesh).abs().max() < 12.001 / 127.5
+    assert (deblocked(step) - step).abs().max() < 4 / 127.5
+    assert (deblocked(slope + 9 * mesh) - slope - 9 * mesh).abs().max() < 18.001 / 127.5
     odd = (slope + mesh)[..., :-5, :-11]
     assert deblocked(odd).shape == odd.shape
 
