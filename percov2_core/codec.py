@@ -72,6 +72,7 @@ from percov2_core.latent import LatentAutoencoder
 from percov2_core.painting import Canvas, Step
 from percov2_core.repaint import REPAINT_PRESETS, Manner, Repainter, usual_strength
 
+_DEBLOCKED = (2, 32)  # filtered once and twice if less than one in so many fine tokens was sent
 _SEARCH_WORK = 10  # what a tile takes to be searched, as a multiple of encoding it
 
 
@@ -404,8 +405,9 @@ class PerCoV2(FileCodec):
         )
         h, w = start.shape[2:]
         parts = steps * len(tiles(h, w, modules.flow.config.tile))
-        guessed = 2 * stream.sent.fine < stream.tokens_total.fine  # of more, no grid is seen
-        canvas = Canvas(vae=self.vae, size=(stream.width, stream.height), deblock=guessed)
+        sent, total = stream.sent.fine, stream.tokens_total.fine
+        deblock = sum(sent * share < total for share in _DEBLOCKED)
+        canvas = Canvas(vae=self.vae, size=(stream.width, stream.height), deblock=deblock)
         yield from canvas.follow(latents, start, steps=steps, parts=parts)
 
     def _given(self, contents: Contents, guidance: float) -> Codes:

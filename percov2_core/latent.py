@@ -63,11 +63,13 @@ class LatentAutoencoder(nn.Module):
         """`encode`, tile by tile: where each belongs in the latent, and what."""
         return self._tiles(x, self._encode, LATENT_STRIDE, 1)
 
-    def decode_tiles(self, z: Tensor, *, deblock: bool = False) -> Iterator[tuple[Box, Tensor]]:
-        """`decode`, tile by tile: where each belongs in the picture, and what. With `deblock`,
-        `AutoencoderDC`'s is filtered: latents from guessed tokens bring out a grid of its own."""
-        filtered = deblock and isinstance(self.vae, AutoencoderDC)
-        through = (lambda part: deblocked(self._decode(part))) if filtered else self._decode
+    def decode_tiles(self, z: Tensor, *, deblock: int = 0) -> Iterator[tuple[Box, Tensor]]:
+        """`decode`, tile by tile: where each belongs in the picture, and what. `AutoencoderDC`'s is
+        filtered `deblock` times: latents from guessed tokens bring out a grid of its own."""
+        filtered = bool(deblock) and isinstance(self.vae, AutoencoderDC)
+        through = (
+            (lambda part: deblocked(self._decode(part), deblock)) if filtered else self._decode
+        )
         return self._tiles(z, through, 1, LATENT_STRIDE, MARGIN + _SEEN * filtered)
 
     def count_tiles(self, height: int, width: int) -> int:
@@ -119,15 +121,15 @@ class _Norm(RMSNorm):  # type: ignore[misc]
         return x * self.weight if self.bias is None else torch.addcmul(self.bias, x, self.weight)
 
 
-def deblocked(x: Tensor) -> Tensor:
+def deblocked(x: Tensor, passes: int) -> Tensor:
     """(B, 3, H, W) float -> the same less what repeats from fine token to fine token.
 
     A pattern is what the high pass shows in the mean of `_ALIKE` of them along a row and along a
-    column, the weaker of both where they agree, each counted up to `_PATTERN`: edges stay. In two
-    passes, as the weaker of both is a little too little."""
+    column, the weaker of both where they agree, each counted up to `_PATTERN`: edges stay. A second
+    pass takes out what the weaker of both leaves."""
     side, (h, w) = FINE.token_stride, x.shape[2:]
     x = F.pad(x, (0, -w % side, 0, -h % side), mode="replicate")
-    for most in _PATTERN:
+    for most in _PATTERN[:passes]:
         smooth = _mean(_mean(x, _BLUR_PX, along=2), _BLUR_PX, along=3)
         high = (x - smooth).clamp(-most, most)
         cells = F.pixel_unshuffle(high, side)  # (B, 768, H/16, W/16)

@@ -38,7 +38,7 @@ class Canvas:
 
     vae: LatentAutoencoder
     size: tuple[int, int]  # of the picture, width and height in pixels
-    deblock: bool = False  # as `LatentAutoencoder.decode_tiles` says
+    deblock: int = 0  # as `LatentAutoencoder.decode_tiles` says
     # What is done to the pixels of each tile: (1, 3, H, W) in [-1, 1] and where they belong.
     finish: Callable[[Tensor, Box], Tensor] = lambda pixels, box: pixels
 
