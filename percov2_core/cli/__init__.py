@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before any command loads NumPy or torch, whose threads would spin on cores that others use.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of NumPy, whose products are small
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # some microseconds: small products are many
+    os.environ.setdefault("GOMP_SPINCOUNT", "100000")  # a millisecond: small products are many
     args = build_parser().parse_args(argv)
     with warnings.catch_warnings():
         if not sys.warnoptions:  # they are for who writes Python, and say where our files lie

@@ -82,7 +82,7 @@ def prepare() -> None:
     # Spinning threads were seen to take ten times as long on cores that others use as well.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of NumPy, whose products are small
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # some microseconds: small products are many
+    os.environ.setdefault("GOMP_SPINCOUNT", "100000")  # a millisecond: small products are many
     # Gradio's statistics of 10,000 events, made anew after each, took half of a busy server's time.
     # An event that they forget before it ends is lost, so that more are kept than may wait.
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1000")
