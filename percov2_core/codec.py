@@ -392,9 +392,8 @@ class PerCoV2(FileCodec):
     ) -> Generator[Step, None, None]:
         stream, modules = contents.stream, self.painter
         told = _told(guidance, modules.decoder)  # (1, guidance width)
-        start, features = modules.decoder(
-            self._given(contents, guidance), told
-        )  # on the latent grid
+        given = self._given(contents, guidance)
+        start, features = modules.decoder(given, told)  # on the latent grid
         latents = sample(
             modules.flow,
             Conditions(start, features, modules.text.encode([contents.caption])),

@@ -12,6 +12,7 @@ from PIL.ImageCms import ImageCmsProfile, createProfile
 
 from percov2_core import image_io, latent
 from percov2_core.bitstream import Stream
+from percov2_core.codec import _nothing_coarse
 from percov2_core.config import FILE_MODES, MODES, SCHEDULES
 from percov2_core.contents import Tokens
 from percov2_core.entropy import prior
@@ -261,6 +262,16 @@ def test_a_coarse_level_that_is_left_out_is_worked_out_once(shipped, monkeypatch
     assert torch.equal(start, afresh) and start.std() > 0.1
     shipped._given(contents, 1.75)
     assert len(raised) == 2
+
+
+def test_what_a_painting_has_worked_out_serves_the_search_as_well(shipped):
+    contents = shipped.read(shipped.encode(picture(), caption="", effort="fast"))
+    _nothing_coarse.cache_clear()
+    shipped.decode(contents.stream, preset="faithful")  # without gradients
+    tokens = torch.from_numpy(contents.fine.tokens)[None]
+    codes = shipped.levels["fine"].quantizer.lookup(tokens).requires_grad_()
+    shipped.decode_codes(codes).square().sum().backward()
+    assert codes.grad.abs().sum() > 0 and _nothing_coarse.cache_info().hits > 0
 
 
 def test_a_large_picture_is_looked_at_in_tiles_that_can_be_cancelled(shipped, monkeypatch):

@@ -24,13 +24,7 @@ from percov2_core.caption.captioner import get_captioner
 from percov2_core.caption.describer import VOCABULARY
 from percov2_core.caption.language import CaptionLanguage
 from percov2_core.codec import LevelModules, Painter, PerCoV2
-from percov2_core.config import (
-    FINE,
-    LATENT_CHANNELS,
-    LEVELS,
-    PARENT_RATIO,
-    SearchConfig,
-)
+from percov2_core.config import FINE, LATENT_CHANNELS, LEVELS, PARENT_RATIO, SearchConfig
 from percov2_core.entropy.exporter import export
 from percov2_core.entropy.masked_config import MaskedModelConfig
 from percov2_core.entropy.masked_model import MaskedImageModel
