@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,9 +57,7 @@ from percov2_core.contents import Contents, FileCodec, FileModules, Tokens, chec
 from percov2_core.entropy.prior import Known
 from percov2_core.entropy.schedule import Ints
 from percov2_core.errors import ConfigError
-from percov2_core.flow.sampler import TimesOf, draw_noise, sample, tiles
-from percov2_core.flow.text import TextEmbedder
-from percov2_core.flow.transformer import Conditions, FlowModel, guidance_features
+from percov2_core.flow.sampler import TimesOf
 from percov2_core.hyper.networks import (
     Codes,
     HyperDecoder,
@@ -69,8 +67,8 @@ from percov2_core.hyper.networks import (
 )
 from percov2_core.hyper.search import search_boxes, search_tokens
 from percov2_core.latent import LatentAutoencoder
-from percov2_core.painting import Canvas, Step
-from percov2_core.repaint import REPAINT_PRESETS, Manner, Repainter, usual_strength
+from percov2_core.painting import Canvas, Manner, Painter, Step
+from percov2_core.repaint import REPAINT_PRESETS, Repainter, usual_strength
 
 _DEBLOCKED = (2, 32)  # filtered once and twice if less than one in so many fine tokens was sent
 _SEARCH_WORK = 10  # what a tile takes to be searched, as a multiple of encoding it
@@ -84,15 +82,6 @@ class LevelModules(FileModules):
     quantizer: VectorQuantizer
     search: SearchConfig
     surrogate: HyperDecoder | None = None  # stands in for the decoder in the search
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Painter:
-    """The boxes that paint from the tokens of both levels, whatever of them a file holds."""
-
-    decoder: HyperDecoder
-    text: TextEmbedder
-    flow: FlowModel
 
 
 class Found(NamedTuple):
@@ -271,14 +260,13 @@ class PerCoV2(FileCodec):
 
     def decode_codes(self, codes: Tensor, level: str = FINE.name) -> Tensor:
         """(B, D, h, w) codes of one level alone -> (B, 3, H, W) what they say without the flow."""
-        told = _told(1.0, self.painter.decoder)  # (1, guidance width)
         if level == FINE.name:
-            given = self._codes(codes, torch.ones_like(codes[:, :1]), None, 1.0)
+            given = self.painter.know(codes, torch.ones_like(codes[:, :1]), None, 1.0)
         else:
             sides = (PARENT_RATIO * n for n in codes.shape[2:])
             fine = codes.new_zeros(*codes.shape[:2], *sides)
             given = Codes(fine, fine[:, :1], codes)
-        return self.vae.decode(self.painter.decoder(given, told).start)
+        return self.vae.decode(self.painter.begin(given, 1.0).start)
 
     def describe(self, image: Image.Image, *, captioner: str | None = None) -> str:
         """Ask a captioner for a caption, by default the one that the model was trained with."""
@@ -380,34 +368,20 @@ class PerCoV2(FileCodec):
         self, contents: Contents, first: Manner, then: Manner | None, second: Repainter | None
     ) -> Generator[Step, None, None]:
         stream = contents.stream
-        own = self._steps(contents, first.steps, first.guidance, first.seed)
+        own = self._own(contents, first)
         if then is None or second is None:
             return own
         start = own if stream.tokens_sent else None
         return second.paint(start, contents.caption, (stream.width, stream.height), then)
 
     @torch.inference_mode()
-    def _steps(
-        self, contents: Contents, steps: int, guidance: float, seed: int
-    ) -> Generator[Step, None, None]:
-        stream, modules = contents.stream, self.painter
-        told = _told(guidance, modules.decoder)  # (1, guidance width)
-        given = self._given(contents, guidance)
-        start, features = modules.decoder(given, told)  # on the latent grid
-        latents = sample(
-            modules.flow,
-            Conditions(start, features, modules.text.encode([contents.caption])),
-            modules.text.encode([""]),
-            times=self.times(steps, *start.shape[2:]),
-            guidance=guidance,
-            noise=draw_noise(start.shape, seed, start.device),
-        )
-        h, w = start.shape[2:]
-        parts = steps * len(tiles(h, w, modules.flow.config.tile))
+    def _own(self, contents: Contents, manner: Manner) -> Generator[Step, None, None]:
+        stream = contents.stream
         sent, total = stream.sent.fine, stream.tokens_total.fine
         deblock = sum(sent * share < total for share in _DEBLOCKED)
         canvas = Canvas(vae=self.vae, size=(stream.width, stream.height), deblock=deblock)
-        yield from canvas.follow(latents, start, steps=steps, parts=parts)
+        given = self._given(contents, manner.guidance)
+        yield from self.painter.paint(given, contents.caption, manner, self.times, canvas)
 
     def _given(self, contents: Contents, guidance: float) -> Codes:
         """What a file says, as vectors: in place of a token not sent, the code to be expected."""
@@ -426,28 +400,4 @@ class PerCoV2(FileCodec):
         if coarse is not None:
             tokens = torch.from_numpy(coarse.tokens)[None].to(self.device)
             parents = self.levels[COARSE.name].quantizer.lookup(tokens)  # (1, D, hp, wp)
-        return self._codes(codes, sent, parents, guidance)
-
-    def _codes(self, fine: Tensor, sent: Tensor, parents: Tensor | None, guidance: float) -> Codes:
-        """All that the hyper-decoder takes; a coarse level that is left out is zero."""
-        if parents is not None:
-            return Codes(fine, sent, parents)
-        h, w = (-(-n // PARENT_RATIO) for n in fine.shape[2:])
-        return Codes(fine, sent, *_nothing_coarse(self.painter.decoder, h, w, guidance))
-
-
-@lru_cache(maxsize=2)  # a fifth of the hyper-decoder's work, and the same for all such files
-def _nothing_coarse(
-    decoder: HyperDecoder, h: int, w: int, guidance: float
-) -> tuple[Tensor, Tensor]:
-    """(1, D, h, w) codes of a coarse level that is left out, and what becomes of them."""
-    device = decoder.device
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        codes = torch.zeros(1, decoder.config["code_dim"], h, w, device=device)
-        return codes, decoder.raise_coarse(codes, _told(guidance, decoder))
-
-
-def _told(guidance: float, decoder: HyperDecoder) -> Tensor:
-    """(1, guidance width) how a hyper-decoder is told the guidance."""
-    value = torch.full((1,), guidance, device=decoder.device)
-    return guidance_features(value, decoder.guidance_width)
+        return self.painter.know(codes, sent, parents, guidance)

@@ -30,7 +30,7 @@ from percov2_core.flow.sampler import TimesOf, sample, tiles
 from percov2_core.flow.text import TextEmbedder
 from percov2_core.flow.transformer import Conditions, FlowModel
 from percov2_core.latent import LatentAutoencoder
-from percov2_core.painting import DECODE_WORK, Canvas, Step
+from percov2_core.painting import DECODE_WORK, Canvas, Manner, Step
 
 SIDE_MULTIPLE_PX = 16  # a patch of the transformer
 MEANS_PX = 8  # sides of the squares whose means stay
@@ -67,16 +67,6 @@ def usual_strength(stream: Stream, preset: str) -> float:
     share = stream.sent.fine / stream.tokens_total.fine
     row = next(row for row in _STRENGTHS if share >= row.least)
     return row.by_preset[PRESETS.index(preset)]
-
-
-class Manner(NamedTuple):
-    """How to repaint."""
-
-    strength: float  # 0 keeps all but what the autoencoder loses, 1 starts from noise alone
-    steps: int  # of the whole path; as many are done as the strength needs
-    guidance: float
-    seed: int
-    held: bool = True  # whether low frequencies and means stay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

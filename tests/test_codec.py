@@ -12,7 +12,6 @@ from PIL.ImageCms import ImageCmsProfile, createProfile
 
 from percov2_core import image_io, latent
 from percov2_core.bitstream import Stream
-from percov2_core.codec import _nothing_coarse
 from percov2_core.config import FILE_MODES, MODES, SCHEDULES
 from percov2_core.contents import Tokens
 from percov2_core.entropy import prior
@@ -22,6 +21,7 @@ from percov2_core.errors import BitstreamError, ConfigError, ImageError
 from percov2_core.flow.transformer import FlowModel, guidance_features
 from percov2_core.hyper.networks import HyperDecoder
 from percov2_core.latent import LatentAutoencoder, deblocked
+from percov2_core.painting import _nothing_coarse
 from percov2_core.weights import load_codec
 from tests.tiny import counted, picture, tiny_codec, tiny_folder
 

@@ -27,8 +27,8 @@ from percov2_core.evaluation.protocol import to_tensor
 from percov2_core.flow.sampler import sigmas, tiles
 from percov2_core.flow.transformer import FlowConfig, FlowModel
 from percov2_core.metrics.distortion import ms_ssim
-from percov2_core.painting import Step
-from percov2_core.repaint import MEANS_PX, Manner, keep_means, usual_strength
+from percov2_core.painting import Manner, Step
+from percov2_core.repaint import MEANS_PX, keep_means, usual_strength
 from percov2_core.weights import load_codec, open_painter
 from percov2_core.weights.base import SCHEDULER_FILE, load_repainter, load_times, scheduled
 from percov2_core.weights.residency import Residency

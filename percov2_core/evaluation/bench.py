@@ -25,19 +25,20 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from percov2_core import codec as figure
-from percov2_core import repaint
+from percov2_core import painting, repaint
 from percov2_core.baselines import CLASSIC
 from percov2_core.baselines.base import largest_within
 from percov2_core.baselines.classic import USUAL
 from percov2_core.bitstream import Stream
 from percov2_core.caption import packing
-from percov2_core.codec import Painter, PerCoV2
+from percov2_core.codec import PerCoV2
 from percov2_core.config import OWN_PAINTER, check_choice
 from percov2_core.errors import PerCoError
 from percov2_core.evaluation.bench_table import NOT_MEASURED, BenchRow
 from percov2_core.flow.sampler import sample
 from percov2_core.flow.text import TextEmbedding
 from percov2_core.flow.transformer import Conditions
+from percov2_core.painting import Painter
 from percov2_core.repaint import REPAINT_PRESETS, Repainter
 from percov2_core.weights import load_codec
 from percov2_core.weights.base import SD3TextEncoder
@@ -232,7 +233,7 @@ def _boxes(codec: PerCoV2, painter: str) -> list[Box]:
         ("caption coding", packing, "read_caption"),
         ("hyper-decoder", codec.painter.decoder, "forward"),
         ("text encoder", codec.painter.text, "encode"),
-        ("flow", figure, "sample"),
+        ("flow", painting, "sample"),
         ("autoencoder", codec.vae, "_decode"),
     ]
     for level in codec.levels.values():
@@ -251,7 +252,7 @@ def sampling(
     codec: PerCoV2, point: BenchRow, stream: Stream, painter: str = OWN_PAINTER
 ) -> Callable[[], None]:
     """The sampling loop of a batch as a call without arguments: what `decode` runs, repeated."""
-    owner = figure if painter == OWN_PAINTER else repaint
+    owner = painting if painter == OWN_PAINTER else repaint
     with patch.object(owner, "sample", wraps=sample) as called:
         codec.decode(stream, steps=int(point.steps), guidance=point.guidance, painter=painter)
     (flow, one, null), how = called.call_args

@@ -23,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrained
 from percov2_core.caption.captioner import get_captioner
 from percov2_core.caption.describer import VOCABULARY
 from percov2_core.caption.language import CaptionLanguage
-from percov2_core.codec import LevelModules, Painter, PerCoV2
+from percov2_core.codec import LevelModules, PerCoV2
 from percov2_core.config import FINE, LATENT_CHANNELS, LEVELS, PARENT_RATIO, SearchConfig
 from percov2_core.entropy.exporter import export
 from percov2_core.entropy.masked_config import MaskedModelConfig
@@ -35,6 +35,7 @@ from percov2_core.flow.text import TextEmbedder, TextEncoder, small_text_encoder
 from percov2_core.flow.transformer import FlowConfig, FlowModel, extend_patch_embedding
 from percov2_core.hyper.networks import HyperDecoder, HyperEncoder, VectorQuantizer
 from percov2_core.latent import LatentAutoencoder
+from percov2_core.painting import Painter
 from percov2_core.repaint import Repainter
 from percov2_core.weights import files, networks
 from percov2_core.weights.find import find_base
