@@ -22,7 +22,8 @@ pytestmark = [pytest.mark.ui, pytest.mark.timeout(600)]
 
 AT_ONCE = 8
 SENTENCE = 200  # characters
-GROWTH_BYTES = 150 * 2**20
+GROWTH_BYTES = 50 * 2**20
+AGAIN = 8  # one call of so many is made again, when all that the page loads late is there
 FILES = ("file", "image")
 FEW = 3  # values for an input of a function that has had all of them at another end point
 
@@ -102,7 +103,7 @@ class Attack:
 
 def test_every_input_of_every_end_point_is_refused_or_harmless(visitor, target, file):
     attack, wrong, tried = Attack(visitor, target, file), [], 0
-    calls, before = attack.calls(), target.server.memory_bytes
+    calls = attack.calls()
     while batch := list(islice(calls, AT_ONCE)):
         tried += len(batch)
         wrong += [fault for answer in visitor.ask(batch) for fault in attack.faults(answer)]
@@ -111,6 +112,9 @@ def test_every_input_of_every_end_point_is_refused_or_harmless(visitor, target, 
     assert wrong == []
     assert target.called == []
     assert not target.complaints()
+    again, before = islice(attack.calls(), None, None, AGAIN), target.server.memory_bytes
+    while batch := list(islice(again, AT_ONCE)):
+        visitor.ask(batch)
     assert target.server.memory_bytes - before < GROWTH_BYTES
     with Visitor(target.server.address) as following:
         assert Attack(following, target, file)
