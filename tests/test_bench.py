@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from unittest.mock import Mock
 
@@ -12,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from percov2_core.baselines.classic import find_baseline
 from percov2_core.cli import main
+from percov2_core.config import OWN_PAINTER
 from percov2_core.errors import ConfigError, UnavailableError
 from percov2_core.evaluation import bench, bench_table
 from percov2_core.evaluation.bench_table import BenchRow
@@ -59,6 +61,13 @@ def test_every_box_has_a_time_and_the_methods_are_put_back():
     assert "describe" not in vars(codec) and "encode" not in vars(codec.vae)
     assert found.copies == "no device" and found.loop_tflops > 0
     assert found.peak_gib < before / 2**30  # what an earlier point needed is not this one's
+
+
+def test_a_stopwatch_changes_no_picture_not_even_one_of_several_tiles():
+    codec = tiny_codec()
+    stream = codec.encode(picture(576, 64), effort="fast")
+    decode, boxes = partial(codec.decode, stream, steps=2), bench._boxes(codec, OWN_PAINTER)
+    assert bench._timed(codec, "decode", decode, boxes)[0] == decode()
 
 
 def test_a_cpu_is_named_with_what_pytorch_uses_of_it(monkeypatch):

@@ -211,7 +211,8 @@ def _timed(
         busy = False
         if not isinstance(result, Generator):
             return result
-        return iter(partial(timed, label, next, result, None), None)
+        end = object()  # not None, which is what a generator says of an unfinished part
+        return iter(partial(timed, label, next, result, end), end)
 
     with ExitStack() as stack:
         for label, owner, name in boxes:

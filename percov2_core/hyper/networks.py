@@ -227,9 +227,15 @@ class ConvBlock(nn.Module):
     def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:
         y = self.depthwise(x).movedim(1, -1)
         # In parts that stay in the cache, and whose memory does not grow with the picture.
-        parts = y.split(max(1, _CELLS_AT_ONCE // y.shape[2]), dim=1)
-        y = torch.cat([self._map(part, style) for part in parts], dim=1)
-        out: Tensor = x + y.movedim(-1, 1)
+        rows = max(1, _CELLS_AT_ONCE // y.shape[2])
+        parts = (self._map(part, style).movedim(-1, 1) for part in y.split(rows, dim=1))
+        if torch.is_grad_enabled():
+            out: Tensor = x + torch.cat(list(parts), dim=2)
+            return out
+        out = torch.empty_like(x)
+        pieces = zip(torch.split(x, rows, 2), torch.split(out, rows, 2), parts, strict=True)
+        for before, after, made in pieces:
+            torch.add(before, made, out=after)
         return out
 
     def _map(self, y: Tensor, style: Tensor | None) -> Tensor:
