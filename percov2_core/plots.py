@@ -14,7 +14,9 @@ import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
 import plotly.offline
+from plotly.subplots import make_subplots
 
+from percov2_core.config import PRESETS
 from percov2_core.errors import ConfigError
 from percov2_core.evaluation.rows import summarise
 from percov2_core.metrics import AXES, STARRED
@@ -111,16 +113,21 @@ def per_picture(frame: pd.DataFrame, *, x: str = "bpp", y: str = "patch_swd") ->
 
 def trade_off(table: pd.DataFrame, *, x: str, y: str) -> go.Figure:
     """A point per line of `table`, its colour by bytes, presets by name. Of each codec a full line
-    over steps at the least guidance there is, and a dotted one over guidance at the fewest steps.
-    `customdata` of a point: words, key, picture."""
+    over steps at the least guidance there is, a dotted one over guidance at the fewest steps, and
+    a dashed one over bytes for each preset. `customdata` of a point: words, key, picture."""
     rows = table.dropna(subset=[x, y])
     _require(rows, x, y)
     rows = rows.assign(digits=np.log10(pd.to_numeric(rows["size_bytes"])))
     figure = go.Figure()
     groups = list(rows.groupby("label", sort=True))
     for label, mine in groups:
-        for over, fixed, dash in (("steps", "guidance", "solid"), ("guidance", "steps", "dot")):
-            line = mine[mine[fixed] == mine[fixed].min()].sort_values(over)
+        lines = [
+            (mine[mine[fixed] == mine[fixed].min()].sort_values(over), dash)
+            for over, fixed, dash in (("steps", "guidance", "solid"), ("guidance", "steps", "dot"))
+        ]
+        sized = mine[mine["budget_bytes"].notna()].sort_values("budget_bytes")
+        lines += [(line, "dash") for _, line in sized.groupby("preset", dropna=False)]
+        for line, dash in lines:
             if len(line) > 1:
                 style = {"color": colour(str(label)), "dash": dash, "width": 1.5}
                 look = {"line": style, "showlegend": False, "hoverinfo": "skip", "name": label}
@@ -130,7 +137,7 @@ def trade_off(table: pd.DataFrame, *, x: str, y: str) -> go.Figure:
         marker: dict[str, Any] = {"symbol": _SYMBOLS.get(str(label), "x"), "size": 10}
         if mine["digits"].notna().all():
             marker |= {"color": mine["digits"], "coloraxis": "coloraxis"}
-        presets = mine["preset"].astype(object).fillna("")
+        presets = mine["preset"].astype(object).where(mine["budget_bytes"].isna(), "").fillna("")
         # They are close together.
         places = [_PLACES.get(name, "top center") for name in presets]
         named = {"text": presets, "textposition": places}
@@ -146,6 +153,35 @@ def trade_off(table: pd.DataFrame, *, x: str, y: str) -> go.Figure:
     colours = {"colorscale": "Viridis", "colorbar": shown}
     figure.update_layout(xaxis_title=AXES[x], yaxis_title=AXES[y], coloraxis=colours, **_LAYOUT)
     return figure.update_xaxes(type="log" if x == "bpp" else "linear")
+
+
+def curves(table: pd.DataFrame) -> go.Figure:
+    """Means of each metric over bytes, and distortion against perception: a line per codec over
+    `budget_bytes`, of ours per preset; what has none is a point."""
+    panels = [("size_bytes", m) for m in ("ms_ssim", "meaning", "label_kept", "patch_swd")]
+    panels += [("size_bytes", "feature_distance"), ("psnr", "patch_swd")]
+    axes = {"size_bytes": "bytes", **AXES}
+    titles = [f"{axes[y]} over {axes[x]}" for x, y in panels]
+    figure = make_subplots(2, 3, subplot_titles=titles, horizontal_spacing=0.06)
+    table = table.assign(preset=table["preset"].astype(object).fillna(""))
+    for place, (x, y) in enumerate(panels):
+        cell = {"row": place // 3 + 1, "col": place % 3 + 1}
+        for (label, preset), mine in table.dropna(subset=[x, y]).groupby(["label", "preset"]):
+            name, sized = f"{label} {preset}".strip(), mine["budget_bytes"].notna()
+            look = {"color": colour(label), "dash": "dot" if preset == PRESETS[0] else "solid"}
+            line = mine[sized].sort_values("budget_bytes")
+            if len(line):
+                once = {"name": name, "legendgroup": name, "showlegend": not place, "line": look}
+                figure.add_scatter(x=line[x], y=line[y], mode="lines+markers", **once, **cell)
+            marker = {"color": colour(label), "size": 9, "symbol": _SYMBOLS.get(label, "x")}
+            alone = {"name": name, "marker": marker, "showlegend": False}
+            figure.add_scatter(
+                x=mine[~sized][x], y=mine[~sized][y], mode="markers", **alone, **cell
+            )
+        if x == "size_bytes":
+            ticks = {"tickvals": _TICKS_BYTES, "ticktext": _TICKS_BYTES}
+            figure.update_xaxes(type="log", **ticks, **cell)
+    return figure.update_layout(**_LAYOUT)
 
 
 def schedule_bars(frame: pd.DataFrame) -> go.Figure:

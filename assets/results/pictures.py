@@ -24,16 +24,16 @@ EXAMPLE = RESULTS.parent / "examples" / "kodim23-parrots.jpg"
 def main() -> None:
     codec = load_codec()
     found = codec.look(centre_square(Image.open(EXAMPLE)))
-    folder, contents = RESULTS / PICTURES, dict[str, Contents]()
+    folder, contents = RESULTS / PICTURES, dict[tuple[str, int | None], Contents]()
     folder.mkdir(exist_ok=True)
     for row in Measurements(RESULTS).ours():
-        mode = row["mode"]
-        count = int(row["tokens"]) if row.get("tokens") is not None else None
-        if mode not in contents:
-            contents[mode] = codec.read(codec.write(found, mode, count=count))
+        mode, count, most = (row.get(name) for name in ("mode", "tokens", "budget_bytes"))
+        count, most = (None if n is None else int(n) for n in (count, most))
+        if (mode, most) not in contents:
+            contents[mode, most] = codec.read(codec.write(found, mode, count=count, size=most))
         look = {name: row[name] for name in ("steps", "guidance", "preset") if name in row}
         look |= {"steps": int(row["steps"])} if "steps" in row else {}
-        *_, last = codec.paint(contents[mode], **look)
+        *_, last = codec.paint(contents[mode, most], **look)
         assert last.picture is not None
         write_thumbnail(last.picture, folder / picture_name(row["key"]))
 

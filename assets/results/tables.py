@@ -21,6 +21,7 @@ from percov2_core.metrics import RELATED, STAR
 Rows = list[dict[str, Any]]
 
 MODE_ORDER = ("extreme", "ultra-low", "hybrid")
+SIZES_BYTES = (24, 62, 124, 240, 430, 722)  # of those that the study has
 # Those that need weights stand where a study had them.
 _COLUMNS = {
     "size_bytes": ("bytes", 0),
@@ -60,12 +61,20 @@ def sizes_table(results: Path) -> str:
     """Our files of one encoding by size, each size followed by the classic codecs in its bytes."""
     ours, classic = read_means(results, "sizes"), read_means(results, "classic")
     lines = []
-    for size in sorted({int(row["budget_bytes"]) for row in ours}):
+    for size in SIZES_BYTES:
         mine = [r for r in ours if r["budget_bytes"] == size]
         for row in sorted(mine, key=lambda r: PRESETS.index(r["preset"])):
             lines.append((f"**{size} bytes**, {row['preset']}", row))
         rivals = [r for r in classic if r["budget_bytes"] == size and r.get("psnr") is not None]
         lines += [(_rival(row), row) for row in sorted(rivals, key=lambda r: -r["ms_ssim"])]
+    return _measured("at most", lines)
+
+
+def orders_table(results: Path) -> str:
+    """Which fine tokens to send first, at a few sizes, balanced."""
+    rows = read_means(results, "orders")
+    rows = sorted(rows, key=lambda r: (r["budget_bytes"], SCHEDULES.index(r["schedule"])))
+    lines = [(f"{row['budget_bytes']:.0f} bytes, `{row['schedule']}`", row) for row in rows]
     return _measured("at most", lines)
 
 
@@ -103,6 +112,7 @@ TABLES = {
     "effort": effort_table,
     "protocol": protocol_table,
     "schedules": schedule_table,
+    "orders": orders_table,
 }
 
 

@@ -34,8 +34,9 @@ _VVC = "vvc@63+60+56+52+48"
 PROTOCOL = ("jpeg@1+10", "webp@0", "avif@0", "avif/2@0", "avif/4@0", "jpeg2000@800", _VVC)
 BUDGET_CODECS = ("jpeg", "j2k", "webp", "jxl", "avif", "vvc")
 BUDGETS_BYTES = (62, 124, 240, 430, 722)
-# Between a caption and a whole file at 512 x 512; those of the table are among them.
-SIZES_BYTES = (24, *BUDGETS_BYTES)
+# Between a caption and a whole file at 512 x 512, close enough for a curve.
+SIZES_BYTES = (24, 32, 46, 62, 90, 124, 170, 240, 320, 430, 560, 722)
+ORDERS_BYTES = (100, 200, 400)
 
 
 class Study(NamedTuple):
@@ -68,6 +69,10 @@ STUDIES = {
         lambda args: ways.our_settings(args.modes, steps=args.steps, guidance=args.guidance),
     ),
     "schedules": Study("bits of the tokens under each schedule", _schedules, ("psnr",)),
+    "orders": Study(
+        "which fine tokens to send first: our files of N bytes under each schedule",
+        lambda args: ways.our_settings(["hybrid"], schedules=SCHEDULES, budgets=ORDERS_BYTES),
+    ),
     "effort": Study(
         "what the encoder's search for tokens gains",
         lambda args: ways.our_settings(["extreme"], presets=PRESETS[::2], efforts=EFFORTS),

@@ -15,10 +15,13 @@ from percov2_core.evaluation.rows import PICTURES, picture_name, summarise, to_f
 from percov2_core.ui import text
 
 RESULTS_DIR = Path(__file__).parents[2] / "assets" / "results"
-COLUMNS = ("label", "picture", "key", "thumbnail", "preset", "steps", "guidance", "size_bytes")
+COLUMNS = (
+    *("label", "picture", "key", "thumbnail", "preset", "steps", "guidance", "size_bytes"),
+    "budget_bytes",
+)
 MEASURED = "measured_kodak_512_centre"  # among the reference points
 _REFERENCE_PICTURES = 24
-_STUDIES = ("sweep", "presets", "protocol", "classic")
+_STUDIES = ("sweep", "presets", "sizes", "protocol", "classic")
 _THUMB_PX = 96
 
 
@@ -50,6 +53,7 @@ class Measurements:
         if "mode" not in self.means:
             return []
         names = ["key", "mode", "preset", "steps", "guidance", "tokens", "size_bytes"]
+        names.append("budget_bytes")
         rows = self.means[self.means["mode"].isin(MODES)].reindex(columns=names)
         return [dict(row.dropna()) for _, row in rows.iterrows()]
 
