@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from percov2_core import image_io
 from percov2_core.bitstream import MAX_FILE_BYTES, MAX_SEED, Stream
@@ -43,45 +42,25 @@ from percov2_core.config import (
     MAX_STEPS,
     MODES,
     OWN_PAINTER,
-    PARENT_RATIO,
     PRESETS,
-    Box,
-    Level,
     Preset,
-    SearchConfig,
     check_choice,
     check_real,
     check_whole,
 )
-from percov2_core.contents import Contents, FileCodec, FileModules, Tokens, check_stream
-from percov2_core.entropy.prior import Known
+from percov2_core.contents import Contents, FileCodec, Tokens, check_stream
 from percov2_core.entropy.schedule import Ints
 from percov2_core.errors import ConfigError
 from percov2_core.flow.sampler import TimesOf
-from percov2_core.hyper.networks import (
-    Codes,
-    HyperDecoder,
-    HyperEncoder,
-    VectorQuantizer,
-    draw_surrogate,
-)
-from percov2_core.hyper.search import search_boxes, search_tokens
+from percov2_core.hyper.networks import Codes
+from percov2_core.hyper.search import search_boxes
 from percov2_core.latent import LatentAutoencoder
 from percov2_core.painting import Canvas, Manner, Painter, Step
 from percov2_core.repaint import REPAINT_PRESETS, Repainter, usual_strength
+from percov2_core.searching import LevelModules, Search
 
 _DEBLOCKED = (2, 32)  # filtered once and twice if less than one in so many fine tokens was sent
 _SEARCH_WORK = 10  # what a tile takes to be searched, as a multiple of encoding it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LevelModules(FileModules):
-    """The boxes of the figure that make the tokens of one level."""
-
-    encoder: HyperEncoder
-    quantizer: VectorQuantizer
-    search: SearchConfig
-    surrogate: HyperDecoder | None = None  # stands in for the decoder in the search
 
 
 class Found(NamedTuple):
@@ -107,6 +86,10 @@ class PerCoV2(FileCodec):
     @property
     def device(self) -> torch.device:
         return self.vae.device
+
+    @property
+    def search(self) -> Search:
+        return Search(levels=self.levels, painter=self.painter, vae=self.vae)
 
     def encode(
         self,
@@ -150,16 +133,23 @@ class PerCoV2(FileCodec):
             tokens=tokens,
             seed=seed,
         )
+        # What is left out is completed, which takes as long again.
+        twice = effort == EFFORTS[-1] and (
+            size is not None or header.sent.fine < header.tokens_total.fine
+        )
         found = self.look(
             picture,
-            progress,
+            lambda share: progress(share / (1 + twice)),
             caption=caption,
             captioner=captioner,
             effort=effort,
             coarse=size is not None or header.sent.coarse > 0,
             fine=size is not None or header.sent.fine > 0,
         )
-        return self.write(found, mode, count=tokens, size=size, schedule=schedule, seed=seed)
+        put = partial(self.write, mode=mode, count=tokens, size=size, schedule=schedule, seed=seed)
+        stream = put(found)
+        better = self.complete(picture, found, stream, lambda share: progress((1 + share) / 2))
+        return stream if better is found else put(better)
 
     def look(
         self,
@@ -227,46 +217,53 @@ class PerCoV2(FileCodec):
                 vectors = modules.encoder(z[..., : h // LATENT_STRIDE, : w // LATENT_STRIDE])
                 tokens = modules.quantizer.tokens(vectors)  # (1, h, w)
                 for box in boxes.get(kind.name, ()):
-                    self._search(tokens, box, x[..., :h, :w], kind, caption, effort)
+                    self.search.move(tokens, box, x[..., :h, :w], kind, caption, effort)
                     yield Found(next(shares))
                 grids[kind.name] = tokens[0].cpu().numpy()
         coarse, fine = grids[COARSE.name], grids[FINE.name]
         yield Found(1.0, Tokens(picture.size, caption, coarse, fine, effort))
 
-    def _search(
-        self, tokens: Tensor, box: Box, x: Tensor, kind: Level, caption: str, effort: str
-    ) -> None:
-        """Improve one tile of a level's tokens, found as if the other level were not there."""
-        modules, stride = self.levels[kind.name], kind.token_stride
-        config, surrogate = modules.search.at(effort), None
-        if modules.surrogate and config.by_surrogate:
-            surrogate = partial(draw_surrogate, modules.surrogate)
-        rows, columns = (slice(stride * s.start, stride * s.stop) for s in box[1:])
+    def complete(
+        self,
+        image: Image.Image,
+        tokens: Tokens,
+        stream: Stream,
+        progress: Callable[[float], object] = lambda share: None,
+    ) -> Tokens:
+        """`completing` to its end: `tokens` themselves if there is nothing to do."""
+        for part in self.completing(image, tokens, stream):
+            progress(part.share)
+        assert part.tokens is not None  # the last part has them
+        return part.tokens
 
-        def bits(tile: Tensor) -> Tensor:  # (h, w) -> (K, h, w)
-            known, by = Known(caption), DEFAULT_SCHEDULE  # one, so that all send the same tokens
-            found = modules.prior.choices(tile.cpu().numpy(), known, schedule=by)
-            return torch.from_numpy(found).to(tile.device)
+    @torch.no_grad()
+    def completing(
+        self, image: Image.Image, tokens: Tokens, stream: Stream
+    ) -> Generator[Found, None, None]:
+        """Move the tokens that a file holds closer to the picture that the decoder completes them
+        to (see `searching`), part by part, by the balanced preset. Only where `looking` was asked
+        for the effort "best", and coarse tokens and a part of the fine ones are sent; else they stay.
 
-        tokens[box] = search_tokens(
-            tokens[box],
-            modules.quantizer,
-            partial(self.decode_codes, level=kind.name),
-            x[..., rows, columns],
-            config=config,
-            bits=bits,
-            surrogate=surrogate,
-        )
+        Args:
+            image, tokens, stream: The picture, what `looking` found, what `write` made of it.
+        """
+        sent, total = stream.sent, stream.tokens_total
+        if tokens.effort != EFFORTS[-1] or not sent.coarse or sent.fine == total.fine:
+            yield Found(1.0, tokens)
+            return
+        look = self.presets[stream.mode]["balanced"]
+        manner = Manner(0.0, look.steps, look.guidance, stream.seed)
+        x = image_io.to_tensor(image_io.normalise(image), COARSE.token_stride).to(self.device)
 
-    def decode_codes(self, codes: Tensor, level: str = FINE.name) -> Tensor:
-        """(B, D, h, w) codes of one level alone -> (B, 3, H, W) what they say without the flow."""
-        if level == FINE.name:
-            given = self.painter.know(codes, torch.ones_like(codes[:, :1]), None, 1.0)
-        else:
-            sides = (PARENT_RATIO * n for n in codes.shape[2:])
-            fine = codes.new_zeros(*codes.shape[:2], *sides)
-            given = Codes(fine, fine[:, :1], codes)
-        return self.vae.decode(self.painter.begin(given, 1.0).start)
+        def given(tokens: Tokens) -> tuple[Contents, Codes]:
+            how: dict[str, Any] = {"schedule": stream.schedule, "seed": stream.seed}
+            contents = self.read(self.write(tokens, count=stream.tokens_sent, **how))
+            return contents, self._given(contents, manner.guidance)
+
+        for share, moved in self.search.completing(x, tokens, given, manner, self.times):
+            yield Found(share)
+            tokens = moved
+        yield Found(1.0, tokens)
 
     def describe(self, image: Image.Image, *, captioner: str | None = None) -> str:
         """Ask a captioner for a caption, by default the one that the model was trained with."""

@@ -117,20 +117,27 @@ class Painter:
         """What the flow starts from, on the latent grid."""
         return self.decoder(given, _told(guidance, self.decoder))  # type: ignore[no-any-return]
 
+    def latents(
+        self, given: Codes, caption: str, manner: Manner, times: TimesOf
+    ) -> tuple[Tensor, Iterator[Tensor | None]]:
+        """What the flow starts from, and what `flow.sampler.sample` yields."""
+        start, features = self.begin(given, manner.guidance)
+        found = sample(
+            self.flow,
+            Conditions(start, features, self.text.encode([caption])),
+            self.text.encode([""]),
+            times=times(manner.steps, *start.shape[2:]),
+            guidance=manner.guidance,
+            noise=draw_noise(start.shape, manner.seed, start.device),
+        )
+        return start, found
+
     def paint(
         self, given: Codes, caption: str, manner: Manner, times: TimesOf, canvas: Canvas
     ) -> Iterator[Step]:
         """The steps of the flow."""
-        start, features = self.begin(given, manner.guidance)
+        start, latents = self.latents(given, caption, manner, times)
         h, w = start.shape[2:]
-        latents = sample(
-            self.flow,
-            Conditions(start, features, self.text.encode([caption])),
-            self.text.encode([""]),
-            times=times(manner.steps, h, w),
-            guidance=manner.guidance,
-            noise=draw_noise(start.shape, manner.seed, start.device),
-        )
         parts = manner.steps * len(tiles(h, w, self.flow.config.tile))
         return canvas.follow(latents, start, steps=manner.steps, parts=parts)
 

@@ -270,7 +270,7 @@ def test_what_a_painting_has_worked_out_serves_the_search_as_well(shipped):
     shipped.decode(contents.stream, preset="faithful")  # without gradients
     tokens = torch.from_numpy(contents.fine.tokens)[None]
     codes = shipped.levels["fine"].quantizer.lookup(tokens).requires_grad_()
-    shipped.decode_codes(codes).square().sum().backward()
+    shipped.search.decode_codes(codes).square().sum().backward()
     assert codes.grad.abs().sum() > 0 and _nothing_coarse.cache_info().hits > 0
 
 

@@ -82,8 +82,15 @@ def effort_table(results: Path) -> str:
     """What the encoder's search gains."""
     order = [(effort, preset) for effort in EFFORTS for preset in PRESETS]
     rows = read_means(results, "effort")
-    rows = sorted(rows, key=lambda r: order.index((r["effort"], r["preset"])))
-    return _measured("effort", [(f"**{row['effort']}**, {row['preset']}", row) for row in rows])
+
+    def place(row: Mapping[str, Any]) -> tuple[float, int]:
+        return row.get("budget_bytes") or 0.0, order.index((row["effort"], row["preset"]))
+
+    lines = []
+    for row in sorted(rows, key=place):
+        what = f"at most {most:.0f} bytes" if (most := row.get("budget_bytes")) else row["mode"]
+        lines.append((f"{what}, **{row['effort']}**, {row['preset']}", row))
+    return _measured("effort", lines)
 
 
 def protocol_table(results: Path) -> str:

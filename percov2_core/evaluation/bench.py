@@ -24,8 +24,7 @@ from PIL import Image, ImageOps
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from percov2_core import codec as figure
-from percov2_core import painting, repaint
+from percov2_core import painting, repaint, searching
 from percov2_core.baselines import CLASSIC
 from percov2_core.baselines.base import largest_within
 from percov2_core.baselines.classic import USUAL
@@ -229,7 +228,7 @@ def _boxes(codec: PerCoV2, painter: str) -> list[Box]:
     boxes = [
         ("captioner", codec, "describe"),
         ("autoencoder", codec.vae, "_encode"),
-        ("search", figure, "search_tokens"),
+        ("search", searching, "search_tokens"),
         ("caption coding", packing, "write_caption"),
         ("caption coding", packing, "read_caption"),
         ("hyper-decoder", codec.painter.decoder, "forward"),

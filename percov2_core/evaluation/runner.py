@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,9 +140,11 @@ class Worker:
         codec, schedule = self.codec, setting.schedule
         look_s, found = self._look(picture, image, setting.effort or DEFAULT_EFFORT)
         begun = time.perf_counter()
-        stream = codec.write(
-            found, setting.mode, count=setting.tokens, size=setting.budget_bytes, schedule=schedule
-        )
+        count, size = setting.tokens, setting.budget_bytes
+        put = partial(codec.write, mode=setting.mode, count=count, size=size, schedule=schedule)
+        stream = put(found)
+        if (better := codec.complete(image, found, stream)) is not found:
+            stream = put(better)
         encoded = time.perf_counter()
         contents = codec.read(stream)
         bits = dict(zip(("header_bits", "caption_bits", "token_bits"), contents.bits, strict=True))

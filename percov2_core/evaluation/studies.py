@@ -37,6 +37,7 @@ BUDGETS_BYTES = (62, 124, 240, 430, 722)
 # Between a caption and a whole file at 512 x 512, close enough for a curve.
 SIZES_BYTES = (24, 32, 46, 62, 90, 124, 170, 240, 320, 430, 560, 722)
 ORDERS_BYTES = (100, 200, 400)
+EFFORT_BYTES = (62, 124, 240)
 
 
 class Study(NamedTuple):
@@ -75,7 +76,12 @@ STUDIES = {
     ),
     "effort": Study(
         "what the encoder's search for tokens gains",
-        lambda args: ways.our_settings(["extreme"], presets=PRESETS[::2], efforts=EFFORTS),
+        lambda args: [
+            *ways.our_settings(["extreme"], presets=PRESETS[::2], efforts=EFFORTS),
+            *ways.our_settings(
+                ["hybrid"], presets=PRESETS[::2], efforts=EFFORTS, budgets=EFFORT_BYTES
+            ),
+        ],
     ),
     "sizes": Study(
         "our files of N bytes, all cut from one encoding",

@@ -49,6 +49,7 @@ def search_tokens(
     config: SearchConfig,
     bits: Callable[[Tensor], Tensor] | None = None,
     surrogate: Callable[[Tensor], Tensor] | None = None,
+    movable: Tensor | None = None,
 ) -> Tensor:
     """Improve the tokens of a tile for the squared error, the structure and the rate.
 
@@ -59,6 +60,7 @@ def search_tokens(
         bits: (h, w) int64 tokens -> (K, h, w) float, what each code would take in each place. None
             if all take the same; asked only if the rate is weighed.
         surrogate: As `decode`, of which it knows what a change of tokens changes; None asks that.
+        movable: (1, h, w) bool, which tokens may change; None lets all.
 
     Returns:
         (1, h, w) int64; no move made its patch, with its bits, cost more, as far as is known.
@@ -88,7 +90,8 @@ def search_tokens(
             (gradient,) = torch.autograd.grad(x.numel() * error, codes)
         saved = _promises(codes.detach(), gradient, codebook, config.curvature)
         saved, best = (saved + price.gather(1, tokens[:, None]) - price).max(dim=1)
-        moved = torch.where((parity == i % 2) & (saved > 0), best, tokens)
+        moving = (parity == i % 2) & (saved > 0)
+        moved = torch.where(moving if movable is None else moving & movable, best, tokens)
         before = _around_tokens(x, y.detach(), maps, tokens, price, config)
         after = _around_tokens(x, *look(quantizer.lookup(moved)), moved, price, config)
         tokens = torch.where(after < before, moved, tokens)

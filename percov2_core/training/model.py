@@ -22,7 +22,6 @@ from PIL import Image
 from torch import Tensor
 
 from percov2_core.caption.describer import describe
-from percov2_core.codec import LevelModules
 from percov2_core.config import FINE, LEVELS
 from percov2_core.entropy.exporter import restore
 from percov2_core.entropy.masked_model import MaskedImageModel
@@ -32,6 +31,7 @@ from percov2_core.flow.transformer import TOLD_MAX
 from percov2_core.latent import LatentAutoencoder
 from percov2_core.metrics.distortion import to_8bit
 from percov2_core.metrics.meaning import EfficientNetLite0
+from percov2_core.searching import LevelModules
 from percov2_core.training.autoencoder import Scorer
 from percov2_core.training.cache import Cache
 from percov2_core.training.checkpoint import fill, kept, load_average

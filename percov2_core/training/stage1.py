@@ -25,7 +25,6 @@ import torch.nn.functional as F
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from percov2_core.codec import LevelModules
 from percov2_core.config import COARSE, FINE, Level, check_choice, check_real
 from percov2_core.entropy.masked_model import MaskedImageModel
 from percov2_core.errors import ConfigError
@@ -38,6 +37,7 @@ from percov2_core.metrics.features import SqueezeNetFeatures, feature_distance
 from percov2_core.metrics.meaning import EfficientNetLite0
 from percov2_core.metrics.structure import structure_distance
 from percov2_core.painting import Painter
+from percov2_core.searching import LevelModules
 from percov2_core.training.loop import Groups, StepLoss
 from percov2_core.training.quantize import TrainingQuantizer
 from percov2_core.training.samples import Samples

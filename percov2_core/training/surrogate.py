@@ -68,7 +68,7 @@ class SurrogateSystem(nn.Module):
         share = torch.rand(len(x), 1, 1, device=x.device)
         others = torch.where(torch.rand(others.shape, device=x.device) < share, others, nearest)
         codes = level.quantizer.lookup(torch.cat([nearest, others]))
-        return codes, codec.decode_codes(codes).half()
+        return codes, codec.search.decode_codes(codes).half()
 
 
 def train_surrogate(options: RunOptions) -> None:

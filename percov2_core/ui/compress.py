@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ from percov2_core.ui.share import share_panel
 from percov2_core.ui.text import data_uri, empty, piece, plain_html
 
 if TYPE_CHECKING:
-    from percov2_core.codec import PerCoV2
+    from percov2_core.codec import Found, PerCoV2
     from percov2_core.contents import Tokens
 
 _THUMB_PX = 112
@@ -295,17 +295,16 @@ class CompressTab:
         else:
             yield {self.stage: piece("painting", size=image.size)}
             effort = border.check_effort(given[more.effort], image)
-            began = time.monotonic()
-            for part in self.codec.looking(image, caption=said, effort=effort):
-                if turn.dropped.is_set():
-                    return
-                if part.tokens is None:
-                    left_s = (time.monotonic() - began) * (1 / part.share - 1)
-                    share = {"share": part.share, "left_s": left_s}
-                    yield {self.stage: piece("painting", size=image.size, **share)}
-            assert part.tokens is not None
-            tokens = part.tokens
+            looking = self.codec.looking(image, caption=said, effort=effort)
+            if (looked := (yield from self._searching(looking, image, turn))) is None:
+                return
+            tokens = looked
         stream = more.write(given, self.codec, tokens)
+        completing = self.codec.completing(image, tokens, stream)
+        if (better := (yield from self._searching(completing, image, turn))) is None:
+            return
+        if better is not tokens:
+            stream = more.write(given, self.codec, better)
         contents = self.codec.read(stream)
         if turn.dropped.is_set():
             return
@@ -326,6 +325,20 @@ class CompressTab:
                 done = [*given[self.done], run][-border.KEEP_RUNS :]
                 shown = {self.stage: results.compare_run(run), self.run: run, self.done: done}
                 yield shown | controls
+
+    def _searching(
+        self, parts: Iterator[Found], image: Image.Image, turn: Turn
+    ) -> Generator[Answer, None, Tokens | None]:
+        """What is to be seen while tokens are looked for -> the tokens; None once nobody waits."""
+        began, found = time.monotonic(), None
+        for part in parts:
+            if turn.dropped.is_set():
+                return None
+            if (found := part.tokens) is None:
+                left_s = (time.monotonic() - began) * (1 / part.share - 1)
+                share = {"share": part.share, "left_s": left_s}
+                yield {self.stage: piece("painting", size=image.size, **share)}
+        return found
 
     def cancel(self, pressed: float, request: gr.Request) -> Answer:
         """Stop what the visitor's presses began: what waits, what is encoded, what is painted."""

@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from PIL import Image
 
-from percov2_core.config import OWN_PAINTER
+from percov2_core.config import EFFORTS, OWN_PAINTER
 from percov2_core.errors import PerCoError
 from percov2_core.ui import host
 
 if TYPE_CHECKING:
+    from percov2_core.bitstream import Stream
     from percov2_core.codec import Found, PerCoV2
-    from percov2_core.contents import Contents
+    from percov2_core.contents import Contents, Tokens
     from percov2_core.painting import Step
     from percov2_core.weights.files import About
 
@@ -59,7 +60,7 @@ DECODE_S = 4.0  # per megapixel: everything around the steps, previews included
 ENCODE_S = 15.0  # per megapixel, the search for better tokens included
 MOST_S = 120.0  # hosts refuse much more
 PREVIEW_EVERY_S = 1.0
-_BORROWING = ("encode", "look", "describe")
+_BORROWING = ("encode", "look", "complete", "describe")
 _NO_GPU = ("describer", "objects")  # captioners that run where the page runs
 
 
@@ -314,6 +315,15 @@ class SharedGpuCodec:
 
         yield Found(1.0, self.look(image, **options))
 
+    def completing(
+        self, image: Image.Image, tokens: Tokens, stream: Stream
+    ) -> Generator[Found, None, None]:
+        """As `PerCoV2.completing`, likewise."""
+        from percov2_core.codec import Found
+
+        best = tokens.effort == EFFORTS[-1]
+        yield Found(1.0, self.complete(image, tokens, stream) if best else tokens)
+
     def paint(self, contents: Contents, **options: Any) -> Generator[Step, None, None]:
         """As `PerCoV2.paint`; previews come at the first step and then once a second."""
         with closing(self._paint(contents, options)) as painting:
@@ -332,7 +342,7 @@ def painting_s(contents: Contents, options: dict[str, Any]) -> float:
 
 def call_s(method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> float:
     """Seconds to borrow for any other method of the codec."""
-    per_megapixel_s = ENCODE_S if method in ("encode", "look") else DECODE_S
+    per_megapixel_s = ENCODE_S if method in ("encode", "look", "complete") else DECODE_S
     return min(MOST_S, START_S + per_megapixel_s * _megapixels(arguments[0]))
 
 

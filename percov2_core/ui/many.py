@@ -218,14 +218,21 @@ class ManyTab:
         for part in self.codec.looking(image, effort=batch.effort):
             if turn.dropped.is_set():
                 return
-            yield part.share / 2
+            yield part.share / 3
         assert part.tokens is not None
-        stream = self.codec.write(part.tokens, batch.mode, size=batch.size)
+        tokens = part.tokens
+        stream = self.codec.write(tokens, batch.mode, size=batch.size)
+        for part in self.codec.completing(image, tokens, stream):
+            if turn.dropped.is_set():
+                return
+            yield (1 + part.share) / 3
+        if part.tokens is not None and part.tokens is not tokens:
+            stream = self.codec.write(part.tokens, batch.mode, size=batch.size)
         contents = self.codec.read(stream)
         preset = self.codec.presets[stream.mode]["balanced"]
         border.check_work(*image.size, preset.steps)
         for frame in paint(self.codec, contents, Look(preset.steps, preset.guidance), turn):
-            yield 0.5 + frame.share / 2
+            yield (2 + frame.share) / 3
             if frame.picture:
                 psnr = self.judge.score(self.judge.see(image), frame.picture).psnr
                 row = Row(item, chosen.size_bytes, stream.to_bytes(), psnr, contents.caption)

@@ -19,12 +19,13 @@ from transformers.modeling_utils import local_torch_dtype
 
 from percov2_core.caption.describer import VOCABULARY
 from percov2_core.caption.language import load_language
-from percov2_core.codec import LevelModules, PerCoV2
+from percov2_core.codec import PerCoV2
 from percov2_core.config import MODES, PRESETS, Preset
 from percov2_core.flow.text import word_tokenizer
 from percov2_core.flow.transformer import extend_patch_embedding
 from percov2_core.latent import LatentAutoencoder
 from percov2_core.repaint import Repainter
+from percov2_core.searching import LevelModules
 from percov2_core.weights import parts
 from percov2_core.weights.base import (
     SD3Base,

@@ -23,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrained
 from percov2_core.caption.captioner import get_captioner
 from percov2_core.caption.describer import VOCABULARY
 from percov2_core.caption.language import CaptionLanguage
-from percov2_core.codec import LevelModules, PerCoV2
+from percov2_core.codec import PerCoV2
 from percov2_core.config import FINE, LATENT_CHANNELS, LEVELS, PARENT_RATIO, SearchConfig
 from percov2_core.entropy.exporter import export
 from percov2_core.entropy.masked_config import MaskedModelConfig
@@ -37,6 +37,7 @@ from percov2_core.hyper.networks import HyperDecoder, HyperEncoder, VectorQuanti
 from percov2_core.latent import LatentAutoencoder
 from percov2_core.painting import Painter
 from percov2_core.repaint import Repainter
+from percov2_core.searching import LevelModules
 from percov2_core.weights import files, networks
 from percov2_core.weights.find import find_base
 from percov2_core.weights.residency import Residency
