@@ -148,7 +148,8 @@ class PerCoV2(FileCodec):
         )
         put = partial(self.write, mode=mode, count=tokens, size=size, schedule=schedule, seed=seed)
         stream = put(found)
-        better = self.complete(picture, found, stream, lambda share: progress((1 + share) / 2))
+        then = (lambda share: progress((1 + share) / 2)) if twice else (lambda share: None)
+        better = self.complete(picture, found, stream, then)
         return stream if better is found else put(better)
 
     def look(
@@ -242,7 +243,7 @@ class PerCoV2(FileCodec):
     ) -> Generator[Found, None, None]:
         """Move the tokens that a file holds closer to the picture that the decoder completes them
         to (see `searching`), part by part, by the balanced preset. Only where `looking` was asked
-        for the effort "best", and coarse tokens and a part of the fine ones are sent; else they stay.
+        for the effort "best", and coarse tokens and a part of the fine ones are sent.
 
         Args:
             image, tokens, stream: The picture, what `looking` found, what `write` made of it.
