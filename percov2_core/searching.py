@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from percov2_core.config import (
@@ -30,6 +30,7 @@ from percov2_core.config import (
 )
 from percov2_core.contents import Contents, FileModules, LevelContents, Tokens
 from percov2_core.entropy.prior import Known
+from percov2_core.entropy.schedule import Ints
 from percov2_core.flow.sampler import TimesOf
 from percov2_core.hyper.networks import (
     Codes,
@@ -122,8 +123,10 @@ class Search:
         for number in range(_PASSES):
             said, now = given(tokens)
             above = cast(LevelContents, said.coarse)  # with those that the decoder draws
-            coarse, drawn = _on(x, above.tokens), _on(x, ~above.sent)
-            fine, first = (_on(x, grid) for grid in (tokens.fine, tokens.coarse))
+            coarse, drawn, fine = (
+                torch.tensor(grid, device=x.device)[None]
+                for grid in (above.tokens, ~above.sent, said.fine.tokens)
+            )
             h, w = fine.shape[1:]
             # Up to whole parents, as if not sent.
             up = partial(F.pad, pad=(0, PARENT_RATIO * wp - w, 0, PARENT_RATIO * hp - h))
@@ -132,15 +135,16 @@ class Search:
                 below, pixels = _enlarged(tile, PARENT_RATIO), _enlarged(tile, COARSE.token_stride)
                 look = partial(draw, sent[below], expected[below])
                 known = Known(tokens.caption, coarse[tile][0].cpu().numpy())
-                fine[below] = search_tokens(
-                    fine[below],
-                    high.quantizer,
-                    partial(look, low.quantizer.lookup(coarse[tile])),
-                    x[pixels],
-                    config=config,
-                    bits=partial(self._bits, FINE, known),
-                    movable=sent[below][:, 0] > 0,
-                )
+                if sent[below].any():
+                    fine[below] = search_tokens(
+                        fine[below],
+                        high.quantizer,
+                        partial(look, low.quantizer.lookup(coarse[tile])),
+                        x[pixels],
+                        config=config,
+                        bits=partial(self._bits, FINE, known),
+                        movable=sent[below][:, 0] > 0,
+                    )
                 coarse[tile] = search_tokens(
                     coarse[tile],
                     low.quantizer,
@@ -150,9 +154,11 @@ class Search:
                     bits=partial(self._bits, COARSE, Known(tokens.caption)),
                     movable=~drawn[tile],
                 )
-                grids = torch.where(drawn, first, coarse), fine[:, :h, :w]
-                moved = (grid[0].cpu().numpy() for grid in grids)
-                tokens = tokens._replace(coarse=next(moved), fine=next(moved))
+                moved = coarse[0].cpu().numpy(), fine[0, :h, :w].cpu().numpy()
+                tokens = tokens._replace(
+                    coarse=_sent(moved[0], tokens.coarse, above),
+                    fine=_sent(moved[1], tokens.fine, said.fine),
+                )
                 yield done / (_PASSES * len(boxes) + 1), tokens
 
     def _bits(self, kind: Level, known: Known, tile: Tensor) -> Tensor:
@@ -163,8 +169,9 @@ class Search:
         return torch.from_numpy(found).to(tile.device)
 
 
-def _on(x: Tensor, grid: NDArray[Any] | None) -> Tensor:
-    return torch.tensor(grid, device=x.device)[None]
+def _sent(moved: Ints, found: Ints | None, said: LevelContents) -> Ints | None:
+    """What was found, and moved where it is sent."""
+    return None if found is None else np.where(said.sent, moved, found)
 
 
 def _enlarged(box: Box, ratio: int) -> Box:

@@ -1,5 +1,7 @@
 """The networks between latent and tokens, and the encoder's search at every effort."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,11 +10,14 @@ from PIL import Image
 
 from percov2_core.cli import main
 from percov2_core.config import COARSE, EFFORTS, FINE, SearchConfig
+from percov2_core.entropy.schedule import coding_order
 from percov2_core.errors import BitstreamError, ConfigError
 from percov2_core.hyper.networks import Codes, HyperDecoder, VectorQuantizer
 from percov2_core.hyper.search import search_tokens
+from percov2_core.latent import LatentAutoencoder
 from percov2_core.metrics.structure import structure_distance
-from tests.tiny import picture
+from percov2_core.ui.gallery import EXAMPLES_DIR
+from tests.tiny import counted, picture
 
 
 @pytest.fixture
@@ -48,6 +53,15 @@ def test_the_search_comes_closer_to_the_picture_than_the_nearest_codes(quantizer
         errors.append(float((blurred(quantizer.lookup(found)) - x).square().mean()))
         assert rounds or torch.equal(found, tokens)
     assert errors[0] > 1.2 * errors[1] > 1.2 * errors[2]
+
+
+def test_the_search_moves_what_it_may_alone(quantizer):
+    x = blurred(quantizer.lookup(torch.randint(32, (1, 6, 6))))
+    tokens, movable = torch.randint(32, (1, 6, 6)), torch.rand(1, 6, 6) < 0.5
+    config = SearchConfig(rounds=6, curvature=2.0)
+    found = search_tokens(tokens, quantizer, blurred, x, config=config, movable=movable)
+    changed = found != tokens
+    assert changed.any() and not changed[~movable].any()
 
 
 def striped(codes):
@@ -121,6 +135,47 @@ def test_more_effort_comes_closer_to_the_picture(shipped):
     assert far == sorted(far, reverse=True)
     assert far[1] < 0.97 * far[0]
     assert shipped.encode(image, caption="").to_bytes() == found["normal"].to_bytes()
+
+
+@pytest.mark.parametrize("tokens", [5, 10, 40])  # of 6 coarse and 96 fine ones
+def test_a_part_of_the_tokens_is_searched_for_what_it_completes_to(shipped, tokens):
+    image = Image.open(EXAMPLES_DIR / "kodim23-parrots.jpg").resize((185, 120))  # no whole tokens
+    sure = replace(shipped.levels[FINE.name].search, best_rounds=3)
+    levels = {**shipped.levels, FINE.name: replace(shipped.levels[FINE.name], search=sure)}
+    codec, shares = replace(shipped, levels=levels), []
+    found = codec.look(image, caption="", effort="best")
+    before = codec.write(found, count=tokens)
+    better = codec.complete(image, found, before)
+    after = codec.encode(
+        image, "hybrid", caption="", effort="best", tokens=tokens, progress=shares.append
+    )
+    assert after == codec.write(better, count=tokens) and after != before
+    assert error(image, codec.decode(after)) < 0.99 * error(image, codec.decode(before))
+    assert shares == sorted(set(shares)) and shares[-1] == 1.0 and len(shares) > 4
+    for level, sent in (("coarse", after.sent.coarse), ("fine", after.sent.fine)):
+        was, now = (getattr(grids, level) for grids in (found, better))
+        rest = coding_order("qlds", was.shape)[sent:]
+        assert np.array_equal(was.ravel()[rest], now.ravel()[rest])  # what is not sent
+
+
+def test_what_is_sent_whole_or_in_less_time_is_left_as_it_is(shipped):
+    image = picture(64, 64)
+    for effort, mode in (("normal", "ultra-low"), ("best", "extreme")):
+        found = shipped.look(image, caption="", effort=effort)
+        assert shipped.complete(image, found, shipped.write(found, mode)) is found
+    alone = shipped.write(found, count=0)
+    assert shipped.complete(image, found, alone) is found
+
+
+def test_completing_can_be_cancelled_between_tiles(shipped, monkeypatch):
+    image = picture(640, 64)  # two tiles
+    found = shipped.look(image, caption="", effort="fast")._replace(effort="best")
+    decoded = counted(monkeypatch, LatentAutoencoder, "_decode")
+    completing = shipped.completing(image, found, shipped.write(found, "ultra-low"))
+    assert next(completing).tokens is None
+    once = len(decoded)
+    completing.close()
+    assert 0 < len(decoded) == once
 
 
 def test_fast_takes_the_nearest_codes_and_asks_no_entropy_model(shipped, unsearched, monkeypatch):

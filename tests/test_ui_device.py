@@ -14,7 +14,7 @@ import gradio as gr
 import pytest
 from gradio.routes import App
 
-from percov2_core.codec import PerCoV2
+from percov2_core.codec import Found, PerCoV2
 from percov2_core.errors import ConfigError, UnavailableError
 from percov2_core.flow.transformer import FlowModel
 from percov2_core.ui import border, device, text
@@ -199,6 +199,30 @@ def test_a_click_reads_its_file_once_and_ends_with_a_run_or_a_message(tab, chose
     assert "Encoding" in stages[1] and text.EMPTY_STAGE in stages[-1]
 
 
+def test_best_is_completed_with_what_the_controls_ask_for(tab, chosen, monkeypatch):
+    asked = []
+
+    def completing(codec, image, tokens, stream):
+        asked.append((tokens, stream))
+        yield Found(0.5)
+        yield Found(1.0, tokens._replace(fine=(tokens.fine + 1) % 2))
+
+    monkeypatch.setattr(PerCoV2, "completing", completing)
+    tab.press(chosen, 1, 1024, VISITOR)
+    *_, last = start(tab, chosen, 1)
+    (tokens, stream), run = asked[0], last[tab.run]
+    assert run.stream.tokens_sent == stream.tokens_sent and run.stream != stream
+    assert run.tokens is tokens  # so that other sizes start from what was found
+
+    monkeypatch.setattr(PerCoV2, "completing", lambda *_: iter([Found(0.5)] * 9))
+    tab.press(chosen, 2, 1024, VISITOR)
+    views = start(tab, chosen, 2)
+    while "2 %" not in str(next(views)) and tab.turns.newest("a") == 2 and len(asked) < 9:
+        asked.append(0)
+    tab.cancel(2, VISITOR)
+    assert text.CANCELLED in list(views)[-1][tab.headline]
+
+
 @pytest.mark.parametrize("seen", range(5))
 def test_cancelling_at_any_moment_is_confirmed(tab, chosen, seen, monkeypatch):
     steps = counted(monkeypatch, FlowModel, "forward")
@@ -242,7 +266,7 @@ def test_the_size_control_ends_in_proportion_to_the_tokens(tab):
 
 
 STAND_IN = Path(__file__).parent / "spaces_stand_in"
-NEEDS_GPU = ("encode", "look", "paint")
+NEEDS_GPU = ("encode", "look", "complete", "paint")
 
 
 @pytest.fixture
@@ -285,6 +309,11 @@ def test_every_call_that_sees_pixels_borrows_the_gpu_and_gives_the_same(codec, s
     assert last.picture.tobytes() == plain.decode(stream, **look).tobytes()
     assert codec.truncate(stream, tokens=2) == plain.truncate(stream, tokens=2)
     assert [call["task"] for call in spaces.CALLS] == ["call", "call", "paint"]
+    found = plain.look(picture(), caption="a cat")
+    assert [part.tokens for part in codec.completing(picture(), found, stream)] == [found]
+    assert len(spaces.CALLS) == 3  # only for the effort "best"
+    *_, last = codec.completing(picture(), found._replace(effort="best"), stream)
+    assert last.tokens.size == picture().size and len(spaces.CALLS) == 4
 
 
 def test_the_second_painter_borrows_the_gpu_as_the_first_does(codec, spaces, contents):
