@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 import plotly.offline
 from plotly.subplots import make_subplots
 
+from percov2_core.baselines import CLASSIC
 from percov2_core.config import PRESETS
 from percov2_core.errors import ConfigError
 from percov2_core.evaluation.rows import summarise
@@ -160,14 +161,15 @@ def curves(table: pd.DataFrame) -> go.Figure:
     `budget_bytes`, of ours per preset; what has none is a point."""
     panels = [("size_bytes", m) for m in ("ms_ssim", "meaning", "label_kept", "patch_swd")]
     panels += [("size_bytes", "feature_distance"), ("psnr", "patch_swd")]
-    axes = {"size_bytes": "bytes", **AXES}
-    titles = [f"{axes[y]} over {axes[x]}" for x, y in panels]
-    figure = make_subplots(2, 3, subplot_titles=titles, horizontal_spacing=0.06)
+    titles = [f"{AXES[y]}<br>over {'bytes' if x == 'size_bytes' else AXES[x]}" for x, y in panels]
+    spaces = {"horizontal_spacing": 0.06, "vertical_spacing": 0.16}
+    figure = make_subplots(2, 3, subplot_titles=titles, **spaces)
     table = table.assign(preset=table["preset"].astype(object).fillna(""))
     for place, (x, y) in enumerate(panels):
         cell = {"row": place // 3 + 1, "col": place % 3 + 1}
         for (label, preset), mine in table.dropna(subset=[x, y]).groupby(["label", "preset"]):
-            name, sized = f"{label} {preset}".strip(), mine["budget_bytes"].notna()
+            name = f"{CLASSIC.get(label, 'PerCoV2')} {preset}".strip()
+            sized = mine["budget_bytes"].notna()
             look = {"color": colour(label), "dash": "dot" if preset == PRESETS[0] else "solid"}
             line = mine[sized].sort_values("budget_bytes")
             if len(line):
@@ -181,7 +183,8 @@ def curves(table: pd.DataFrame) -> go.Figure:
         if x == "size_bytes":
             ticks = {"tickvals": _TICKS_BYTES, "ticktext": _TICKS_BYTES}
             figure.update_xaxes(type="log", **ticks, **cell)
-    return figure.update_layout(**_LAYOUT)
+    legend = {"legend_y": -0.08, "margin_t": 70}
+    return figure.update_layout({**_LAYOUT, **legend})
 
 
 def schedule_bars(frame: pd.DataFrame) -> go.Figure:

@@ -275,6 +275,28 @@ def test_figures_hold_means_and_single_rows(frame):
     assert bars == {"token": [700], "caption": [44], "header": [56]}
 
 
+def test_curves_have_a_line_over_bytes_for_each_codec_and_preset_in_every_panel():
+    scores = ("psnr", "ms_ssim", "meaning", "label_kept", "patch_swd", "feature_distance")
+    points = [
+        {"label": "percov2 hybrid", "preset": preset, "budget_bytes": size}
+        for preset in ("faithful", "vivid")
+        for size in (240, 24)
+    ]
+    points += [{"label": "webp", "budget_bytes": 240}]
+    points += [{"label": "percov2 extreme", "preset": "vivid", "budget_bytes": None}]
+    table = pd.DataFrame(
+        {"size_bytes": i, **point, **{name: i + k / 10 for k, name in enumerate(scores)}}
+        for i, point in enumerate(points, start=1)
+    )
+    drawn = [trace for trace in plots.curves(table).data if trace.x is not None and len(trace.x)]
+    lines = [trace for trace in drawn if trace.mode == "lines+markers"]
+    (vivid,) = (t for t in lines if t.xaxis == "x" and t.name == "PerCoV2 vivid")
+    assert list(vivid.x) == [4, 3] and list(vivid.y) == [4.1, 3.1]  # by bytes asked for
+    names = sorted(trace.name for trace in drawn if trace.xaxis == "x6")  # over PSNR
+    assert names == ["PerCoV2 faithful", "PerCoV2 vivid", "PerCoV2 vivid", "WebP"]
+    assert len(drawn) == 6 * 4 and sum(trace.showlegend for trace in lines) == 3
+
+
 def test_only_what_was_measured_is_drawn(frame):
     titles = [figure.layout.title.text for figure in plots.report_figures(frame)]
     assert "Rate and psnr" in titles and "Rate and lpips" not in titles

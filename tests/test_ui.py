@@ -226,7 +226,13 @@ def test_each_mode_has_a_line_over_steps_and_one_over_guidance_and_its_presets_n
             assert wanted in [list(line.y) for line in lines if line.name == name]
         (points,) = (t for t in drawn.data if t.name == name and t.mode != "lines")
         assert {word for word in points.text if word} == set(PRESETS)
+        assert sum(map(bool, points.text)) == len(PRESETS)  # not at every size
         assert len(points.marker.color) == len(points.x) and points.marker.coloraxis == "coloraxis"
+    sized = stored.means[stored.means["mode"].notna() & stored.means["budget_bytes"].notna()]
+    assert sized.groupby("preset").ngroups == 2
+    for _, mine in sized.groupby("preset"):
+        wanted = mine.sort_values("budget_bytes")["patch_swd"].tolist()
+        assert wanted in [list(line.y) for line in lines if line.line.dash == "dash"]
     assert {row["pictures"] for row in stored.means.to_dict("records")} == {len(stored.pictures)}
 
 
