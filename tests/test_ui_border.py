@@ -132,7 +132,7 @@ def test_a_large_picture_is_offered_smaller_if_the_format_holds_it(folder):
     square = border.read_picture({"path": str(folder / "square.jpg")}).at(2048).image
     assert square.size == (1612, 1612)  # what the page itself makes, it opens as well
     assert square.width * square.height <= border.MAX_WORKING_PIXELS
-    with pytest.raises(ConfigError, match=r"takes best up to 1\.1 megapixels, got 1612x1612"):
+    with pytest.raises(ConfigError, match=r"takes best up to 0\.6 megapixels, got 1612x1612"):
         border.check_effort("best", square)
     assert border.check_effort("normal", square) == "normal"
     picture(2048, 70).save(folder / "strip.png")
