@@ -291,6 +291,7 @@ def native(tokens):
     return digests(tokens, "1", "8", OPENBLAS_NUM_THREADS="1")
 
 
+@pytest.mark.timeout(1200)  # 24 pictures, three times; other work beside it
 def test_threads_and_pictures_at_a_time_change_no_digest_and_each_picture_has_its_own(
     tokens, native
 ):
@@ -298,6 +299,7 @@ def test_threads_and_pictures_at_a_time_change_no_digest_and_each_picture_has_it
     assert len(native[0]) == len(set(native[0])) >= 4
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("cores", "threads"), [("Nehalem", "4"), ("Sandybridge", "1")])
 def test_instruction_sets_change_nothing(tokens, native, cores, threads):
     # SSE4.2 and AVX of the BLAS, where NumPy's own loops do without all that a build may not have.
