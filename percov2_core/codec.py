@@ -48,10 +48,11 @@ from percov2_core.config import (
     check_real,
     check_whole,
 )
-from percov2_core.contents import Contents, FileCodec, Tokens, check_stream
+from percov2_core.contents import Contents, FileCodec, Tokens, check_stream, holds_few, to_send
 from percov2_core.entropy.schedule import Ints
 from percov2_core.errors import ConfigError
 from percov2_core.flow.sampler import TimesOf
+from percov2_core.hyper import stand_ins
 from percov2_core.hyper.networks import Codes
 from percov2_core.hyper.search import search_boxes
 from percov2_core.latent import LatentAutoencoder
@@ -82,6 +83,7 @@ class PerCoV2(FileCodec):
     painters: Callable[[str], Repainter]  # by name or folder, see `weights.base.load_repainter`
     presets: Mapping[str, Mapping[str, Preset]]  # by mode and name
     captioner: str = "describer"
+    stand_in: stand_ins.StandIn = stand_ins.expected  # for fine tokens that were not sent
 
     @property
     def device(self) -> torch.device:
@@ -135,7 +137,7 @@ class PerCoV2(FileCodec):
         )
         # What is left out is completed, which takes as long again.
         twice = effort == EFFORTS[-1] and (
-            size is not None or header.sent.fine < header.tokens_total.fine
+            size is not None or 0 < header.sent.fine < header.tokens_total.fine
         )
         found = self.look(
             picture,
@@ -145,6 +147,7 @@ class PerCoV2(FileCodec):
             effort=effort,
             coarse=size is not None or header.sent.coarse > 0,
             fine=size is not None or header.sent.fine > 0,
+            search_fine=size is not None or not holds_few(header),
         )
         put = partial(self.write, mode=mode, count=tokens, size=size, schedule=schedule, seed=seed)
         stream = put(found)
@@ -173,6 +176,7 @@ class PerCoV2(FileCodec):
         effort: str = DEFAULT_EFFORT,
         coarse: bool = True,
         fine: bool = True,
+        search_fine: bool = True,
     ) -> Generator[Found, None, None]:
         """Look at a picture, part by part of a large one: the first half of `encode`.
 
@@ -181,6 +185,8 @@ class PerCoV2(FileCodec):
         Args:
             caption, captioner, effort: As in `encode`.
             coarse, fine: Which levels are wanted.
+            search_fine: Whether the effort is spent on the fine ones: not needed for a file that
+                holds few of them.
 
         Raises:
             ImageError: if the picture is outside the limits.
@@ -190,13 +196,19 @@ class PerCoV2(FileCodec):
         picture = image_io.normalise(image)
         said = self.describe(picture, captioner=captioner) if caption is None else caption
         text = packing.check_caption(said)
-        return self._looking(picture, text, effort, [coarse, fine])
+        return self._looking(picture, text, effort, [coarse, fine], search_fine)
 
     @torch.no_grad()
     def _looking(
-        self, picture: Image.Image, caption: str, effort: str, wanted: Sequence[bool]
+        self,
+        picture: Image.Image,
+        caption: str,
+        effort: str,
+        wanted: Sequence[bool],
+        search_fine: bool,
     ) -> Generator[Found, None, None]:
         grids: dict[str, Ints | None] = dict.fromkeys((COARSE.name, FINE.name))
+        nearest: Ints | None = None
         kinds = [kind for kind, asked in zip((COARSE, FINE), wanted, strict=True) if asked]
         if kinds:
             x = image_io.to_tensor(picture, COARSE.token_stride).to(self.device)  # (1, 3, H, W)
@@ -204,7 +216,7 @@ class PerCoV2(FileCodec):
             boxes = {
                 k.name: search_boxes(k.grid(*picture.size[::-1]), k.token_stride)
                 for k in kinds
-                if self.levels[k.name].search.at(effort).rounds
+                if self.levels[k.name].search.at(effort).rounds and (search_fine or k is COARSE)
             }
             work = [1] * self.vae.count_tiles(*z.shape[2:])
             work += [_SEARCH_WORK] * sum(map(len, boxes.values()))
@@ -217,12 +229,14 @@ class PerCoV2(FileCodec):
                 modules = self.levels[kind.name]
                 vectors = modules.encoder(z[..., : h // LATENT_STRIDE, : w // LATENT_STRIDE])
                 tokens = modules.quantizer.tokens(vectors)  # (1, h, w)
+                if kind is FINE and kind.name in boxes:
+                    nearest = tokens[0].cpu().numpy().copy()
                 for box in boxes.get(kind.name, ()):
                     self.search.move(tokens, box, x[..., :h, :w], kind, caption, effort)
                     yield Found(next(shares))
                 grids[kind.name] = tokens[0].cpu().numpy()
         coarse, fine = grids[COARSE.name], grids[FINE.name]
-        yield Found(1.0, Tokens(picture.size, caption, coarse, fine, effort))
+        yield Found(1.0, Tokens(picture.size, caption, coarse, fine, effort, nearest))
 
     def complete(
         self,
@@ -249,7 +263,8 @@ class PerCoV2(FileCodec):
             image, tokens, stream: The picture, what `looking` found, what `write` made of it.
         """
         sent, total = stream.sent, stream.tokens_total
-        if tokens.effort != EFFORTS[-1] or not sent.coarse or sent.fine == total.fine:
+        partly = sent.coarse and 0 < sent.fine < total.fine
+        if tokens.effort != EFFORTS[-1] or not partly:
             yield Found(1.0, tokens)
             return
         look = self.presets[stream.mode]["balanced"]
@@ -261,6 +276,7 @@ class PerCoV2(FileCodec):
             contents = self.read(self.write(tokens, count=stream.tokens_sent, **how))
             return contents, self._given(contents, manner.guidance)
 
+        tokens = to_send(tokens, stream)
         for share, moved in self.search.completing(x, tokens, given, manner, self.times):
             yield Found(share)
             tokens = moved
@@ -382,7 +398,7 @@ class PerCoV2(FileCodec):
         yield from self.painter.paint(given, contents.caption, manner, self.times, canvas)
 
     def _given(self, contents: Contents, guidance: float) -> Codes:
-        """What a file says, as vectors: in place of a token not sent, the code to be expected."""
+        """What a file says, as vectors."""
         coarse, fine = contents.coarse, contents.fine
         quantizer = self.levels[FINE.name].quantizer
         tokens = torch.from_numpy(fine.tokens)[None].to(self.device)
@@ -390,9 +406,9 @@ class PerCoV2(FileCodec):
         sent = torch.from_numpy(fine.sent).to(codes)[None, None]  # (1, 1, h, w)
         if contents.guesses is not None:
             guesses = torch.from_numpy(contents.guesses.astype(np.float32)).to(codes.device)
-            expected = guesses / guesses.sum(1, keepdim=True) @ quantizer.codebook.float()  # (n, D)
+            likely = guesses / guesses.sum(1, keepdim=True)  # (n, K)
             codes = codes.movedim(1, -1).contiguous()  # (1, h, w, D)
-            codes[sent[:, 0] == 0] = expected
+            codes[sent[:, 0] == 0] = self.stand_in(likely, quantizer.codebook.float())
             codes = codes.movedim(-1, 1)
         parents = None
         if coarse is not None:

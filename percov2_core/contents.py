@@ -43,6 +43,8 @@ class Tokens(NamedTuple):
     coarse: Ints | None  # (hp, wp) in [0, K); None if none is wanted
     fine: Ints | None  # (h, w) in [0, K), likewise
     effort: str = DEFAULT_EFFORT  # with which they were looked for
+    # (h, w) the fine ones before the search, which counts on neighbours: for files that hold few
+    nearest: Ints | None = None
 
 
 class LevelContents(NamedTuple):
@@ -119,6 +121,7 @@ class FileCodec:
         header = Stream.blank(
             tokens.size, mode, self.fingerprint, schedule=schedule, tokens=count, seed=seed
         )
+        tokens = to_send(tokens, header)
         self._check_tokens(header, tokens)
         return self._written(header, tokens, self._stages(header, tokens))
 
@@ -128,18 +131,22 @@ class FileCodec:
             Stream.blank, tokens.size, fingerprint=self.fingerprint, schedule=schedule, seed=seed
         )
         total = blank("hybrid").tokens_total
+        first = both = blank("hybrid", tokens=total.coarse + total.fine * (tokens.fine is not None))
         if tokens.fine is not None:
             alone = blank("fine-only", tokens=total.fine)
             self._check_tokens(alone, tokens)
             # Ends where the bytes do, long before the whole level if they are few. Its header says
             # how many tokens there are, which that of `extreme` does not.
-            if self._fitted(alone, tokens, size + _COUNT_BYTES).tokens_sent == total.fine:
+            first = self._fitted(alone, tokens, size + _COUNT_BYTES)
+            if first.tokens_sent == total.fine:
                 whole = self.write(tokens, "extreme", schedule=schedule, seed=seed)
                 if len(whole.to_bytes()) <= size:
                     return whole
-        both = blank("hybrid", tokens=total.coarse + (0 if tokens.fine is None else total.fine))
         self._check_tokens(both, tokens)
-        return self._fitted(both, tokens, size)
+        stream = self._fitted(both, to_send(tokens, first), size)
+        if holds_few(stream) != holds_few(first):
+            stream = self._fitted(both, to_send(tokens, stream), size)
+        return stream
 
     def truncate(
         self,
@@ -319,6 +326,18 @@ def _level(found: Decompressed, schedule: str, count: int) -> LevelContents:
     sent = np.zeros(grid, dtype=np.bool_)
     sent.reshape(-1)[coding_order(schedule, grid)[:count]] = True
     return LevelContents(found.tokens, sent, found.bits, stage_map(schedule, grid))
+
+
+def holds_few(header: Stream) -> bool:
+    """Whether a file has less than two thirds of the fine tokens."""
+    return 3 * header.sent.fine < 2 * header.tokens_total.fine
+
+
+def to_send(tokens: Tokens, header: Stream) -> Tokens:
+    """The same, but for a file that holds few the nearest fine tokens in place of the searched."""
+    if tokens.nearest is None or not holds_few(header):
+        return tokens
+    return tokens._replace(fine=tokens.nearest, nearest=None)
 
 
 def check_stream(stream: Stream) -> Stream:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -110,56 +110,59 @@ class Search:
             manner: How the picture will be painted.
         """
 
-        def draw(sent: Tensor, expected: Tensor, parents: Tensor, codes: Tensor) -> Tensor:
-            known = Codes(torch.where(sent > 0, codes, expected), sent, parents)
+        def draw(known: Codes) -> Tensor:
             *_, latent = self.painter.latents(known, tokens.caption, manner, times)[1]
             assert latent is not None  # the last one
             return self.vae.decode(latent)
 
-        low, high = (self.levels[kind.name] for kind in (COARSE, FINE))
-        config = replace(high.search, rounds=_ROUNDS, rate=_BIT)
-        hp, wp = (side // COARSE.token_stride for side in x.shape[2:])
-        boxes = search_boxes((hp, wp), COARSE.token_stride)
+        grid = (x.shape[2] // COARSE.token_stride, x.shape[3] // COARSE.token_stride)
+        boxes = search_boxes(grid, COARSE.token_stride)
         for number in range(_PASSES):
             said, now = given(tokens)
-            above = cast(LevelContents, said.coarse)  # with those that the decoder draws
-            coarse, drawn, fine = (
-                torch.tensor(grid, device=x.device)[None]
-                for grid in (above.tokens, ~above.sent, said.fine.tokens)
-            )
-            h, w = fine.shape[1:]
-            # Up to whole parents, as if not sent.
-            up = partial(F.pad, pad=(0, PARENT_RATIO * wp - w, 0, PARENT_RATIO * hp - h))
-            fine, expected, sent = up(fine), up(now.fine), up(cast(Tensor, now.sent))
+            grids = _Grids.of(said, now, grid)
             for done, tile in enumerate(boxes, start=1 + number * len(boxes)):
-                below, pixels = _enlarged(tile, PARENT_RATIO), _enlarged(tile, COARSE.token_stride)
-                look = partial(draw, sent[below], expected[below])
-                known = Known(tokens.caption, coarse[tile][0].cpu().numpy())
-                if sent[below].any():
-                    fine[below] = search_tokens(
-                        fine[below],
-                        high.quantizer,
-                        partial(look, low.quantizer.lookup(coarse[tile])),
-                        x[pixels],
-                        config=config,
-                        bits=partial(self._bits, FINE, known),
-                        movable=sent[below][:, 0] > 0,
-                    )
-                coarse[tile] = search_tokens(
-                    coarse[tile],
-                    low.quantizer,
-                    partial(look, codes=high.quantizer.lookup(fine[below])),
-                    x[pixels],
-                    config=replace(config, curvature=low.search.curvature),
-                    bits=partial(self._bits, COARSE, Known(tokens.caption)),
-                    movable=~drawn[tile],
-                )
-                moved = coarse[0].cpu().numpy(), fine[0, :h, :w].cpu().numpy()
-                tokens = tokens._replace(
-                    coarse=_sent(moved[0], tokens.coarse, above),
-                    fine=_sent(moved[1], tokens.fine, said.fine),
-                )
+                self._complete(grids, tile, x[_enlarged(tile, COARSE.token_stride)], draw, said)
+                tokens = grids.into(tokens, said)
                 yield done / (_PASSES * len(boxes) + 1), tokens
+
+    def _complete(
+        self,
+        grids: _Grids,
+        tile: Box,
+        x: Tensor,
+        draw: Callable[[Codes], Tensor],
+        said: Contents,
+    ) -> None:
+        """Move the tokens of one tile of coarse ones, and of the fine ones below, if they are sent;
+        `x` is the picture there."""
+        low, high = (self.levels[kind.name] for kind in (COARSE, FINE))
+        config = replace(high.search, rounds=_ROUNDS, rate=_BIT)
+        below = _enlarged(tile, PARENT_RATIO)
+        sent, expected = grids.sent[below], grids.expected[below]
+
+        def look(codes: Tensor, parents: Tensor) -> Tensor:
+            return draw(Codes(torch.where(sent > 0, codes, expected), sent, parents))
+
+        if sent.any():
+            known = Known(said.caption, grids.coarse[tile][0].cpu().numpy())
+            grids.fine[below] = search_tokens(
+                grids.fine[below],
+                high.quantizer,
+                partial(look, parents=low.quantizer.lookup(grids.coarse[tile])),
+                x,
+                config=config,
+                bits=partial(self._bits, FINE, known),
+                movable=sent[:, 0] > 0,
+            )
+        grids.coarse[tile] = search_tokens(
+            grids.coarse[tile],
+            low.quantizer,
+            partial(look, high.quantizer.lookup(grids.fine[below])),
+            x,
+            config=replace(config, curvature=low.search.curvature),
+            bits=partial(self._bits, COARSE, Known(said.caption)),
+            movable=~grids.drawn[tile],
+        )
 
     def _bits(self, kind: Level, known: Known, tile: Tensor) -> Tensor:
         """(h, w) tokens -> (K, h, w) what each code would take in each place; in one order, so that
@@ -167,6 +170,36 @@ class Search:
         prior = self.levels[kind.name].prior
         found = prior.choices(tile.cpu().numpy(), known, schedule=DEFAULT_SCHEDULE)
         return torch.from_numpy(found).to(tile.device)
+
+
+class _Grids(NamedTuple):
+    """What a file says, its fine grid up to whole parents as if not sent there."""
+
+    coarse: Tensor  # (1, hp, wp) int64, with those that the decoder draws
+    drawn: Tensor  # (1, hp, wp) bool, which these are
+    fine: Tensor  # (1, h, w) int64
+    sent: Tensor  # (1, 1, h, w) float, 1 where a fine token is
+    expected: Tensor  # (1, D, h, w) float, what stands where it is not
+
+    @classmethod
+    def of(cls, said: Contents, now: Codes, grid: tuple[int, int]) -> _Grids:
+        above = cast(LevelContents, said.coarse)
+        coarse, drawn, fine = (
+            torch.tensor(values, device=now.fine.device)[None]
+            for values in (above.tokens, ~above.sent, said.fine.tokens)
+        )
+        h, w = (PARENT_RATIO * n - m for n, m in zip(grid, fine.shape[1:], strict=True))
+        up = partial(F.pad, pad=(0, w, 0, h))
+        return cls(coarse, drawn, up(fine), up(cast(Tensor, now.sent)), up(now.fine))
+
+    def into(self, tokens: Tokens, said: Contents) -> Tokens:
+        """The tokens found, with those that are sent as they are here."""
+        coarse, fine = (grid[0].cpu().numpy() for grid in (self.coarse, self.fine))
+        h, w = said.fine.tokens.shape
+        return tokens._replace(
+            coarse=_sent(coarse, tokens.coarse, cast(LevelContents, said.coarse)),
+            fine=_sent(fine[:h, :w], tokens.fine, said.fine),
+        )
 
 
 def _sent(moved: Ints, found: Ints | None, said: LevelContents) -> Ints | None:

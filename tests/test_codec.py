@@ -402,6 +402,19 @@ def test_a_file_of_at_most_n_bytes_could_not_hold_one_token_more(schedule, seed)
             call(found, size=least - 1, **how)
 
 
+def test_a_file_of_few_fine_tokens_sends_the_nearest_and_not_the_searched():
+    codec, searched, nearest = tiny_codec(), tokens(), tokens(seed=2).fine
+    both, few = searched._replace(nearest=nearest), searched._replace(fine=nearest)
+    for count, expected in ((12 + 127, few), (12 + 128, searched)):  # of 192 fine ones
+        written = codec.write(both, count=count)
+        assert written == codec.write(expected, count=count)
+        assert codec.write(both, size=len(written.to_bytes())) == written
+    assert codec.write(both, "ultra-low") == codec.write(few, "ultra-low")
+    assert codec.write(both, "extreme") == codec.write(searched, "extreme")
+    alone = searched._replace(fine=None)
+    assert codec.write(both, size=45) == codec.write(alone, size=45)
+
+
 def test_frequencies_that_drift_between_writer_and_reader_are_caught_by_the_check_value(
     monkeypatch,
 ):

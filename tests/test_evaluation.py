@@ -26,6 +26,7 @@ from percov2_core.evaluation.settings import (
     classic_settings,
     our_settings,
 )
+from percov2_core.hyper.stand_ins import STAND_INS
 from percov2_core.metrics import METRICS, Scores
 from percov2_core.metrics.swd import set_swd
 from tests.tiny import ROOT, counted, picture, tiny_folder
@@ -119,6 +120,17 @@ def test_every_bit_of_our_files_is_told(folder, tmp_path):
     parts = frame["header_bits"] + frame["caption_bits"] + frame["token_bits"]
     assert (parts == 8 * frame["size_bytes"]).all()
     assert frame["caption_text"].all()
+
+
+def test_what_stands_for_tokens_not_sent_changes_the_picture_and_not_the_file(folder, tmp_path):
+    settings = our_settings(["hybrid"], tokens=[1], stand_ins=tuple(STAND_INS))
+    assert len({s.key for s in settings}) == 5 and len({s.encoding for s in settings}) == 1
+    settings += our_settings(["hybrid"], tokens=[1])
+    pictures = find_pictures(folder, square=False)[:1]
+    frame = evaluate(pictures, settings, plan(tmp_path, model=str(tiny_folder())))
+    psnr = frame.set_index(frame["stand_in"].fillna("own"))["psnr"]
+    assert frame["size_bytes"].nunique() == 1 and psnr.drop("own").nunique() == 5
+    assert psnr["own"] == psnr["expected"]
 
 
 def test_settings_with_different_meaning_have_different_keys(folder):

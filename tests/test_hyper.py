@@ -14,6 +14,7 @@ from percov2_core.entropy.schedule import coding_order
 from percov2_core.errors import BitstreamError, ConfigError
 from percov2_core.hyper.networks import Codes, HyperDecoder, VectorQuantizer
 from percov2_core.hyper.search import search_tokens
+from percov2_core.hyper.stand_ins import STAND_INS
 from percov2_core.latent import LatentAutoencoder
 from percov2_core.metrics.structure import structure_distance
 from percov2_core.ui.gallery import EXAMPLES_DIR
@@ -137,7 +138,7 @@ def test_more_effort_comes_closer_to_the_picture(shipped):
     assert shipped.encode(image, caption="").to_bytes() == found["normal"].to_bytes()
 
 
-@pytest.mark.parametrize("tokens", [5, 10, 40])  # of 6 coarse and 96 fine ones
+@pytest.mark.parametrize("tokens", [10, 40, 90])  # of 6 coarse and 96 fine ones
 def test_a_part_of_the_tokens_is_searched_for_what_it_completes_to(shipped, tokens):
     image = Image.open(EXAMPLES_DIR / "kodim23-parrots.jpg").resize((185, 120))  # no whole tokens
     sure = replace(shipped.levels[FINE.name].search, best_rounds=3)
@@ -153,9 +154,21 @@ def test_a_part_of_the_tokens_is_searched_for_what_it_completes_to(shipped, toke
     assert error(image, codec.decode(after)) < 0.99 * error(image, codec.decode(before))
     assert shares == sorted(set(shares)) and shares[-1] == 1.0 and len(shares) > 4
     for level, sent in (("coarse", after.sent.coarse), ("fine", after.sent.fine)):
-        was, now = (getattr(grids, level) for grids in (found, better))
+        start = found if after.sent.fine >= 64 else found._replace(fine=found.nearest)
+        was, now = (getattr(grids, level) for grids in (start, better))
         rest = coding_order("qlds", was.shape)[sent:]
         assert np.array_equal(was.ravel()[rest], now.ravel()[rest])  # what is not sent
+
+
+def test_stand_ins_say_what_their_names_do():
+    codebook, p = torch.eye(3), torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.0, 1.0]]).repeat(500, 1)
+    made = {name: stand_in(p, codebook) for name, stand_in in STAND_INS.items()}
+    assert torch.equal(made["expected"], p) and not made["nothing"].any()
+    assert torch.equal(made["likeliest"][:2], torch.tensor([[1.0, 0, 0], [0, 0, 1]]))
+    assert torch.allclose(made["drawn"].view(500, 2, 3).mean(0), p[:2], atol=0.07)
+    assert set(made["drawn"].flatten().tolist()) == {0.0, 1.0}
+    assert torch.equal(made["drawn"], STAND_INS["drawn"](p, codebook))
+    assert torch.allclose(made["blend"], (made["expected"] + made["drawn"]) / 2)
 
 
 def test_what_is_sent_whole_or_in_less_time_is_left_as_it_is(shipped):
@@ -163,8 +176,8 @@ def test_what_is_sent_whole_or_in_less_time_is_left_as_it_is(shipped):
     for effort, mode in (("normal", "ultra-low"), ("best", "extreme")):
         found = shipped.look(image, caption="", effort=effort)
         assert shipped.complete(image, found, shipped.write(found, mode)) is found
-    alone = shipped.write(found, count=0)
-    assert shipped.complete(image, found, alone) is found
+    for count in (0, 1):  # the caption alone, a coarse token
+        assert shipped.complete(image, found, shipped.write(found, count=count)) is found
 
 
 def test_completing_can_be_cancelled_between_tiles(shipped, monkeypatch):
@@ -187,6 +200,13 @@ def test_fast_takes_the_nearest_codes_and_asks_no_entropy_model(shipped, unsearc
     found = shipped.look(image, caption="", effort="fast")
     assert np.array_equal(found.fine, nearest.fine)
     assert np.array_equal(found.coarse, nearest.coarse)
+    # Nor does a file of few tokens, for which nothing is searched.
+    few = shipped.encode(image, "ultra-low", caption="")
+    monkeypatch.undo()
+    searched = shipped.look(image, caption="")
+    assert found.nearest is None and np.array_equal(searched.nearest, nearest.fine)
+    assert (searched.fine != searched.nearest).any()
+    assert few == shipped.write(searched, "ultra-low") == shipped.write(found, "ultra-low")
 
 
 def test_the_command_hands_it_on(photo, unsearched, shipped, monkeypatch, tmp_path):

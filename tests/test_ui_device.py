@@ -205,7 +205,7 @@ def test_best_is_completed_with_what_the_controls_ask_for(tab, chosen, monkeypat
     def completing(codec, image, tokens, stream):
         asked.append((tokens, stream))
         yield Found(0.5)
-        yield Found(1.0, tokens._replace(fine=(tokens.fine + 1) % 2))
+        yield Found(1.0, tokens._replace(fine=(tokens.fine + 1) % 2, nearest=None))
 
     monkeypatch.setattr(PerCoV2, "completing", completing)
     tab.press(chosen, 1, 1024, VISITOR)
@@ -213,13 +213,15 @@ def test_best_is_completed_with_what_the_controls_ask_for(tab, chosen, monkeypat
     (tokens, stream), run = asked[0], last[tab.run]
     assert run.stream.tokens_sent == stream.tokens_sent and run.stream != stream
     assert run.tokens is tokens  # so that other sizes start from what was found
+    *_, moved = tab.resize({**given(tab, chosen, 2), tab.done: last[tab.done]}, VISITOR)
+    assert len(asked) == 1 and moved[tab.run].stream == stream  # nobody waits for a search there
 
     monkeypatch.setattr(PerCoV2, "completing", lambda *_: iter([Found(0.5)] * 9))
-    tab.press(chosen, 2, 1024, VISITOR)
-    views = start(tab, chosen, 2)
-    while "2 %" not in str(next(views)) and tab.turns.newest("a") == 2 and len(asked) < 9:
+    tab.press(chosen, 3, 1024, VISITOR)
+    views = start(tab, chosen, 3)
+    while "2 %" not in str(next(views)) and tab.turns.newest("a") == 3 and len(asked) < 9:
         asked.append(0)
-    tab.cancel(2, VISITOR)
+    tab.cancel(3, VISITOR)
     assert text.CANCELLED in list(views)[-1][tab.headline]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from percov2_core.baselines import CLASSIC
 from percov2_core.config import EFFORTS, PRESETS, SCHEDULES
 from percov2_core.errors import ConfigError
+from percov2_core.hyper.stand_ins import STAND_INS
 from percov2_core.metrics import RELATED, STAR
 
 Rows = list[dict[str, Any]]
@@ -78,6 +79,15 @@ def orders_table(results: Path) -> str:
     return _measured("at most", lines)
 
 
+def stand_ins_table(results: Path) -> str:
+    """What stands for fine tokens that were not sent."""
+    rows = read_means(results, "stand-ins")
+    order = [(preset, stand_in) for preset in PRESETS for stand_in in STAND_INS]
+    rows.sort(key=lambda r: (r["budget_bytes"], order.index((r["preset"], r["stand_in"]))))
+    said = "{budget_bytes:.0f} bytes, **{stand_in}**, {preset}"
+    return _measured("at most", [(said.format(**row), row) for row in rows])
+
+
 def effort_table(results: Path) -> str:
     """What the encoder's search gains."""
     order = [(effort, preset) for effort in EFFORTS for preset in PRESETS]
@@ -120,6 +130,7 @@ TABLES = {
     "protocol": protocol_table,
     "schedules": schedule_table,
     "orders": orders_table,
+    "stand-ins": stand_ins_table,
 }
 
 

@@ -29,6 +29,7 @@ from percov2_core.evaluation.judge import Judge, Seen
 from percov2_core.evaluation.protocol import Picture
 from percov2_core.evaluation.rows import LOG_FOLDER, Row, read_log
 from percov2_core.evaluation.settings import OURS, Setting
+from percov2_core.hyper.stand_ins import STAND_INS
 from percov2_core.metrics import METRICS, bits_per_pixel
 
 if TYPE_CHECKING:
@@ -153,7 +154,8 @@ class Worker:
 
         def decode(at: Setting) -> Image.Image:
             preset = at.preset or "balanced"
-            *_, last = codec.paint(contents, steps=at.steps, guidance=at.guidance, preset=preset)
+            own = codec if at.stand_in is None else replace(codec, stand_in=STAND_INS[at.stand_in])
+            *_, last = own.paint(contents, steps=at.steps, guidance=at.guidance, preset=preset)
             assert last.picture is not None
             return last.picture
 

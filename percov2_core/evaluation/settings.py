@@ -30,6 +30,7 @@ class Setting:
     tokens: int | None = None  # hybrid only: how many are sent
     effort: str | None = None  # of the search for tokens; None: normal
     caption: str | None = None  # who wrote it
+    stand_in: str | None = None  # for fine tokens that were not sent; None: the model's own
 
     @property
     def key(self) -> str:
@@ -40,7 +41,7 @@ class Setting:
     @property
     def encoding(self) -> Setting:
         """What decides the file: settings that share it are encoded once."""
-        return replace(self, preset=None, steps=None, guidance=None)
+        return replace(self, preset=None, steps=None, guidance=None, stand_in=None)
 
     @property
     def unit(self) -> Setting:
@@ -92,6 +93,7 @@ def our_settings(
     tokens: Sequence[int] = (),
     efforts: Sequence[str | None] = (None,),
     budgets: Sequence[int | None] = (None,),
+    stand_ins: Sequence[str | None] = (None,),
 ) -> list[Setting]:
     """Every combination. With `steps` or `guidance` the grid of both; else the presets. `tokens`
     are for the hybrid mode, `budgets` in their place. ConfigError if a number is out of range."""
@@ -108,6 +110,7 @@ def our_settings(
         file = Setting(codec=OURS, mode=mode, schedule=schedule, caption="describer", effort=effort)
         # By default the caption alone.
         counts = (tokens or (0,)) if config.MODES[mode].partial and most is None else (None,)
-        for count, point in product(counts, points):
-            settings.append(replace(file, tokens=count, budget_bytes=most, **point))
+        for count, point, stand_in in product(counts, points, stand_ins):
+            painted = {**point, "stand_in": stand_in}
+            settings.append(replace(file, tokens=count, budget_bytes=most, **painted))
     return settings

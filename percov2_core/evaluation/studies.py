@@ -27,6 +27,7 @@ from percov2_core.evaluation.protocol import find_pictures
 from percov2_core.evaluation.rows import name_failures, summarise
 from percov2_core.evaluation.runner import Plan, evaluate
 from percov2_core.evaluation.settings import Setting
+from percov2_core.hyper.stand_ins import STAND_INS
 from percov2_core.metrics import METRICS
 
 _VVC = "vvc@63+60+56+52+48"
@@ -37,7 +38,8 @@ BUDGETS_BYTES = (62, 124, 240, 430, 722)
 # Between a caption and a whole file at 512 x 512, close enough for a curve.
 SIZES_BYTES = (24, 32, 46, 62, 90, 124, 170, 240, 320, 430, 560, 722)
 ORDERS_BYTES = (100, 200, 400)
-EFFORT_BYTES = (62, 124, 240)
+EFFORT_BYTES = (62, 124, 240, 430)
+STAND_IN_BYTES = (62, 124, 240, 430)
 
 
 class Study(NamedTuple):
@@ -73,6 +75,12 @@ STUDIES = {
     "orders": Study(
         "which fine tokens to send first: our files of N bytes under each schedule",
         lambda args: ways.our_settings(["hybrid"], schedules=SCHEDULES, budgets=ORDERS_BYTES),
+    ),
+    "stand-ins": Study(
+        "what stands for fine tokens that were not sent",
+        lambda args: ways.our_settings(
+            ["hybrid"], presets=PRESETS[::2], budgets=STAND_IN_BYTES, stand_ins=tuple(STAND_INS)
+        ),
     ),
     "effort": Study(
         "what the encoder's search for tokens gains",

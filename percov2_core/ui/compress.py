@@ -257,12 +257,15 @@ class CompressTab:
         """Encode, say how small it is, then paint."""
         if given[self.chosen] is None:
             raise gr.Error(border.CHOOSE_FIRST, print_exception=False)
+        yield from self._take_turn(given, request, moved=False)
+
+    def _take_turn(self, given: Given, request: gr.Request, *, moved: bool) -> Iterator[Answer]:
         yield {self.stage: _KEEP}
         number = border.count(given[self.presses])
         with self.turns.take(request.session_hash or "", number) as turn:
             try:
                 if not turn.dropped.is_set():
-                    yield from self._compress(given, given[self.chosen], turn)
+                    yield from self._compress(given, given[self.chosen], turn, moved)
                 if turn.dropped.is_set() and self.turns.newest(turn.session) <= turn.number:
                     yield self._nothing(text.CANCELLED) | {self.run: None}
             except PerCoError:
@@ -275,7 +278,7 @@ class CompressTab:
         caption = border.words("caption", given[self.settings.caption]).strip()
         if chosen is None or self._found(given, chosen.at(side).image, caption) is None:
             raise gr.Error(text.CANCELLED, visible=False, print_exception=False)
-        yield from self.compress(given, request)
+        yield from self._take_turn(given, request, moved=True)
 
     def _found(self, given: Given, image: Image.Image, caption: str) -> Tokens | None:
         """What the encoder has found in this picture, for this caption, with this effort."""
@@ -284,7 +287,7 @@ class CompressTab:
         found = (run.tokens for run in runs if run.original is image and run.tokens)
         return next((t for t in found if (t.caption, t.effort) == wanted), None)
 
-    def _compress(self, given: Given, chosen: Chosen, turn: Turn) -> Iterator[Answer]:
+    def _compress(self, given: Given, chosen: Chosen, turn: Turn, moved: bool) -> Iterator[Answer]:
         more, hybrid = self.settings, given[self.settings.mode] == "hybrid"
         image, png_bytes = chosen.at(border.count(given[more.side]))
         if is_loading(self.codec):
@@ -300,11 +303,12 @@ class CompressTab:
                 return
             tokens = looked
         stream = more.write(given, self.codec, tokens)
-        completing = self.codec.completing(image, tokens, stream)
-        if (better := (yield from self._searching(completing, image, turn))) is None:
-            return
-        if better is not tokens:
-            stream = more.write(given, self.codec, better)
+        if not moved:  # a hand that moves the size does not wait for a search
+            completing = self.codec.completing(image, tokens, stream)
+            if (better := (yield from self._searching(completing, image, turn))) is None:
+                return
+            if better is not tokens:
+                stream = more.write(given, self.codec, better)
         contents = self.codec.read(stream)
         if turn.dropped.is_set():
             return
