@@ -213,15 +213,22 @@ def test_best_is_completed_with_what_the_controls_ask_for(tab, chosen, monkeypat
     (tokens, stream), run = asked[0], last[tab.run]
     assert run.stream.tokens_sent == stream.tokens_sent and run.stream != stream
     assert run.tokens is tokens  # so that other sizes start from what was found
-    *_, moved = tab.resize({**given(tab, chosen, 2), tab.done: last[tab.done]}, VISITOR)
-    assert len(asked) == 1 and moved[tab.run].stream == stream  # nobody waits for a search there
+    # Painted otherwise it is the same file; of another size nobody waits for a search.
+    for number, choice, expected in (
+        (2, {"steps": 2}, run.stream),
+        (3, {"mode": "extreme"}, tiny_codec().write(tokens, "extreme")),
+    ):
+        moved = {**given(tab, chosen, number, **choice), tab.done: last[tab.done]}
+        *_, moved = tab.resize(moved, VISITOR)
+        assert len(asked) == 1 and moved[tab.run].stream == expected
+        assert moved[tab.run].tokens is tokens
 
     monkeypatch.setattr(PerCoV2, "completing", lambda *_: iter([Found(0.5)] * 9))
-    tab.press(chosen, 3, 1024, VISITOR)
-    views = start(tab, chosen, 3)
-    while "2 %" not in str(next(views)) and tab.turns.newest("a") == 3 and len(asked) < 9:
+    tab.press(chosen, 4, 1024, VISITOR)
+    views = start(tab, chosen, 4)
+    while "2 %" not in str(next(views)) and tab.turns.newest("a") == 4 and len(asked) < 9:
         asked.append(0)
-    tab.cancel(3, VISITOR)
+    tab.cancel(4, VISITOR)
     assert text.CANCELLED in list(views)[-1][tab.headline]
 
 

@@ -38,8 +38,7 @@ BUDGETS_BYTES = (62, 124, 240, 430, 722)
 # Between a caption and a whole file at 512 x 512, close enough for a curve.
 SIZES_BYTES = (24, 32, 46, 62, 90, 124, 170, 240, 320, 430, 560, 722)
 ORDERS_BYTES = (100, 200, 400)
-EFFORT_BYTES = (62, 124, 240, 430)
-STAND_IN_BYTES = (62, 124, 240, 430)
+PARTS_BYTES = BUDGETS_BYTES[:-1]  # of which no file holds all tokens
 
 
 class Study(NamedTuple):
@@ -79,7 +78,7 @@ STUDIES = {
     "stand-ins": Study(
         "what stands for fine tokens that were not sent",
         lambda args: ways.our_settings(
-            ["hybrid"], presets=PRESETS[::2], budgets=STAND_IN_BYTES, stand_ins=tuple(STAND_INS)
+            ["hybrid"], presets=PRESETS[::2], budgets=PARTS_BYTES, stand_ins=tuple(STAND_INS)
         ),
     ),
     "effort": Study(
@@ -87,7 +86,7 @@ STUDIES = {
         lambda args: [
             *ways.our_settings(["extreme"], presets=PRESETS[::2], efforts=EFFORTS),
             *ways.our_settings(
-                ["hybrid"], presets=PRESETS[::2], efforts=EFFORTS, budgets=EFFORT_BYTES
+                ["hybrid"], presets=PRESETS[::2], efforts=EFFORTS, budgets=PARTS_BYTES
             ),
         ],
     ),

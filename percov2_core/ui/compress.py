@@ -36,7 +36,8 @@ from percov2_core.ui.text import data_uri, empty, piece, plain_html
 
 if TYPE_CHECKING:
     from percov2_core.codec import Found, PerCoV2
-    from percov2_core.contents import Tokens
+    from percov2_core.contents import Contents, Tokens
+    from percov2_core.run_settings import RunSettings
 
 _THUMB_PX = 112
 Answer = dict[Any, Any]  # component -> its new value
@@ -287,6 +288,12 @@ class CompressTab:
         found = (run.tokens for run in runs if run.original is image and run.tokens)
         return next((t for t in found if (t.caption, t.effort) == wanted), None)
 
+    def _kept(self, given: Given, tokens: Tokens, settings: RunSettings) -> Contents | None:
+        """The file of an earlier run, which was only painted otherwise."""
+        runs: list[Run] = given[self.done]
+        same = (r for r in reversed(runs) if r.settings.encoding == settings.encoding)
+        return next((run.contents for run in same if run.tokens is tokens), None)
+
     def _compress(self, given: Given, chosen: Chosen, turn: Turn, moved: bool) -> Iterator[Answer]:
         more, hybrid = self.settings, given[self.settings.mode] == "hybrid"
         image, png_bytes = chosen.at(border.count(given[more.side]))
@@ -302,14 +309,18 @@ class CompressTab:
             if (looked := (yield from self._searching(looking, image, turn))) is None:
                 return
             tokens = looked
-        stream = more.write(given, self.codec, tokens)
-        if not moved:  # a hand that moves the size does not wait for a search
-            completing = self.codec.completing(image, tokens, stream)
-            if (better := (yield from self._searching(completing, image, turn))) is None:
-                return
-            if better is not tokens:
-                stream = more.write(given, self.codec, better)
-        contents = self.codec.read(stream)
+        settings = more.told(given, self.codec, chosen, said)
+        contents = self._kept(given, tokens, settings) if moved else None
+        if contents is None:
+            stream = more.write(given, self.codec, tokens)
+            if not moved:  # a hand that moves the size does not wait for a search
+                completing = self.codec.completing(image, tokens, stream)
+                if (better := (yield from self._searching(completing, image, turn))) is None:
+                    return
+                if better is not tokens:
+                    stream = more.write(given, self.codec, better)
+            contents = self.codec.read(stream)
+        stream = contents.stream
         if turn.dropped.is_set():
             return
         headline = results.headline(stream, chosen, png_bytes, given[more.size] if hybrid else 0)
@@ -324,7 +335,6 @@ class CompressTab:
                 yield {self.stage: piece("painting", size=image.size, frame=frame)}
             elif self.turns.finish(turn):
                 seen = (frame.picture, frame.step_s, image, turn.number, tokens)
-                settings = more.told(given, self.codec, chosen, said)
                 run = Run(chosen.name, contents, look, headline, *seen, settings)
                 done = [*given[self.done], run][-border.KEEP_RUNS :]
                 shown = {self.stage: results.compare_run(run), self.run: run, self.done: done}
