@@ -176,3 +176,26 @@ def test_the_stage_goes_through_the_files_by_keys(visit, server):
     page.keyboard.press("o")
     expect(page.locator("#pc-show .pc-say")).to_have_text("Original")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_what_is_asked_for_while_another_file_is_painted_comes_next(visit, hold):
+    page = visit("?stage=1")
+    at = page.locator(".pc-told nav span")
+    expect(at).to_have_text("1 of 2")  # at once; its picture is held back
+    page.keyboard.press("ArrowRight")
+    hold.unlink()
+    expect(at).to_have_text("2 of 2")
+    expect(page.locator(".pc-told p")).to_contain_text("“")
+
+
+def test_of_cards_clicked_in_a_row_the_last_is_painted(visit, hold, server):
+    page = visit()
+    cards = page.locator(".pc-cards button")
+    cards.first.locator("svg").wait_for()
+    cards.first.click()
+    page.locator("#pc-decoded-stage .pc-busy").wait_for()
+    page.get_by_role("tab", name="Compress").click()
+    cards.last.click()
+    hold.unlink()
+    most = max(path.stat().st_size for path in server.files.with_name("gallery").glob("*.pcv2"))
+    expect(page.locator("#pc-decoded-stage .pc-right")).to_have_text(f"From {most} bytes")

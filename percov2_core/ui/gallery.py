@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 EXAMPLES_DIR = Path(__file__).parents[2] / "assets" / "examples"
 GALLERY_DIR = EXAMPLES_DIR.with_name("gallery")
 PREVIEW_SUFFIX = ".webp"
-_CARDS_JS = "percov.buttons(element, (key) => key && trigger('open', {key}))"
-_STAGE_JS = "percov.stages(element, (key) => trigger('turn', {key}))"
+_CARDS_JS = "percov.asks(element, () => trigger('open'))"
+_STAGE_JS = "percov.stages(element, () => trigger('turn'))"
+ASKED_JS = "(_, ...given) => [window.percov.asked, ...given]"
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Gallery:
 
     def cards(self) -> gr.HTML:
         """To be called where they are to be."""
+        self.asked = gr.Textbox(visible="hidden", label="file asked for")
         self.shown = plain_html("", elem_id="pc-gallery", js_on_load=_CARDS_JS)
         return self.shown
 
@@ -89,8 +91,8 @@ class Gallery:
         # The QR codes hold the page's address, which only a visitor's browser knows.
         demo.load(self.fill, outputs=self.shown, queue=False, **FREE)
         stage = plain_html("", elem_id="pc-show", js_on_load=_STAGE_JS)
-        last: dict[str, Any] = {"trigger_mode": "always_last", **DEVICE}
-        stage.turn(self.present, outputs=stage, **last)
+        last: dict[str, Any] = {"trigger_mode": "always_last", "js": ASKED_JS, **DEVICE}
+        stage.turn(self.present, self.asked, stage, **last)
 
     def fill(self, request: gr.Request) -> str:
         return self.cards_at(page_address(request.headers))
@@ -99,11 +101,10 @@ class Gallery:
         cards = [(s, qr_svg(border.link_to(s.stream, address))) for s in self.samples.values()]
         return piece("gallery", cards=cards) if cards else ""
 
-    def present(self, event: gr.EventData, request: gr.Request) -> Iterator[str]:
-        """The file of this number, counted around and around, is painted for all to see."""
+    def present(self, asked: str, request: gr.Request) -> Iterator[str]:
+        """This file, at first the smallest, is painted for all to see."""
         keys = list(self.samples)
-        key = border.told(event, "key")
-        at = keys.index(check_choice("example", key, keys)) if key else 0
+        at = keys.index(check_choice("example", asked, keys)) if asked else 0
         near = {"before": keys[at - 1], "after": keys[(at + 1) % len(keys)]}
         sample, address = self.samples[keys[at]], page_address(request.headers)
         code = qr_svg(border.link_to(sample.stream, address))

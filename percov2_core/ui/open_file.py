@@ -16,7 +16,7 @@ from percov2_core.ui import border, results, text
 from percov2_core.ui.border import Painters, Payload
 from percov2_core.ui.device import DEVICE, FREE, Turns
 from percov2_core.ui.difference import STAGE_JS
-from percov2_core.ui.gallery import Gallery
+from percov2_core.ui.gallery import ASKED_JS, Gallery
 from percov2_core.ui.results import Run, paint_file
 from percov2_core.ui.settings import look_of, painter_choice, size_slider
 from percov2_core.ui.text import empty, piece, plain_html
@@ -58,14 +58,15 @@ class OpenTab:
         self.details = plain_html(elem_id="pc-decoded-details")
         self.whole = gr.State(None, time_to_live=border.KEEP_FILES_S)  # the run of the whole file
         outputs = [self.headline, self.stage, self.details, run, self.size, self.whole]
-        asked, last = [self.whole, self.size, painter], {"trigger_mode": "always_last", **DEVICE}
+        last: dict[str, Any] = {"trigger_mode": "always_last", **DEVICE}
+        asked, wanted = [self.whole, self.size, painter], [gallery.asked, painter]
         arrived = demo.load(self.tab_of_address, outputs=tabs, **FREE)
         self.opened = [  # gradio's events that bring a new picture
             file.upload(self.open_file, [file, painter], outputs, preprocess=False, **DEVICE),
             button.click(self.open_link, [link, painter], outputs, **DEVICE),
             arrived.then(self.open_address, outputs=outputs, **DEVICE),
             gr.on([self.size.input, painter.input], self.cut, asked, outputs, **last),
-            gallery.shown.open(self.open_sample, painter, [tabs, *outputs], **DEVICE),
+            gallery.shown.open(self.open_sample, wanted, [tabs, *outputs], js=ASKED_JS, **last),
         ]
 
     def open_file(
@@ -98,11 +99,11 @@ class OpenTab:
         yield from self.open_link(link, OWN_PAINTER, request)
 
     def open_sample(
-        self, painter: str, request: gr.Request, event: gr.EventData
+        self, asked: str, painter: str, request: gr.Request
     ) -> Iterator[dict[Any, Any]]:
         """A file of the gallery was clicked."""
         samples = self.gallery.samples
-        sample = samples[check_choice("example", border.told(event, "key"), samples)]
+        sample = samples[check_choice("example", asked, samples)]
         yield (arrived := {self.tabs: gr.Tabs(selected="decode")})
         original = sample.original
         for view in self._open(sample.stream, sample.name, painter, request, original=original):

@@ -173,6 +173,15 @@
     box.querySelector("input[type=file]")?.click();
   };
 
+  // What was asked for last is kept here, where a callback looks once its turn has come: gradio
+  // sends an event that had to wait with the data of the one before.
+  const asks = (element, begin) =>
+    buttons(element, (key) => {
+      if (!key) return;
+      window.percov.asked = key;
+      begin();
+    });
+
   // The presenter's mode: everything but `element` is hidden, and keys go from file to file.
   const STAGE_KEYS = {
     ArrowRight: "after", PageDown: "after", " ": "after", n: "after", ArrowLeft: "before", PageUp: "before", p: "before",
@@ -180,7 +189,7 @@
   const stages = (element, turn) => {
     if (!new URLSearchParams(location.search).has("stage")) return;
     document.documentElement.classList.add("pc-staged");
-    buttons(element, (key) => key && turn(key));
+    asks(element, turn);
     document.addEventListener("keydown", (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
       if (event.key === "f" && !document.fullscreenElement) document.documentElement.requestFullscreen();
@@ -191,10 +200,10 @@
       event.preventDefault();
       element.querySelector(`.pc-${way}`)?.click();
     });
-    turn("");
+    turn();
   };
 
   window.percov = {
-    presses: 0, copy, tokens, stage, play, buttons, pasted, points, own, stages,
+    presses: 0, asked: "", copy, tokens, stage, play, buttons, asks, pasted, points, own, stages,
   };
 })();
