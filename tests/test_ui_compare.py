@@ -9,7 +9,7 @@ from PIL import Image
 
 from percov2_core.bitstream import Stream
 from tests.tiny import tiny_codec
-from tests.ui_browser import choose_example, compress, expect, pixels
+from tests.ui_browser import choose_example, compress, expect, open_tab, pixels
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(600)]
 
@@ -188,14 +188,17 @@ def test_what_is_asked_for_while_another_file_is_painted_comes_next(visit, hold)
     expect(page.locator(".pc-told p")).to_contain_text("“")
 
 
-def test_of_cards_clicked_in_a_row_the_last_is_painted(visit, hold, server):
-    page = visit()
+def test_of_cards_clicked_in_a_row_the_last_is_painted_and_who_waits_is_told(visit, hold, server):
+    page, other = visit(), visit()
     cards = page.locator(".pc-cards button")
     cards.first.locator("svg").wait_for()
     cards.first.click()
-    page.locator("#pc-decoded-stage .pc-busy").wait_for()
-    page.get_by_role("tab", name="Compress").click()
+    expect(page.locator("#pc-decoded-stage [role=status]")).to_contain_text("Step 1 of")
+    open_tab(page, "Compress")
     cards.last.click()
+    other.locator(".pc-cards button").first.click()
+    expect(other.locator("#pc-decoded-stage [role=status]")).to_have_text("Waiting for your turn…")
     hold.unlink()
-    most = max(path.stat().st_size for path in server.files.with_name("gallery").glob("*.pcv2"))
-    expect(page.locator("#pc-decoded-stage .pc-right")).to_have_text(f"From {most} bytes")
+    sizes = sorted(path.stat().st_size for path in server.files.with_name("gallery").glob("*.pcv2"))
+    for visitor, size in ((page, sizes[-1]), (other, sizes[0])):
+        expect(visitor.locator("#pc-decoded-stage .pc-right")).to_have_text(f"From {size} bytes")

@@ -14,9 +14,9 @@ from percov2_core.config import OWN_PAINTER, check_choice
 from percov2_core.run_settings import USUAL, RunSettings
 from percov2_core.ui import border, results, text
 from percov2_core.ui.border import Painters, Payload
-from percov2_core.ui.device import DEVICE, FREE, Turns
+from percov2_core.ui.device import DEVICE, FREE, Turns, is_loading
 from percov2_core.ui.difference import STAGE_JS
-from percov2_core.ui.gallery import ASKED_JS, Gallery
+from percov2_core.ui.gallery import ASKED_JS, Gallery, Sample
 from percov2_core.ui.results import Run, paint_file
 from percov2_core.ui.settings import look_of, painter_choice, size_slider
 from percov2_core.ui.text import empty, piece, plain_html
@@ -61,12 +61,15 @@ class OpenTab:
         last: dict[str, Any] = {"trigger_mode": "always_last", **DEVICE}
         asked, wanted = [self.whole, self.size, painter], [gallery.asked, painter]
         arrived = demo.load(self.tab_of_address, outputs=tabs, **FREE)
+        # Told at once, whoever is painted for.
+        now = {"trigger_mode": "always_last", "queue": False, "js": ASKED_JS, **FREE}
+        clicked = gallery.shown.open(self.wait, gallery.asked, [tabs, self.stage], **now)
         self.opened = [  # gradio's events that bring a new picture
             file.upload(self.open_file, [file, painter], outputs, preprocess=False, **DEVICE),
             button.click(self.open_link, [link, painter], outputs, **DEVICE),
             arrived.then(self.open_address, outputs=outputs, **DEVICE),
             gr.on([self.size.input, painter.input], self.cut, asked, outputs, **last),
-            gallery.shown.open(self.open_sample, wanted, [tabs, *outputs], js=ASKED_JS, **last),
+            clicked.success(self.open_sample, wanted, outputs, js=ASKED_JS, **last),
         ]
 
     def open_file(
@@ -98,16 +101,26 @@ class OpenTab:
         link = f"?{request.query_params}" if shared else ""
         yield from self.open_link(link, OWN_PAINTER, request)
 
+    def wait(self, asked: str, request: gr.Request) -> dict[Any, Any]:
+        """A file of the gallery was clicked: what is to be seen until its turn comes."""
+        stream = self._sample(asked).stream
+        told: dict[str, Any] = {"before": self.turns.before(request.session_hash or "")}
+        if is_loading(self.codec):
+            told = {"loading": text.LOADING}
+        waiting = piece("painting", size=(stream.width, stream.height), **told)
+        return {self.tabs: gr.Tabs(selected="decode"), self.stage: waiting}
+
     def open_sample(
         self, asked: str, painter: str, request: gr.Request
     ) -> Iterator[dict[Any, Any]]:
-        """A file of the gallery was clicked."""
+        """Its turn has come."""
+        sample = self._sample(asked)
+        given = (sample.stream, sample.name, painter, request)
+        yield from self._open(*given, original=sample.original)
+
+    def _sample(self, asked: str) -> Sample:
         samples = self.gallery.samples
-        sample = samples[check_choice("example", asked, samples)]
-        yield (arrived := {self.tabs: gr.Tabs(selected="decode")})
-        original = sample.original
-        for view in self._open(sample.stream, sample.name, painter, request, original=original):
-            yield arrived | view
+        return samples[check_choice("example", asked, samples)]
 
     def cut(
         self, whole: Run | None, size: float, painter: str, request: gr.Request
