@@ -60,7 +60,7 @@ from percov2_core.painting import Canvas, Manner, Painter, Step
 from percov2_core.repaint import REPAINT_PRESETS, Repainter, usual_strength
 from percov2_core.searching import LevelModules, Search
 
-_DEBLOCKED = (2, 32)  # filtered once and twice if less than one in so many fine tokens was sent
+_DEBLOCKED = (2, 32, 32)  # one pass each if less than one in so many fine tokens was sent
 _SEARCH_WORK = 10  # what a tile takes to be searched, as a multiple of encoding it
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,27 @@ from percov2_core.config import FINE, LATENT_STRIDE, Box
 TILE = 64  # latent cells along one side; larger pictures go through in tiles, which a CPU likes
 MARGIN = 4  # cells seen around a tile: with them its edges come out as without tiles, to 1/255
 
-_ALIKE, _BLUR_PX = 5, 17  # of `deblocked`: tokens, pixels
-_PATTERN = (12 / 127.5, 6 / 127.5)  # amplitudes in its two passes
-_SEEN = (_ALIKE // 2 * FINE.token_stride + _BLUR_PX // 2) // LATENT_STRIDE  # around a cell by it
+
+class _Pass(NamedTuple):
+    """Of `deblocked`."""
+
+    period: int  # px
+    alike: int  # periods that are compared, along a row and along a column
+    blur: int  # px, odd
+    most: float  # amplitude
+
+    @property
+    def seen(self) -> int:
+        """Cells of the latent around one."""
+        return (self.alike // 2 * self.period + self.blur // 2) // LATENT_STRIDE
+
+
+# The last for what changes its sign from token to token, as a honeycomb does.
+_PASSES = tuple(
+    _Pass(turn * FINE.token_stride, alike, turn * FINE.token_stride + 1, most / 127.5)
+    for turn, alike, most in ((1, 5, 12), (1, 5, 6), (2, 3, 12))
+)
+_SEEN = max(each.seen for each in _PASSES)
 
 
 class LatentAutoencoder(nn.Module):
@@ -124,16 +142,17 @@ class _Norm(RMSNorm):  # type: ignore[misc]
 def deblocked(x: Tensor, passes: int) -> Tensor:
     """(B, 3, H, W) float -> the same less what repeats from fine token to fine token.
 
-    A pattern is what the high pass shows in the mean of `_ALIKE` of them along a row and along a
-    column, the weaker of both where they agree, each counted up to `_PATTERN`: edges stay. A second
-    pass takes out what the weaker of both leaves."""
-    side, (h, w) = FINE.token_stride, x.shape[2:]
-    x = F.pad(x, (0, -w % side, 0, -h % side), mode="replicate")
-    for most in _PATTERN[:passes]:
-        smooth = _mean(_mean(x, _BLUR_PX, along=2), _BLUR_PX, along=3)
+    A pattern is what the high pass shows in the mean of some periods along a row and along a
+    column, the weaker of both where they agree, each counted up to an amplitude: edges stay. A
+    second pass takes out what the weaker of both leaves, a third what repeats every other token."""
+    h, w = x.shape[2:]
+    whole = 2 * FINE.token_stride
+    x = F.pad(x, (0, -w % whole, 0, -h % whole), mode="replicate")
+    for side, alike, blur, most in _PASSES[:passes]:
+        smooth = _mean(_mean(x, blur, along=2), blur, along=3)
         high = (x - smooth).clamp(-most, most)
-        cells = F.pixel_unshuffle(high, side)  # (B, 768, H/16, W/16)
-        along_columns, along_rows = (_mean(cells, _ALIKE, along=axis) for axis in (2, 3))
+        cells = F.pixel_unshuffle(high, side)  # (B, 3 side^2, H/side, W/side)
+        along_columns, along_rows = (_mean(cells, alike, along=axis) for axis in (2, 3))
         weaker = torch.minimum(along_rows.abs(), along_columns.abs())
         shared = torch.where(along_rows * along_columns > 0, along_rows.sign() * weaker, 0)
         x = x - F.pixel_shuffle(shared, side)
