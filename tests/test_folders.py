@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -170,7 +171,8 @@ def test_ray_killed_in_the_middle_goes_on_and_writes_what_one_process_writes(
     picture(64, 80).save("pipe.png")
     done = subprocess.run(line, env=cluster, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"; {len(first)} were there already" in done.stdout
+    # A worker ends what it has begun, perhaps after the look at what is there.
+    assert len(first) <= int(re.findall(r"; (\d+) were there already", done.stdout)[0]) < 5
     assert {path: path.stat() for path in first} == first
     assert contents(tmp_path / "out") == expected | {"pipe.pcv2": expected["a.pcv2"]}
 
